@@ -1,0 +1,77 @@
+"""Ray itself: reach a cluster, or start a quiet one on this machine and stop it again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from tfray.config import ClusterConfig
+from tfray.errors import InputError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_raylet_start_wait_time_s": "120",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextlib.contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Hold a Ray connection for the block; a Ray that was there before stays."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    start(config)
+    quiet_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start(config: ClusterConfig) -> None:
+    """Connect to the configured cluster, or start a local one."""
+    import ray
+
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    common = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    if address is None:
+        ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=config.dashboard, **common)
+        return
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cluster.address={address!r} answers not: {error}; start a cluster (`ray start --head`) "
+            "or leave the address out to use this machine alone"
+        ) from error
+
+
+def quiet_ray_data() -> None:
+    """Leave the progress display to tfray."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def cluster_total(resource: str) -> float:
+    """Return how much of a resource ("CPU", "GPU") the cluster's nodes have in all."""
+    import ray
+
+    return float(ray.cluster_resources().get(resource, 0))

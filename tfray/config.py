@@ -1,0 +1,355 @@
+"""Every setting of tfray: one frozen dataclass a stage, one job dataclass a command.
+
+The text under a field is its help on the command line; each setting is said once, here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tfray.errors import InputError
+
+Paths = str | list[str]
+
+
+def as_list(paths: Paths) -> list[str]:
+    """Return one path or many as a list."""
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise InputError with name, value and rule unless the rule holds."""
+    if not holds:
+        raise InputError(f"{name}={value!r} {rule}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where Ray runs."""
+
+    address: str | None = None
+    """Ray cluster to use: 'auto', or HOST:PORT. Default: a local Ray, started quietly and stopped
+    again (inside a Ray job: the job's own cluster)."""
+    num_cpus: int | None = None
+    """CPU cores of the local Ray. Default: all cores of this machine."""
+    dashboard: bool = False
+    """Start the dashboard of the local Ray on localhost."""
+    autoscaling: bool = False
+    """The cluster adds nodes on demand: do not refuse what its present nodes cannot hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Raw text: what to read and what to make of it."""
+
+    train: Paths = field(default_factory=list)
+    """Training files: a path, glob or folder, or a list of them. Parquet, JSONL, CSV, TSV, or the
+    source side of parallel text; text formats also as .gz, .zst or .bz2."""
+    train_target: Paths = field(default_factory=list)
+    """Target side of parallel text in 'train': one file for each, in the same order."""
+    valid: Paths = field(default_factory=list)
+    """Validation files, as in 'train'."""
+    valid_target: Paths = field(default_factory=list)
+    """Target side of parallel text in 'valid'."""
+    task: Literal["auto", "translation", "classification"] = "auto"
+    """What the target is: text, or one label. 'auto': classification when the files have the
+    columns text and label in place of the source and target columns."""
+    source_column: str | None = None
+    """Column (or JSON field) of the source text. Default: source, or text if there is no source."""
+    target_column: str | None = None
+    """Column (or JSON field) of the target text or label. Default: target, or label."""
+    label_names: dict[str, str] = field(default_factory=dict)
+    """Classification: value in the label column -> name in predictions. Values not listed are
+    refused row by row. Default: every value that occurs names itself."""
+    max_characters: int = 5000
+    """Longest text of either side, in characters; longer rows are dropped and counted."""
+
+    def __post_init__(self) -> None:
+        require(self.max_characters > 0, "corpus.max_characters", self.max_characters, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """The tokenizer and the token shards."""
+
+    algorithm: Literal["bpe", "unigram"] = "bpe"
+    """Byte-level subword algorithm, shared by both sides."""
+    vocab_size: int = 8000
+    """Vocabulary entries at most, special and label tokens included; at least 300."""
+    sample_rows: int = 1_000_000
+    """Rows that the tokenizer is trained on at most, spread over the corpus."""
+    max_length: int = 256
+    """Longest source or target in tokens; longer rows are dropped and counted."""
+
+    def __post_init__(self) -> None:
+        require(self.vocab_size >= 300, "tokens.vocab_size", self.vocab_size, "must be at least 300 (256 bytes and the special tokens)")
+        require(self.sample_rows > 0, "tokens.sample_rows", self.sample_rows, "must be positive")
+        require(self.max_length >= 2, "tokens.max_length", self.max_length, "must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The Transformer: a preset, and what departs from it."""
+
+    preset: Literal["tiny", "small", "base", "big"] = "small"
+    """Sizes as (d_model, heads, d_ff, layers a side): tiny (128, 4, 512, 2), small (256, 4, 1024, 3),
+    base (512, 8, 2048, 6), big (1024, 16, 4096, 6)."""
+    d_model: int | None = None
+    """Width of the hidden states. Default: the preset's."""
+    num_heads: int | None = None
+    """Attention heads; must divide d_model. Default: the preset's."""
+    d_ff: int | None = None
+    """Inner width of the feed-forward layers. Default: the preset's."""
+    encoder_layers: int | None = None
+    """Layers of the encoder. Default: the preset's."""
+    decoder_layers: int | None = None
+    """Layers of the decoder. Default: the preset's."""
+    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    """Non-linearity of the feed-forward layers."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm or RMSNorm."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Normalize before each sub-layer (stable) or after its residual (as in the 2017 paper)."""
+    positions: Literal["sinusoidal", "rotary"] = "sinusoidal"
+    """Positions added to the embedding, or rotated into queries and keys of self-attention."""
+    dropout: float = 0.1
+    """Share of activations dropped while training, 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.{name}", value, "must be positive")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchesConfig:
+    """The planned order of the data: pools -> steps x lanes of micro-batches."""
+
+    max_tokens: int = 4096
+    """Padded tokens in one micro-batch at most: rows x longest side."""
+    lanes: int = 2
+    """Micro-batches in one step, whoever runs them; the number of workers must divide it."""
+    pool_examples: int = 262_144
+    """Examples shuffled and bucketed together; bounds the feed's memory."""
+    seed: int = 1
+    """Seed of the data order."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "lanes", "pool_examples"):
+            require(getattr(self, name) > 0, f"batches.{name}", getattr(self, name), "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The optimiser, the loop and its workers."""
+
+    epochs: int = 20
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Optimiser steps after which training ends at the latest. Default: 'epochs' alone decides."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, reached after the warm-up."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
+    """Decay after the warm-up; cosine ends at zero at the last step."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; biases, norms and the embedding have none."""
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's two moments."""
+    label_smoothing: float = 0.1
+    """Probability mass spread over the vocabulary, 0 to below 1."""
+    gradient_clip: float = 1.0
+    """Largest norm of a step's gradient; 0 switches clipping off."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is
+    validated and written as a model folder; 0 switches it off."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; weights stay fp32. 'auto': bf16 where the device is fast
+    in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16)."""
+    workers: int = 1
+    """Training processes; must divide batches.lanes."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU a worker. 'auto': where the cluster has enough GPUs."""
+    cpus_per_worker: float | None = None
+    """CPU cores that Ray reserves for a worker. Default: what leaves a core for the data tasks."""
+    max_failures: int = 3
+    """Lost workers or nodes after which training gives up."""
+    validate_every: int = 500
+    """Steps between validations (the last step always validates)."""
+    patience: int = 0
+    """Validations without a better loss after which training ends; 0: never."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    log_every: int = 50
+    """Steps between log lines."""
+    seed: int = 1
+    """Seed of weights and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "workers", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
+            require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "must be positive")
+        for name in ("warmup_steps", "weight_decay", "gradient_clip", "max_failures", "patience"):
+            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "must not be negative")
+        for name in ("label_smoothing", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, f"training.{name}", getattr(self, name), "must be at least 0 and below 1")
+        require(self.max_steps is None or self.max_steps > 0, "training.max_steps", self.max_steps, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """The search for a target."""
+
+    beam_size: int = 4
+    """Hypotheses kept for each row; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """Exponent a of the length by which a finished hypothesis' log-probability is divided:
+    0 prefers short targets, 1 is the mean per token."""
+    max_length_ratio: float = 2.0
+    """Longest target in tokens is this times the source's, plus max_length_extra."""
+    max_length_extra: int = 20
+    """See max_length_ratio."""
+    batch_rows: int = 64
+    """Rows decoded together at most; does not change any result."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the model, as in training.precision."""
+
+    def __post_init__(self) -> None:
+        require(self.beam_size >= 1, "generation.beam_size", self.beam_size, "must be at least 1 (1 is greedy search)")
+        require(self.length_penalty >= 0, "generation.length_penalty", self.length_penalty, "must not be negative")
+        require(self.max_length_ratio >= 0, "generation.max_length_ratio", self.max_length_ratio, "must not be negative")
+        require(self.max_length_extra >= 1, "generation.max_length_extra", self.max_length_extra, "must be at least 1")
+        require(self.batch_rows >= 1, "generation.batch_rows", self.batch_rows, "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """The prediction job's workers."""
+
+    actors: int | None = None
+    """Model replicas. Default: one for each GPU of the cluster, or else one for each CPU core."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU a replica. 'auto': where the cluster has GPUs."""
+    max_characters: int = 5000
+    """Longest source text in characters; a longer one gets an error in its row."""
+
+    def __post_init__(self) -> None:
+        require(self.actors is None or self.actors > 0, "inference.actors", self.actors, "must be positive")
+        require(self.max_characters > 0, "inference.max_characters", self.max_characters, "must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob:
+    """Read a corpus, train a tokenizer, write token shards."""
+
+    out: str
+    """Folder (or s3:// place) for tokenizer.json, the shards and the manifest."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    overwrite: bool = False
+    """Make it anew where 'out' holds tokens made from other settings or inputs."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Train a Transformer on token shards."""
+
+    tokens_folder: str
+    """Folder that `tfray tokenize` wrote."""
+    out: str
+    """Folder for checkpoints, the model folders best/ and last/, the log and the curves; on a
+    cluster of several machines it must be one that all of them see."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    overwrite: bool = False
+    """Train anew where 'out' holds a run with other settings."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        check_lanes(self.batches, self.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """Map a trained model over a data set and write Parquet."""
+
+    model_folder: str
+    """Model folder: config.json, model.safetensors, tokenizer.json."""
+    input: Paths
+    """Files, globs or folders: Parquet, JSONL, CSV, TSV or plain text (.gz, .zst, .bz2 too)."""
+    out: str
+    """Folder (or s3:// place) for the Parquet files: all input columns, prediction, score, error."""
+    source_column: str | None = None
+    """Column (or JSON field) of the source text. Default: source, or text if there is no source."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    overwrite: bool = False
+    """Predict anew where 'out' holds predictions made from other settings or inputs."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Compare predictions with references: BLEU and chrF, or accuracy and F1."""
+
+    predictions: str
+    """Folder that `tfray predict` wrote; scores.json goes there."""
+    task: Literal["auto", "translation", "classification"] = "auto"
+    """Which scores. 'auto': what the model was trained for."""
+    reference_column: str | None = None
+    """Column of the reference text or label. Default: target, or label if there is no target."""
+    reference_file: str | None = None
+    """Plain text file of references, one line for each input row, where no column has them."""
+    label_names: dict[str, str] = field(default_factory=dict)
+    """Classification: value in the reference column -> name in the predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob:
+    """The whole way: tokenize, train, predict, evaluate; what is done and unchanged is skipped."""
+
+    out: str
+    """Folder for everything: tokens/, training/, predictions/."""
+    test: Paths
+    """Files to predict and to evaluate on, as in corpus.train."""
+    test_target: str | None = None
+    """Plain text file of references, where 'test' is plain text."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    overwrite: bool = False
+    """Do the stages whose settings or inputs have changed again, in place."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        check_lanes(self.batches, self.training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoJob:
+    """Dates as people write them -> ISO 8601: makes its data and runs the whole way on it."""
+
+    out: str = "out/demo"
+    """Folder for everything that the demo makes."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def check_lanes(batches: BatchesConfig, training: TrainingConfig) -> None:
+    """Refuse a number of workers that does not divide the lanes, naming those that do."""
+    if batches.lanes % training.workers:
+        divisors = [n for n in range(1, batches.lanes + 1) if batches.lanes % n == 0]
+        raise InputError(
+            f"batches.lanes={batches.lanes} must be divisible by training.workers={training.workers}; "
+            f"use {' or '.join(map(str, divisors))} workers, or {training.workers} or "
+            f"{2 * training.workers} lanes"
+        )

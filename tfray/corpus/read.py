@@ -1,0 +1,300 @@
+"""Units -> rows: Parquet, JSONL, CSV, TSV, plain and parallel text, compressed or not.
+
+A row that cannot be read becomes a row of nulls with its error, so that rows and positions stay
+aligned with the file whatever stands in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tfray import storage
+from tfray.errors import InputError
+from tfray.units.plan import InputFile, Unit
+
+SAMPLE_LINES = 1000  # of each JSONL file, to find its fields and their types
+SAMPLE_BYTES = 16 << 20
+
+
+class Rows(NamedTuple):
+    """The rows of one unit."""
+
+    table: pa.Table
+    """The declared columns."""
+    errors: list[str | None]
+    """`kind: message` for each row that could not be read as declared."""
+    positions: list[int]
+    """Row number in the file, from 0; in lines of a cut file, from the unit's first line."""
+
+
+class Line(NamedTuple):
+    """One line of a text file, without its end."""
+
+    text: str | None
+    error: str | None
+
+
+def declare_schema(files: list[InputFile], text_columns: set[str]) -> pa.Schema:
+    """Return the columns of all files together; raises InputError where two files disagree."""
+    schema = pa.schema([])
+    for file in files:
+        try:
+            schema = pa.unify_schemas([schema.remove_metadata(), file_schema(file, text_columns)])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise InputError(
+                f"{file.path!r} has other column types than the files before it: {error}"
+            ) from error
+    text = {field.name: pa.string() for field in schema if pa.types.is_null(field.type)}
+    return pa.schema([(field.name, text.get(field.name, field.type)) for field in schema])
+
+
+def file_schema(file: InputFile, text_columns: set[str]) -> pa.Schema:
+    """Return the columns of one file."""
+    if file.schema is not None:
+        return file.schema.remove_metadata()
+    if file.format == "jsonl":
+        return infer_json_schema(file, text_columns)
+    if file.format in ("csv", "tsv"):
+        return pa.schema([(name, pa.string()) for name in read_header(file)])
+    return pa.schema([(name, pa.string()) for name in (["source", "target"] if file.target_path else ["source"])])
+
+
+def read_unit(unit: Unit, schema: pa.Schema, text_columns: set[str]) -> Rows:
+    """Return a unit's rows in the declared columns.
+
+    Values of text columns must be text; in other JSON columns a value that is not of the declared
+    type becomes null with an error.
+    """
+    if unit.format == "parquet":
+        table = read_parquet_range(unit, schema)
+        return Rows(table, [None] * table.num_rows, list(range(unit.start, unit.stop)))
+    if unit.format == "jsonl":
+        records = [parse_record(line) for line in read_lines(unit)]
+    elif unit.format in ("csv", "tsv"):
+        records = list(read_delimited(unit))
+    else:
+        records = list(read_text(unit))
+    return assemble(records, schema, text_columns)
+
+
+def read_parquet_range(unit: Unit, schema: pa.Schema) -> pa.Table:
+    """Return a range of rows, reading only the row groups and columns that it needs."""
+    with storage.open_input(unit.path) as source:
+        file = pq.ParquetFile(source)
+        present = [name for name in schema.names if name in file.schema_arrow.names]
+        groups, first, row = [], 0, 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < unit.stop and row + rows > unit.start:
+                first = row if not groups else first
+                groups.append(group)
+            row += rows
+        table = file.read_row_groups(groups, columns=present)
+    table = table.slice(unit.start - first, unit.stop - unit.start)
+    columns = [
+        table[field.name].cast(field.type) if field.name in present else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def read_lines(unit: Unit) -> Iterator[Line]:
+    """Yield the lines that begin in a unit's byte range (all of a compressed file's)."""
+    with open_text(unit.path, unit.compression) as file:
+        position = 0
+        if unit.start and not unit.compression:
+            file.seek(unit.start - 1)
+            position = unit.start - 1 + len(file.readline())
+        while unit.compression or position < unit.stop:
+            line = file.readline()
+            if not line:
+                return
+            yield decode_line(line, is_first=position == 0)
+            position += len(line)
+
+
+def open_text(path: str, compression: str | None) -> io.BufferedReader:
+    """Return a buffered stream of a file's uncompressed bytes."""
+    if compression is None:
+        return io.BufferedReader(storage.open_input(path), 1 << 20)  # type: ignore[arg-type]
+    fs, inner = storage.filesystem(path)
+    return io.BufferedReader(fs.open_input_stream(inner, compression=compression), 1 << 20)  # type: ignore[arg-type]
+
+
+def decode_line(line: bytes, is_first: bool) -> Line:
+    """Return a line as text; only a line feed ends it (U+2028 is text), a byte-order mark goes."""
+    try:
+        text = line.decode("utf-8-sig" if is_first else "utf-8")
+    except UnicodeDecodeError as error:
+        return Line(None, f"bad_utf8: byte {error.start} of the line, 0x{line[error.start]:02x}, is not UTF-8")
+    return Line(text.removesuffix("\n").removesuffix("\r"), None)
+
+
+Record = tuple[dict[str, object], str | None]
+
+
+def parse_record(line: Line) -> Record:
+    """Return a JSON line's fields, or none and the error."""
+    if line.text is None:
+        return {}, line.error
+    if not line.text.strip():
+        return {}, "blank_line: no JSON object in the line"
+    try:
+        value = json.loads(line.text, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        return {}, f"bad_json: {error}"
+    if not isinstance(value, dict):
+        return {}, f"bad_json: {type(value).__name__} where an object belongs"
+    return value, None
+
+
+def refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which are not JSON."""
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_delimited(unit: Unit | InputFile) -> Iterator[Record]:
+    """Yield a CSV or TSV file's records by the names in its first line; TSV knows no quotes."""
+    with open_text(unit.path, unit.compression) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        quoting = csv.QUOTE_MINIMAL if unit.format == "csv" else csv.QUOTE_NONE
+        delimiter = "," if unit.format == "csv" else "\t"
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+        header = next(reader, [])
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield {}, f"bad_csv: {error}"
+                continue
+            if not fields:
+                yield {}, "blank_line: no fields in the line"
+            elif len(fields) != len(header):
+                yield {}, f"bad_csv: {len(fields)} fields where the header has {len(header)}"
+            else:
+                yield dict(zip(header, fields, strict=True)), None
+
+
+def read_header(file: InputFile) -> list[str]:
+    """Return the column names in a CSV or TSV file's first line."""
+    with open_text(file.path, file.compression) as stream:
+        first = decode_line(stream.readline(), is_first=True)
+    if not first.text:
+        raise InputError(f"{file.path!r} has no header line; its first line must name the columns")
+    return next(csv.reader([first.text], delimiter="," if file.format == "csv" else "\t"))
+
+
+def read_text(unit: Unit) -> Iterator[Record]:
+    """Yield a plain text unit's lines as `source`, with those of its target side as `target`."""
+    if unit.target_path is None:
+        for line in read_lines(unit):
+            yield {"source": line.text}, line.error
+        return
+    sources = list(read_lines(unit))
+    targets = list(read_lines(target_side(unit)))
+    if len(sources) != len(targets):
+        raise InputError(
+            f"parallel text must have as many lines on both sides; {unit.path!r} has {len(sources)}, "
+            f"{unit.target_path!r} has {len(targets)}"
+        )
+    for source, target in zip(sources, targets, strict=True):
+        yield {"source": source.text, "target": target.text}, source.error or target.error
+
+
+def target_side(unit: Unit) -> Unit:
+    """Return the unit that is the whole target file of parallel text."""
+    path = str(unit.target_path)
+    compression = next((name for end, name in {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.items() if path.endswith(end)), None)
+    return Unit(unit.index, path, "text", compression, 0, storage.file_size(path), unit.rows)
+
+
+def infer_json_schema(file: InputFile, text_columns: set[str]) -> pa.Schema:
+    """Return a JSONL file's fields and types by its first lines; mixed types become JSON text."""
+    stop = min(file.size, SAMPLE_BYTES)
+    head = Unit(0, file.path, "jsonl", file.compression, 0, stop, 0)
+    kinds: dict[str, set[str]] = {}
+    for count, line in enumerate(read_lines(head)):
+        if count == SAMPLE_LINES:
+            break
+        for name, value in parse_record(line)[0].items():
+            kinds.setdefault(name, set()).add(json_kind(value))
+    return pa.schema([(name, pa.string() if name in text_columns else json_type(kinds[name])) for name in kinds])
+
+
+def json_kind(value: object) -> str:
+    """Return the name of a JSON value's type, `other` for what no simple column holds."""
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return "other"
+    return type(value).__name__
+
+
+def json_type(kinds: set[str]) -> pa.DataType:
+    """Return the column type that holds every kind that was seen."""
+    seen = frozenset(kinds - {"null"})
+    simple: dict[frozenset[str], pa.DataType] = {
+        frozenset(): pa.null(),
+        frozenset({"int"}): pa.int64(),
+        frozenset({"float"}): pa.float64(),
+        frozenset({"int", "float"}): pa.float64(),
+        frozenset({"bool"}): pa.bool_(),
+    }
+    return simple.get(seen, pa.string())
+
+
+def assemble(records: list[Record], schema: pa.Schema, text_columns: set[str]) -> Rows:
+    """Return records as the declared columns, each misfit a null with its error."""
+    columns: dict[str, list[object]] = {field.name: [] for field in schema}
+    errors = []
+    for record, error in records:
+        for field in schema:
+            value, misfit = fit(record.get(field.name), field, field.name in text_columns)
+            columns[field.name].append(value)
+            error = error or misfit
+        errors.append(error)
+    table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    return Rows(table, errors, list(range(len(records))))
+
+
+def fit(value: object, field: pa.Field, is_text: bool) -> tuple[object, str | None]:
+    """Return a value as its column holds it, or null and the error."""
+    if value is None:
+        return None, None
+    if pa.types.is_string(field.type):
+        if not isinstance(value, str):
+            if is_text:
+                return None, f"not_text: {field.name} is {type(value).__name__}, not text"
+            value = json.dumps(value, ensure_ascii=True)
+        if not is_encodable(value):
+            return None, f"bad_utf8: {field.name} holds what UTF-8 cannot say"
+        return value, None
+    return fit_number(value, field)
+
+
+def fit_number(value: object, field: pa.Field) -> tuple[object, str | None]:
+    """Return a JSON number or boolean as its column holds it, or null and the error."""
+    kind = json_kind(value)
+    allowed = {"int64": {"int"}, "double": {"int", "float"}, "bool": {"bool"}}.get(str(field.type), set())
+    if kind not in allowed or (isinstance(value, float) and math.isnan(value)):
+        return None, f"bad_type: {field.name}={value!r:.80} is not {field.type}"
+    return value, None
+
+
+def is_encodable(text: str) -> bool:
+    """Say whether text can be written as UTF-8 (no lone surrogates)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

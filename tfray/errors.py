@@ -1,0 +1,9 @@
+"""The errors that a caller can act on; everything else is a bug and keeps its traceback."""
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used: the message says name, value, rule and remedy."""
+
+
+class CheckpointMismatch(InputError):
+    """A checkpoint or a commit log was made from something else than what is asked for now."""

@@ -1,0 +1,255 @@
+"""A folder of predictions -> scores.json beside them, and the same as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow.parquet as pq
+
+from tfray import storage
+from tfray.config import EvaluateJob
+from tfray.errors import InputError
+from tfray.evaluation.scores import classification_scores, translation_scores
+from tfray.report.tables import format_table
+
+TASKS = {"translation": translation_scores, "classification": classification_scores}
+OUTPUT_COLUMNS = ("prediction", "score", "error")
+# A wider matrix does not fit a terminal.
+MAX_SHOWN_LABELS = 12
+
+
+@dataclass
+class Pairs:
+    """Predictions and references to compare, and what was noticed while they were read."""
+
+    predictions: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    rows_with_error: int = 0
+    rows_without_reference: int = 0
+
+    def add(self, prediction: str | None, error: str | None, reference: str | None) -> None:
+        """Take in one row; one with an error has an empty, thus wrong, prediction."""
+        if reference is None:
+            self.rows_without_reference += 1
+            return
+        self.rows_with_error += error is not None
+        self.predictions.append(prediction or "" if error is None else "")
+        self.references.append(reference)
+
+
+def evaluate(job: EvaluateJob) -> dict:
+    """Return the scores of a finished predictions folder, and write them there as scores.json."""
+    check_finished(job.predictions)
+    task = chosen_task(job)
+    pairs = read_pairs(job)
+    if not pairs.references:
+        raise InputError(
+            f"predictions={job.predictions!r} holds nothing to score: it has "
+            f"{pairs.rows_without_reference} rows, none with a reference; check reference_column "
+            "and label_names"
+        )
+    scores = {
+        "task": task,
+        **TASKS[task](pairs.predictions, pairs.references),
+        "rows_with_error": pairs.rows_with_error,
+        "rows_without_reference": pairs.rows_without_reference,
+    }
+    storage.publish_json(storage.join(job.predictions, "scores.json"), scores)
+    return scores
+
+
+def check_finished(folder: str) -> None:
+    """Raise InputError unless a folder holds finished predictions."""
+    if not storage.exists(folder):
+        raise InputError(
+            f"predictions={folder!r} does not exist; give the 'out' of `tfray predict`"
+        )
+    if not storage.exists(storage.join(folder, "_manifest.json")):
+        raise InputError(
+            f"predictions={folder!r} holds no predictions (no _manifest.json in it); give the "
+            "'out' of `tfray predict`"
+        )
+    if not storage.exists(storage.join(folder, "_SUCCESS")):
+        raise InputError(
+            f"predictions={folder!r} is unfinished (no _SUCCESS in it); start the same "
+            "`tfray predict` command again, it goes on where it ended"
+        )
+
+
+def chosen_task(job: EvaluateJob) -> str:
+    """Return the job's task, or else the one that the predictions' manifest names."""
+    if job.task != "auto":
+        return job.task
+    task = storage.read_json(storage.join(job.predictions, "_manifest.json")).get("task")
+    if task not in TASKS:
+        raise InputError(
+            f"task='auto' cannot be decided: the manifest of {job.predictions!r} says "
+            f"task={task!r}; use task={' or task='.join(TASKS)}"
+        )
+    return task
+
+
+def read_pairs(job: EvaluateJob) -> Pairs:
+    """Return every row's prediction and reference, in input order."""
+    if job.reference_file is None:
+        rows = read_rows_with_column(job)
+    elif job.reference_column is None:
+        rows = read_rows_with_lines(job.predictions, job.reference_file)
+    else:
+        raise InputError(
+            f"reference_file={job.reference_file!r} and reference_column={job.reference_column!r} "
+            "exclude each other; leave one out"
+        )
+    pairs = Pairs()
+    for prediction, error, reference in rows:
+        pairs.add(prediction, error, reference_text(reference, job.label_names))
+    return pairs
+
+
+def read_rows_with_column(job: EvaluateJob) -> Iterator[tuple]:
+    """Yield prediction, error and the value of the reference column."""
+    for part in part_files(job.predictions):
+        with open_part(part) as file:
+            column = find_reference_column(file.schema_arrow.names, job.reference_column, part)
+            yield from read_columns(file, ["prediction", "error", column])
+
+
+def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
+    """Yield prediction, error and the line of the reference file; refuse unequal counts."""
+    lines = read_lines(reference_file)
+    rows = count_rows(folder)
+    if rows != len(lines):
+        raise InputError(
+            f"reference_file={reference_file!r} has {len(lines)} lines for {rows} predictions in "
+            f"{folder!r}; it must have one line for each input row, in the same order"
+        )
+    position = 0
+    for part in part_files(folder):
+        with open_part(part) as file:
+            for prediction, error in read_columns(file, ["prediction", "error"]):
+                yield prediction, error, lines[position]
+                position += 1
+
+
+def part_files(folder: str) -> list[str]:
+    """Return the Parquet files of predictions in input order."""
+    names = (
+        (path, path.partition("?")[0].rpartition("/")[2]) for path in storage.list_files(folder)
+    )
+    return [path for path, name in names if name.startswith("part-") and name.endswith(".parquet")]
+
+
+def open_part(path: str) -> pq.ParquetFile:
+    """Return an open file of predictions."""
+    filesystem, inner = storage.filesystem(path)
+    return pq.ParquetFile(inner, filesystem=filesystem)
+
+
+def count_rows(folder: str) -> int:
+    """Return the number of predictions, from the files' footers alone."""
+    total = 0
+    for part in part_files(folder):
+        with open_part(part) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def read_columns(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple]:
+    """Yield a file's rows as tuples of the named columns, a batch in memory at a time."""
+    for batch in file.iter_batches(columns=columns):
+        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+
+
+def find_reference_column(names: list[str], wanted: str | None, part: str) -> str:
+    """Return the column of references: the wanted one, or target, or label."""
+    candidates = [wanted] if wanted else ["target", "label"]
+    for name in candidates:
+        if name in names:
+            return name
+    inputs = ", ".join(name for name in names if name not in OUTPUT_COLUMNS)
+    raise InputError(
+        f"reference_column={' or '.join(candidates)} is not in {part!r}, its input columns are: "
+        f"{inputs or 'none'}; set reference_column to one of them, or use reference_file"
+    )
+
+
+def read_lines(path: str) -> list[str]:
+    """Return the lines of a plain text file without their ends."""
+    if not storage.exists(path):
+        raise InputError(f"reference_file={path!r} does not exist; check the path")
+    try:
+        text = storage.read_text(path)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"reference_file={path!r} is not UTF-8 text ({error}); give plain, uncompressed text"
+        ) from error
+    # Not splitlines(), which would also cut at characters inside a sentence (U+2028, form feed).
+    lines = text.removeprefix("\ufeff").split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def reference_text(value: object, label_names: dict[str, str]) -> str | None:
+    """Return a reference as text, through label_names if there are any; None if there is none."""
+    if value is None:
+        return None
+    return label_names.get(str(value)) if label_names else str(value)
+
+
+def format_scores(scores: dict) -> str:
+    """Return scores as tables for people."""
+    show = format_translation if scores["task"] == "translation" else format_classification
+    return f"{show(scores)}\n\n{format_rows(scores)}"
+
+
+def format_rows(scores: dict) -> str:
+    """Return a line that says how many rows were scored, and which were not as they should be."""
+    return (
+        f"{scores['rows']:,} rows scored, {scores['rows_with_error']:,} of them with an error "
+        f"(counted as wrong); {scores['rows_without_reference']:,} without a reference left out"
+    )
+
+
+def format_translation(scores: dict) -> str:
+    """Return a table of BLEU and chrF with their signatures."""
+    rows: list[list[object]] = [
+        ["BLEU", f"{scores['bleu']:.2f}", scores["bleu_signature"]],
+        ["chrF", f"{scores['chrf']:.2f}", scores["chrf_signature"]],
+    ]
+    return format_table(["metric", "score", "sacrebleu signature"], rows)
+
+
+def format_classification(scores: dict) -> str:
+    """Return tables of accuracy and macro-F1, of the labels, and of the confusion matrix."""
+    overall: list[list[object]] = [
+        ["accuracy", f"{scores['accuracy']:.4f}"],
+        ["macro-F1", f"{scores['macro_f1']:.4f}"],
+    ]
+    labels: list[list[object]] = [
+        [
+            shown(label),
+            *(f"{of[name]:.4f}" for name in ("precision", "recall", "f1")),
+            of["support"],
+        ]
+        for label, of in scores["per_label"].items()
+    ]
+    tables = [
+        format_table(["metric", "score"], overall),
+        format_table(["label", "precision", "recall", "F1", "support"], labels),
+        format_confusion(**scores["confusion"]),
+    ]
+    return "\n\n".join(tables)
+
+
+def format_confusion(labels: list[str], counts: list[list[int]]) -> str:
+    """Return the confusion matrix as a table, or where to find it if it is too wide to show."""
+    if len(labels) > MAX_SHOWN_LABELS:
+        return f"The confusion matrix of {len(labels)} labels is in scores.json."
+    pairs = zip(labels, counts, strict=True)
+    rows: list[list[object]] = [[shown(label), *row] for label, row in pairs if any(row)]
+    return format_table(["reference \\ prediction", *map(shown, labels)], rows)
+
+
+def shown(label: str) -> str:
+    """Return a label for a table, where an empty one would not be seen."""
+    return label or "(none)"

@@ -1,0 +1,112 @@
+"""Predictions against references: BLEU and chrF, or accuracy and F1."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from tfray.errors import InputError
+
+# The confusion matrix grows with the square: 10,000 different texts would take 800 MB.
+MAX_LABELS = 1000
+
+
+def translation_scores(predictions: list[str], references: list[str]) -> dict:
+    """Return corpus BLEU and chrF (0 to 100), their sacrebleu signatures and the number of rows."""
+    check_pairs(predictions, references)
+    bleu, chrf = BLEU(tokenize=bleu_tokenizer(references)), CHRF()
+    return {
+        "rows": len(references),
+        "bleu": bleu.corpus_score(predictions, [references]).score,
+        "chrf": chrf.corpus_score(predictions, [references]).score,
+        "bleu_signature": str(bleu.get_signature()),
+        "chrf_signature": str(chrf.get_signature()),
+    }
+
+
+def bleu_tokenizer(references: list[str]) -> str:
+    """Return sacrebleu's tokenizer for the references' script: 13a, zh or char (Japanese)."""
+    characters = han = kana = 0
+    for reference in references:
+        for character in reference:
+            characters += not character.isspace()
+            han += is_named(character, "CJK UNIFIED") or is_named(character, "CJK COMPAT")
+            kana += is_named(character, "HIRAGANA") or is_named(character, "KATAKANA")
+    if 2 * (han + kana) <= characters:
+        return "13a"
+    # zh splits at Chinese characters alone: a run of kana would count as one word.
+    return "char" if 10 * kana > han + kana else "zh"
+
+
+def is_named(character: str, script: str) -> bool:
+    """Say whether a character's Unicode name begins with a script's."""
+    return character > "\u2e7f" and unicodedata.name(character, "").startswith(script)
+
+
+def classification_scores(predictions: list[str], references: list[str]) -> dict:
+    """Return accuracy, macro-F1 and F1 per label of the references, and the confusion matrix.
+
+    Rows of the matrix are references, columns predictions, both in the order of its labels. A ratio
+    without cases (a label that is never predicted) is 0.
+    """
+    check_pairs(predictions, references)
+    labels = sorted({*references, *predictions})
+    if len(labels) > MAX_LABELS:
+        raise InputError(
+            f"task='classification' met {len(labels)} different labels, at most {MAX_LABELS} can "
+            "be compared; if the targets are texts, use task=translation"
+        )
+    counts = confusion_counts(predictions, references, labels)
+    per_label = scores_per_label(counts, labels)
+    return {
+        "rows": len(references),
+        "accuracy": float(np.trace(counts) / len(references)),
+        "macro_f1": float(np.mean([scores["f1"] for scores in per_label.values()])),
+        "per_label": per_label,
+        "confusion": {"labels": labels, "counts": counts.tolist()},
+    }
+
+
+def confusion_counts(
+    predictions: list[str], references: list[str], labels: list[str]
+) -> np.ndarray:
+    """Return how often each reference met each prediction, (labels, labels)."""
+    index = {label: position for position, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    rows, columns = [index[label] for label in references], [index[label] for label in predictions]
+    np.add.at(counts, (rows, columns), 1)
+    return counts
+
+
+def scores_per_label(counts: np.ndarray, labels: list[str]) -> dict[str, dict[str, float | int]]:
+    """Return precision, recall, F1 and support of every label that occurs in the references."""
+    correct, support, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    precision, recall = ratio(correct, predicted), ratio(correct, support)
+    f1 = ratio(2 * correct, support + predicted)
+    return {
+        label: {
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "support": int(support[i]),
+        }
+        for i, label in enumerate(labels)
+        if support[i]
+    }
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, and 0 where whole is 0."""
+    return part / np.maximum(whole, 1)
+
+
+def check_pairs(predictions: list[str], references: list[str]) -> None:
+    """Raise ValueError unless there is one prediction for each of at least one reference."""
+    if len(predictions) != len(references) or not references:
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(references)} references: there must be one "
+            "for each, and at least one"
+        )

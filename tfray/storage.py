@@ -1,0 +1,222 @@
+"""Places: local folders and object stores alike, atomic publishing, fingerprints.
+
+A place is a path, or a URI that pyarrow knows (`s3://bucket/folder`, `gs://...`). What is published
+appears whole or not at all: by a rename locally, by a single put in an object store.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from tfray.errors import InputError
+
+GLOB_CHARACTERS = "*?["
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path is a URI of an object store."""
+    return "://" in path and not path.startswith("file://")
+
+
+def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """Return the file system of a place and the path inside it."""
+    if is_remote(path):
+        try:
+            return pyarrow.fs.FileSystem.from_uri(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path!r} is not a place that can be reached: {error}") from error
+    return pyarrow.fs.LocalFileSystem(), absolute(path)
+
+
+def absolute(path: str) -> str:
+    """Return a local path made absolute (workers have another working directory); URIs as they are."""
+    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+
+
+def join(folder: str, name: str) -> str:
+    """Return the place of a name in a folder; a URI keeps its options (`?endpoint_override=...`)."""
+    base, mark, options = folder.partition("?") if is_remote(folder) else (folder, "", "")
+    return f"{base.rstrip('/')}/{name}{mark}{options}"
+
+
+def exists(path: str) -> bool:
+    """Say whether there is a file or folder."""
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).type != pyarrow.fs.FileType.NotFound
+
+
+def file_size(path: str) -> int:
+    """Return a file's size in bytes."""
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).size
+
+
+def list_files(folder: str) -> list[str]:
+    """Return the full paths of the files directly in a folder, sorted; none if it does not exist."""
+    fs, inner = filesystem(folder)
+    infos = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
+    return [join(folder, info.base_name) for info in sorted(infos, key=lambda info: info.path) if info.is_file]
+
+
+def expand(pattern: str) -> list[str]:
+    """Return the files behind a path, glob or folder, sorted; hidden and `_`-files of folders are left out.
+
+    Raises InputError where there is none.
+    """
+    pattern = absolute(pattern)
+    fs, inner = filesystem(pattern)
+    if any(character in inner for character in GLOB_CHARACTERS):
+        stem = inner[: min(inner.index(c) for c in GLOB_CHARACTERS if c in inner)].rpartition("/")[0]
+        found = [path for path in walk(fs, stem) if fnmatch.fnmatchcase(path, inner)]
+        rule = "matches no file"
+    elif fs.get_file_info(inner).type == pyarrow.fs.FileType.Directory:
+        found, rule = walk(fs, inner), "is a folder without files"
+    else:
+        found = [inner] if fs.get_file_info(inner).is_file else []
+        rule = "does not exist"
+    if not found:
+        raise InputError(f"input {pattern!r} {rule}; check the path")
+    return sorted(found) if not is_remote(pattern) else [remote_path(pattern, path) for path in sorted(found)]
+
+
+def walk(fs: pyarrow.fs.FileSystem, folder: str) -> list[str]:
+    """Return all visible files below a folder."""
+    selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    visible = (info for info in fs.get_file_info(selector) if info.is_file)
+    below = len(folder)
+    return [
+        info.path
+        for info in visible
+        if not any(part.startswith((".", "_")) for part in info.path[below:].split("/") if part)
+    ]
+
+
+def remote_path(uri: str, inner: str) -> str:
+    """Return the URI of a path inside the file system of another URI."""
+    scheme, _, rest = uri.partition("://")
+    _, mark, options = rest.partition("?")
+    return f"{scheme}://{inner}{mark}{options}"
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """Return a file opened for random access."""
+    fs, inner = filesystem(path)
+    return fs.open_input_file(inner)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return a whole file."""
+    with open_input(path) as file:
+        return file.read()
+
+
+def read_text(path: str) -> str:
+    """Return a whole file as text."""
+    return read_bytes(path).decode("utf-8")
+
+
+def read_json(path: str) -> dict:
+    """Return a JSON file's object."""
+    return json.loads(read_text(path))
+
+
+class publish:
+    """Open a file that appears at its place, whole, when the block ends without an error."""
+
+    def __init__(self, path: str) -> None:
+        self.fs, self.final = filesystem(path)
+        self.is_local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
+        folder, _, name = self.final.rpartition("/")
+        self.written = f"{folder}/.{name}.{uuid.uuid4().hex}" if self.is_local else self.final
+        if self.is_local:
+            self.fs.create_dir(folder, recursive=True)
+
+    def __enter__(self) -> IO[bytes] | pa.NativeFile:
+        self.file = open(self.written, "wb") if self.is_local else self.fs.open_output_stream(self.written)
+        return self.file
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        if kind is not None and not self.is_local:
+            return  # an upload that is never closed never appears
+        if self.is_local and kind is None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        self.file.close()
+        if self.is_local and kind is None:
+            os.replace(self.written, self.final)
+        elif self.is_local:
+            Path(self.written).unlink(missing_ok=True)
+
+
+def publish_bytes(path: str, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with publish(path) as file:
+        file.write(data)
+
+
+def publish_text(path: str, text: str) -> None:
+    """Write a whole text file atomically."""
+    publish_bytes(path, text.encode("utf-8"))
+
+
+def publish_json(path: str, value: object) -> None:
+    """Write a JSON file for people and programs atomically."""
+    publish_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def publish_table(path: str, table: pa.Table) -> None:
+    """Write a Parquet file (zstd) atomically."""
+    with publish(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def remove(path: str) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    fs, inner = filesystem(path)
+    kind = fs.get_file_info(inner).type
+    if kind == pyarrow.fs.FileType.Directory:
+        fs.delete_dir(inner)
+    elif kind == pyarrow.fs.FileType.File:
+        fs.delete_file(inner)
+
+
+def check_writable(folder: str) -> None:
+    """Raise InputError unless files can be written in a folder (made if need be)."""
+    probe = join(folder, f".probe-{uuid.uuid4().hex}")
+    try:
+        publish_bytes(probe, b"")
+        remove(probe)
+    except OSError as error:
+        raise InputError(f"out={folder!r} cannot be written: {error}; choose another folder") from error
+
+
+def fingerprint(value: object) -> str:
+    """Return 16 hexadecimal digits that follow from a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(path: str) -> str:
+    """Return 16 hexadecimal digits that follow from a file's content."""
+    digest = hashlib.sha256()
+    with open_input(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def file_identity(path: str) -> list[object]:
+    """Return what tells a file apart without reading it: path, size, time of change."""
+    fs, inner = filesystem(path)
+    info = fs.get_file_info(inner)
+    return [path, info.size, info.mtime_ns]

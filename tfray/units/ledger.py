@@ -1,0 +1,105 @@
+"""The commit log of a job over units: what made the output, which units are done, how it ended.
+
+Finished units are the files that stand in the folder; resume is the difference of two lists of
+names. `_manifest.json` says what the output is made from, and `_SUCCESS` that all of it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tfray import storage
+from tfray.errors import CheckpointMismatch, InputError
+from tfray.units.plan import Unit
+
+MANIFEST = "_manifest.json"
+SUCCESS = "_SUCCESS"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """An output folder and what it is made from."""
+
+    folder: str
+    made_from: dict[str, object]
+
+    @property
+    def is_finished(self) -> bool:
+        return storage.exists(storage.join(self.folder, SUCCESS))
+
+    @property
+    def manifest(self) -> dict:
+        return storage.read_json(storage.join(self.folder, MANIFEST))
+
+    def remaining(self, units: list[Unit], subfolder: str | None = None) -> list[Unit]:
+        """Return the units whose file is not there yet."""
+        folder = storage.join(self.folder, subfolder) if subfolder else self.folder
+        published = {name_of(path) for path in storage.list_files(folder)}
+        return [unit for unit in units if unit.output_name not in published]
+
+    def finish(self, summary: dict[str, object]) -> None:
+        """Record the totals and declare the output whole."""
+        manifest = {"format_version": 1, "made_from": self.made_from, **summary}
+        storage.publish_json(storage.join(self.folder, MANIFEST), manifest)
+        storage.publish_bytes(storage.join(self.folder, SUCCESS), b"")
+
+
+def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -> Ledger:
+    """Return the ledger of a new folder, or of one made from the very same things.
+
+    Raises CheckpointMismatch naming the setting that differs, unless `overwrite` clears the folder.
+    """
+    folder = storage.absolute(folder)
+    storage.check_writable(folder)
+    ledger = Ledger(folder, dict(made_from))
+    if has_manifest(folder):
+        changed = differences(ledger.manifest["made_from"], ledger.made_from)
+        if not changed:
+            return ledger
+        refuse_unless(overwrite, folder, changed)
+        storage.remove(folder)
+    elif storage.list_files(folder) and not overwrite:
+        raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
+    storage.publish_json(
+        storage.join(folder, MANIFEST), {"format_version": 1, "made_from": ledger.made_from}
+    )
+    return ledger
+
+
+def has_manifest(folder: str) -> bool:
+    """Say whether a folder was begun by a job."""
+    return storage.exists(storage.join(folder, MANIFEST))
+
+
+def refuse_unless(overwrite: bool, folder: str, changed: list[str]) -> None:
+    """Raise CheckpointMismatch with the differences unless they are to be overwritten."""
+    if not overwrite:
+        listed = "; ".join(changed[:5])
+        raise CheckpointMismatch(
+            f"out={folder!r} was made from something else: {listed}; choose another folder, go back "
+            "to the old setting, or make it anew with --overwrite true"
+        )
+
+
+def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Return one line for each setting that differs, by its dotted name."""
+    lines = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name} was {shorten(before)}, is now {shorten(after)}")
+    return lines
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """Return a value's text, cut to what fits a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path or URI."""
+    return path.partition("?")[0].rpartition("/")[2]
