@@ -68,6 +68,23 @@ def list_files(folder: str) -> list[str]:
     return [join(folder, info.base_name) for info in sorted(infos, key=lambda info: info.path) if info.is_file]
 
 
+def list_folders(folder: str) -> list[str]:
+    """Return the full paths of the folders directly in a folder, sorted; none if it does not exist."""
+    fs, inner = filesystem(folder)
+    infos = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
+    found = [info for info in infos if info.type == pyarrow.fs.FileType.Directory]
+    return [join(folder, info.base_name) for info in sorted(found, key=lambda info: info.path)]
+
+
+def append_line(path: str, line: str) -> None:
+    """Add a line to a small log; in an object store the whole log is put again."""
+    if is_remote(path):
+        publish_text(path, (read_text(path) if exists(path) else "") + line + "\n")
+    else:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 def expand(pattern: str) -> list[str]:
     """Return the files behind a path, glob or folder, sorted; hidden and `_`-files of folders are left out.
 

@@ -1,0 +1,71 @@
+"""Ragged id lists -> padded tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tfray.tokens.tokenizer import BOS_ID, EOS_ID, PAD_ID
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths in one buffer: row i is values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """Return some of the rows, in the order asked for."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Ragged(self.values[places], offsets)
+
+
+class Batch(NamedTuple):
+    """One micro-batch; padded with pad at the right."""
+
+    source_ids: Tensor  # (batch, source); ends with eos
+    target_ids: Tensor  # (batch, target); begins with bos
+    label_ids: Tensor  # (batch, target); ends with eos
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    @property
+    def source_tokens(self) -> int:
+        return int((self.source_ids != PAD_ID).sum())
+
+    @property
+    def target_tokens(self) -> int:
+        return int((self.label_ids != PAD_ID).sum())
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions on both sides, padding included."""
+        return self.source_ids.numel() + self.target_ids.numel()
+
+
+def collate(source: Ragged, target: Ragged) -> Batch:
+    """Return a micro-batch of pairs; source rows end with eos, target rows have neither bos nor eos."""
+    lengths = np.diff(target.offsets)
+    labels = pad(target, width=int(lengths.max()) + 1)
+    labels[np.arange(len(lengths)), lengths] = EOS_ID
+    targets = np.concatenate([np.full((len(lengths), 1), BOS_ID), pad(target, width=int(lengths.max()))], axis=1)
+    return Batch(
+        torch.from_numpy(pad(source, width=int(np.diff(source.offsets).max()))),
+        torch.from_numpy(targets),
+        torch.from_numpy(labels),
+    )
+
+
+def pad(ragged: Ragged, width: int) -> np.ndarray:
+    """Return rows padded to a width, (rows, width) of int64."""
+    lengths = np.diff(ragged.offsets)
+    padded = np.full((len(lengths), width), PAD_ID, dtype=np.int64)
+    padded[np.arange(width) < lengths[:, None]] = ragged.values
+    return padded

@@ -1,0 +1,90 @@
+"""The data order as a pure function: lengths -> steps x lanes of micro-batches. NumPy only.
+
+A pool is a run of shards shuffled together. Inside it, examples sorted by length are cut into
+micro-batches of at most `max_tokens` padded tokens, `lanes` neighbours make a step, and the steps
+are shuffled. Nothing here knows the number of workers, so the order cannot depend on it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tfray.config import BatchesConfig
+
+Step = list[np.ndarray]
+"""The example numbers (within the pool) of each lane's micro-batch."""
+
+
+class Pool(NamedTuple):
+    """Shards that are shuffled together, as their numbers in the manifest."""
+
+    index: int
+    shards: tuple[int, ...]
+
+
+def plan_pools(examples: list[int], config: BatchesConfig, epoch: int) -> list[Pool]:
+    """Return an epoch's pools over shards with these numbers of examples.
+
+    Shards are shuffled by (seed, epoch) and gathered until a pool holds `pool_examples`.
+    """
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(examples))
+    pools: list[Pool] = []
+    gathered: list[int] = []
+    for position, shard in enumerate(order):
+        gathered.append(int(shard))
+        is_full = sum(examples[number] for number in gathered) >= config.pool_examples
+        if is_full or position == len(order) - 1:
+            pools.append(Pool(len(pools), tuple(gathered)))
+            gathered = []
+    return pools
+
+
+def plan_pool(
+    source_lengths: np.ndarray, target_lengths: np.ndarray, config: BatchesConfig, epoch: int, pool: int
+) -> list[Step]:
+    """Return a pool's steps in their order; every example is in at least one micro-batch."""
+    random = np.random.default_rng([config.seed, epoch, pool])
+    order = sort_by_length(source_lengths, target_lengths, random)
+    longest = np.maximum(source_lengths, target_lengths)[order]
+    micro_batches = [order[start:stop] for start, stop in cut_by_tokens(longest, config.max_tokens)]
+    lanes = config.lanes
+    # The remainder is the pool's longest examples; dropping it would drop exactly those, so repeat.
+    missing = -len(micro_batches) % lanes
+    micro_batches += [micro_batches[-1 - i % len(micro_batches)] for i in range(missing)]
+    steps = [micro_batches[i : i + lanes] for i in range(0, len(micro_batches), lanes)]
+    return [steps[i] for i in random.permutation(len(steps))]
+
+
+def sort_by_length(
+    source_lengths: np.ndarray, target_lengths: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Return example numbers by longer side, then by the shorter; equals in random order."""
+    shuffled = random.permutation(len(source_lengths))
+    source, target = source_lengths[shuffled], target_lengths[shuffled]
+    keys = (source - target, np.maximum(source, target))  # the last key is the first to sort by
+    return shuffled[np.lexsort(keys)]
+
+
+def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]:
+    """Return ranges of rows whose padded size, rows x longest, is at most max_tokens.
+
+    `longest` ascends, so a range's size is its last row's length times its rows. A row that is
+    longer than max_tokens stands alone.
+    """
+    ranges = []
+    start = 0
+    while start < len(longest):
+        rows = max(1, max_tokens // int(longest[start]))
+        stop = min(start + rows, len(longest))
+        while stop - start > 1 and (stop - start) * int(longest[stop - 1]) > max_tokens:
+            stop = start + max(1, min(stop - start - 1, max_tokens // int(longest[stop - 1])))
+        ranges.append((start, stop))
+        start = stop
+    return ranges
+
+
+def most_steps(tokens: int, examples: int, config: BatchesConfig) -> int:
+    """Return a lower bound of an epoch's steps over a corpus with this many tokens on one side."""
+    return max(1, max(tokens, examples) // (config.max_tokens * config.lanes))

@@ -1,0 +1,136 @@
+"""The model folder: everything that inference needs, and nothing that runs code when loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from tfray import storage
+from tfray.errors import InputError
+from tfray.model.architecture import Architecture
+from tfray.model.transformer import Transformer
+from tfray.tokens.shards import TOKENIZER
+from tfray.tokens.tokenizer import Tokenizer
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A trained model as it is loaded."""
+
+    folder: str
+    config: dict
+    tokenizer_json: str
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_json(self.tokenizer_json, storage.join(self.folder, TOKENIZER))
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(**self.config["architecture"])
+
+    @property
+    def task(self) -> str:
+        return self.config["task"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that predictions follow from."""
+        weights = storage.file_fingerprint(storage.join(self.folder, WEIGHTS))
+        return storage.fingerprint([self.config["architecture"], self.task, self.tokenizer_json, weights])
+
+    def load_model(self) -> Transformer:
+        """Return the network with its weights, in evaluation mode, on the CPU in fp32."""
+        model = Transformer(self.architecture)
+        path = storage.join(self.folder, WEIGHTS)
+        try:
+            weights = safetensors.torch.load(storage.read_bytes(path))
+            model.load_state_dict(weights)
+        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+            raise InputError(
+                f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {first_line(error)}"
+            ) from error
+        return model.eval()
+
+
+def save_model_folder(
+    folder: str, weights: dict[str, Tensor], architecture: Architecture, tokenizer_json: str, task: str, made: dict
+) -> None:
+    """Write a model folder; each file appears whole, the weights last."""
+    config = {"format_version": 1, "task": task, "architecture": asdict(architecture), "training": made}
+    storage.publish_text(storage.join(folder, TOKENIZER), tokenizer_json)
+    storage.publish_json(storage.join(folder, CONFIG), config)
+    storage.publish_text(storage.join(folder, CARD), model_card(config))
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    storage.publish_bytes(storage.join(folder, WEIGHTS), safetensors.torch.save(tensors))
+
+
+def open_model_folder(folder: str) -> ModelFolder:
+    """Return a model folder; raises InputError where a file is missing or damaged."""
+    folder = storage.absolute(folder)
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        if not storage.exists(storage.join(folder, name)):
+            raise InputError(
+                f"model_folder={folder!r} has no {name}; a model folder, such as OUT/best of `tfray train`, "
+                f"holds {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+            )
+    path = storage.join(folder, CONFIG)
+    try:
+        config = storage.read_json(path)
+        Architecture(**config["architecture"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path!r} is damaged: {first_line(error)}") from error
+    model_folder = ModelFolder(folder, config, storage.read_text(storage.join(folder, TOKENIZER)))
+    check_weights(storage.join(folder, WEIGHTS))
+    vocab_size = model_folder.tokenizer.vocab_size
+    if vocab_size != model_folder.architecture.vocab_size:
+        raise InputError(
+            f"model_folder={folder!r}: {TOKENIZER} has {vocab_size} entries, {CONFIG} says "
+            f"{model_folder.architecture.vocab_size}; they belong to different models"
+        )
+    return model_folder
+
+
+def check_weights(path: str) -> None:
+    """Raise InputError unless a safetensors file's header fits its size."""
+    size = storage.file_size(path)
+    with storage.open_input(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length < size else b""
+    try:
+        end = max(entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        end = -1
+    if end < 0 or 8 + length + end != size:
+        raise InputError(f"{path!r} is damaged: its {size} bytes are not what its header says; copy it again")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def model_card(config: dict) -> str:
+    """Return a short model card in Markdown."""
+    architecture, made = config["architecture"], config["training"]
+    lines = [f"- {name}: {value}" for name, value in made.items()]
+    return "\n".join(
+        [
+            "# A Transformer trained by tfray",
+            "",
+            f"An encoder-decoder for {config['task']}: {architecture['encoder_layers']} + "
+            f"{architecture['decoder_layers']} layers, d_model {architecture['d_model']}, vocabulary "
+            f"{architecture['vocab_size']}.",
+            "",
+            *lines,
+            "",
+            "Use it: `tfray predict --model_folder THIS --input FILES --out FOLDER`.",
+            "",
+        ]
+    )

@@ -1,0 +1,106 @@
+"""Multi-head attention: every position gathers from others what its query asks for."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tfray.model.architecture import Architecture
+from tfray.model.positions import rotate
+
+
+class KeyValueStore(Protocol):
+    """The keys and values of the positions decoded so far, in one layer."""
+
+    length: int
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all keys and values, the new ones last."""
+        ...
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    """Return softmax(q k^T / sqrt(head_dim)) v, (batch, heads, query, head_dim).
+
+    `mask` is True where a query may look, and broadcasts to (batch, heads, query, key).
+    """
+    if query.device.type != "cpu" or not query.requires_grad:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal)
+    # On a CPU the fused kernel's backward is about ten times slower at sentence lengths in bf16.
+    scores = (query / math.sqrt(query.shape[-1])) @ keys.transpose(-2, -1)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ values
+
+
+class MultiHeadAttention(nn.Module):
+    """What self- and cross-attention share: heads, and the output projection."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.num_heads = architecture.num_heads
+        self.output = nn.Linear(architecture.d_model, architecture.d_model)
+
+    def split(self, states: Tensor) -> Tensor:
+        """Return (batch, length, d_model) as (batch, heads, length, head_dim)."""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def merge(self, states: Tensor) -> Tensor:
+        """Return (batch, heads, length, head_dim) projected to (batch, length, d_model)."""
+        return self.output(states.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(MultiHeadAttention):
+    """Each position looks at positions of its own sequence."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.is_rotary = architecture.positions == "rotary"
+        self.query_key_value = nn.Linear(architecture.d_model, 3 * architecture.d_model)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        past: KeyValueStore | None = None,
+    ) -> Tensor:
+        """Return (batch, length, d_model); `past` holds earlier positions, and gets these too."""
+        query, keys, values = (self.split(part) for part in self.query_key_value(hidden).chunk(3, dim=-1))
+        start = past.length if past is not None else 0
+        if self.is_rotary:
+            query, keys = rotate(query, start), rotate(keys, start)
+        if past is not None:
+            keys, values = past.append(keys, values)
+        return self.merge(attend(query, keys, values, mask, causal))
+
+
+class CrossAttention(MultiHeadAttention):
+    """Each target position looks at the source."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self.query = nn.Linear(architecture.d_model, architecture.d_model)
+        self.key_value = nn.Linear(architecture.d_model, 2 * architecture.d_model)
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the memory's keys and values, each (batch, heads, source, head_dim)."""
+        keys, values = (self.split(part) for part in self.key_value(memory).chunk(2, dim=-1))
+        return keys, values
+
+    def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Return (batch, length, d_model) from what the source says.
+
+        In search, the hypotheses of one row share its keys: (rows x beams, 1) queries are then
+        laid out as (rows, beams).
+        """
+        batch, length, d_model = hidden.shape
+        grouped = hidden.reshape(keys.shape[0], -1, d_model)
+        gathered = self.merge(attend(self.split(self.query(grouped)), keys, values, mask[:, None, None, :]))
+        return gathered.view(batch, length, d_model)

@@ -1,0 +1,125 @@
+"""The encoder-decoder Transformer of "Attention Is All You Need", step by step by its names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tfray.model.architecture import Architecture
+from tfray.model.attention import KeyValueStore
+from tfray.model.dropout import Dropout
+from tfray.model.layers import DecoderLayer, EncoderLayer, make_norm
+from tfray.model.positions import sinusoids
+
+
+class Memory(NamedTuple):
+    """What the encoder hands the decoder."""
+
+    hidden: Tensor  # (batch, source, d_model)
+    mask: Tensor  # (batch, source), True where there is a token
+
+
+class Embedding(nn.Module):
+    """Token embedding plus positional encoding, section 3.4 and 3.5 of the paper."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.d_model = architecture.d_model
+        self.is_sinusoidal = architecture.positions == "sinusoidal"
+        self.tokens = nn.Embedding(architecture.vocab_size, architecture.d_model, architecture.pad_id)
+        self.dropout = Dropout(architecture.dropout)
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """Return (batch, length, d_model) for ids at positions start, start + 1, ..."""
+        hidden = self.tokens(ids) * math.sqrt(self.d_model)
+        if torch.is_autocast_enabled(ids.device.type):  # the residual stream too is in low precision
+            hidden = hidden.to(torch.get_autocast_dtype(ids.device.type))
+        if self.is_sinusoidal:
+            hidden = hidden + sinusoids(start, ids.shape[1], self.d_model).to(hidden)
+        return self.dropout(hidden)
+
+
+class Transformer(nn.Module):
+    """Read a source, then predict a target token by token."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.embedding = Embedding(architecture)
+        self.encoder = nn.ModuleList(EncoderLayer(architecture) for _ in range(architecture.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(architecture) for _ in range(architecture.decoder_layers))
+        is_pre_norm = architecture.norm_position == "pre"
+        self.encoder_norm = make_norm(architecture) if is_pre_norm else nn.Identity()
+        self.decoder_norm = make_norm(architecture) if is_pre_norm else nn.Identity()
+        self.apply(initialize)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output layer's weight, tied to the embedding, (vocab, d_model)."""
+        return self.embedding.tokens.weight
+
+    def forward(self, source_ids: Tensor, target_ids: Tensor) -> Tensor:
+        """Return next-token logits for every target position, (batch, target, vocab)."""
+        return self.project(self.decode(target_ids, self.encode(source_ids)))
+
+    def encode(self, source_ids: Tensor) -> Memory:
+        """Return the memory of a padded source."""
+        mask = source_ids != self.architecture.pad_id
+        hidden = self.embedding(source_ids)
+        for layer in self.encoder:
+            hidden = layer(hidden, mask)
+        return Memory(self.encoder_norm(hidden), mask)
+
+    def project_memory(self, memory: Memory) -> list[tuple[Tensor, Tensor]]:
+        """Return every decoder layer's keys and values of the memory."""
+        return [layer.cross_attention.project(memory.hidden) for layer in self.decoder]  # type: ignore[union-attr]
+
+    def decode(self, target_ids: Tensor, memory: Memory) -> Tensor:
+        """Return the decoder's hidden state at every target position, (batch, target, d_model)."""
+        return self.run_decoder(self.embedding(target_ids), self.project_memory(memory), memory.mask)
+
+    def decode_next(
+        self,
+        last_ids: Tensor,
+        memory_keys_values: list[tuple[Tensor, Tensor]],
+        memory_mask: Tensor,
+        past: Sequence[KeyValueStore],
+    ) -> Tensor:
+        """Return next-token logits after each hypothesis' last token, (hypotheses, vocab).
+
+        `past` holds the keys and values of the tokens before, a layer each, and gets the new ones.
+        """
+        hidden = self.embedding(last_ids[:, None], start=past[0].length)
+        return self.project(self.run_decoder(hidden, memory_keys_values, memory_mask, past)[:, 0])
+
+    def run_decoder(
+        self,
+        hidden: Tensor,
+        memory_keys_values: list[tuple[Tensor, Tensor]],
+        memory_mask: Tensor,
+        past: Sequence[KeyValueStore | None] | None = None,
+    ) -> Tensor:
+        """Return embedded target positions after the decoder stack."""
+        stores = past or [None] * len(self.decoder)
+        for layer, keys_values, store in zip(self.decoder, memory_keys_values, stores, strict=True):
+            hidden = layer(hidden, keys_values, memory_mask, store)
+        return self.decoder_norm(hidden)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Return logits over the vocabulary."""
+        return hidden @ self.output_weight.T
+
+
+def initialize(module: nn.Module) -> None:
+    """Set weights so that activations keep their scale: Xavier for linear maps, d_model^-0.5 for tokens."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()

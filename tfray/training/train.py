@@ -1,0 +1,177 @@
+"""The train job: token shards -> checkpoints, model folders, log and curves, through Ray Train."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tfray import storage
+from tfray.batches.feed import Cursor, open_feed
+from tfray.batches.plan import plan_pool, plan_pools
+from tfray.checkpoint.state import newest_progress
+from tfray.cluster import cluster_total, connected
+from tfray.config import ClusterConfig, TrainingConfig, TrainJob
+from tfray.errors import InputError
+from tfray.model.architecture import resolve
+from tfray.report.curves import draw_curves
+from tfray.tokens.shards import TokenFolder, open_tokens, read_lengths
+from tfray.training.log import LOG, describe, format_seconds, read_events
+from tfray.units.ledger import Ledger, open_ledger
+from tfray.units.stream import find_input_error
+
+logger = logging.getLogger(__name__)
+
+CURVES = "curves.png"
+FREE_TO_CHANGE = {"workers", "use_gpu", "cpus_per_worker", "max_failures", "log_every", "keep_checkpoints", "checkpoint_every"}
+"""Training settings that do not change what is learned."""
+
+
+def train(job: TrainJob) -> str:
+    """Return the folder of the trained model, trained now or before."""
+    tokens = open_tokens(job.tokens_folder)
+    resolve(job.model, tokens.manifest["vocab_size"], 1)
+    job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
+    ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite)
+    if ledger.is_finished:
+        logger.info("training: %s is finished and unchanged", ledger.folder)
+        return storage.join(job.out, "best")
+    with connected(job.cluster):
+        fit(job, tokens)
+    finish(ledger)
+    return storage.join(job.out, "best")
+
+
+def made_from(job: TrainJob, tokens: TokenFolder) -> dict[str, object]:
+    """Return everything that the trained weights follow from."""
+    settings = {name: value for name, value in asdict(job.training).items() if name not in FREE_TO_CHANGE}
+    settings["adam_betas"] = list(settings["adam_betas"])
+    return {
+        "tokens": tokens.fingerprint,
+        "model": asdict(job.model),
+        "batches": asdict(job.batches),
+        "training": settings,
+    }
+
+
+def fit(job: TrainJob, tokens: TokenFolder) -> None:
+    """Run the workers to the last step; lost workers start again from the newest checkpoint."""
+    from ray.data import ExecutionOptions
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from tfray.training.worker import train_worker
+
+    use_gpu, resources = place_workers(job.training, job.cluster)
+    steps = count_steps(job, tokens)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "steps": steps},
+        datasets={"train": partial(reopen_feed, job, tokens)},
+        dataset_config=DataConfig(
+            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=job.training.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=job.out,
+            failure_config=FailureConfig(max_failures=job.training.max_failures),
+        ),
+    )
+    with shown_log(job.out):
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise find_input_error(error) or error from None
+
+
+def reopen_feed(job: TrainJob, tokens: TokenFolder):  # noqa: ANN201
+    """Return the feed from the newest checkpoint's cursor; Ray calls this at every start of the workers."""
+    progress = newest_progress(job.out)
+    cursor = Cursor(progress.epoch, progress.pool, progress.step_in_pool)
+    return open_feed(tokens, job.batches, job.training.epochs, cursor)
+
+
+def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
+    """Return about how many steps training has: those of the first epoch, planned pool by pool, times the epochs.
+
+    Other epochs gather the shards into other pools, so their number can differ by a few.
+    """
+    shards = tokens.shards("train")
+    first_epoch = 0
+    for pool in plan_pools(tokens.examples("train"), job.batches, 0):
+        lengths = [read_lengths(shards[number]) for number in pool.shards]
+        source, target = (np.concatenate(side) for side in zip(*lengths, strict=True))
+        first_epoch += len(plan_pool(source, target, job.batches, 0, pool.index))
+    return min(first_epoch * job.training.epochs, job.training.max_steps or sys.maxsize)
+
+
+def place_workers(config: TrainingConfig, cluster: ClusterConfig) -> tuple[bool, dict[str, float]]:
+    """Return whether workers use GPUs, and the resources of each.
+
+    Raises InputError where the cluster cannot hold them, unless it grows on demand.
+    """
+    cpus, gpus = cluster_total("CPU"), cluster_total("GPU")
+    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus >= config.workers)
+    # Data tasks need a core too: whole cores for workers only where one is left over.
+    spare = 1.0 if cpus > config.workers or cluster.autoscaling else 0.5
+    per_worker = config.cpus_per_worker or spare
+    wanted = {"CPU": config.workers * per_worker + 0.25, "GPU": float(config.workers if use_gpu else 0)}
+    for resource, total in {"CPU": cpus, "GPU": gpus}.items():
+        if wanted[resource] > total and not cluster.autoscaling:
+            raise InputError(
+                f"training.workers={config.workers} need {wanted[resource]:g} {resource}s (data tasks included), the "
+                f"cluster has {total:g}; use fewer workers, or say --cluster.autoscaling true if it grows on demand"
+            )
+    return use_gpu, {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
+
+
+@contextmanager
+def shown_log(out: str) -> Iterator[None]:
+    """Show the log's new events to people while the block runs; workers may be on other machines."""
+    shown = len(read_events(out))
+    done = threading.Event()
+
+    def follow() -> None:
+        position = shown
+        is_over = False
+        while not is_over:
+            is_over = done.wait(timeout=1.0)
+            events = read_events(out)
+            for event in events[position:]:
+                logger.info(describe(event))
+            position = len(events)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+
+
+def finish(ledger: Ledger) -> None:
+    """Draw the curves and declare the training finished."""
+    progress = newest_progress(ledger.folder)
+    if not storage.is_remote(ledger.folder):
+        draw_curves(Path(ledger.folder) / LOG, Path(ledger.folder) / CURVES)
+    ledger.finish({"steps": progress.step, "best_step": progress.best_step, "best_loss": progress.best_loss, "seconds": progress.seconds})
+    logger.info(
+        "training: %d steps in %s, best validation loss %.4f at step %d -> %s",
+        progress.step,
+        format_seconds(progress.seconds),
+        progress.best_loss,
+        progress.best_step,
+        storage.join(ledger.folder, "best"),
+    )

@@ -1,0 +1,40 @@
+"""Validation loss over all workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from tfray.batches.batch import Batch, collate
+from tfray.batches.feed import ragged
+from tfray.batches.plan import plan_pool
+from tfray.config import BatchesConfig
+from tfray.tokens.shards import TokenFolder, read_columns
+from tfray.training.step import sum_over_workers
+
+
+def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: int) -> list[Batch]:
+    """Return one worker's micro-batches of the validation shards; none where there are no shards."""
+    if "valid" not in tokens.manifest["shards"]:
+        return []
+    names = ["source_ids", "target_ids", "source_length", "target_length"]
+    table = pa.concat_tables([read_columns(shard, names) for shard in tokens.shards("valid")])
+    lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
+    steps = plan_pool(*lengths, BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
+    sides = [ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids")]
+    return [collate(*(side.take(np.asarray(step[0])) for side in sides)) for step in steps[rank::workers]]
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, batches: list[Batch], device: torch.device) -> float:
+    """Return the negative log-likelihood per target token in nats, the same on every worker."""
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64)
+    for batch in batches:
+        loss = model(batch.to(device)).negative_log_likelihood
+        totals += torch.tensor([float(loss), batch.target_tokens], dtype=torch.float64)
+    model.train()
+    likelihood, tokens = sum_over_workers(totals).tolist()
+    return likelihood / tokens

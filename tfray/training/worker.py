@@ -1,0 +1,292 @@
+"""What one training worker does: restore, step through the feed, log, validate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import ray.train
+import torch
+from torch import Tensor, nn
+
+from tfray import storage
+from tfray.batches.feed import Cursor, FeedStep, read_feed
+from tfray.checkpoint.folder import save_model_folder
+from tfray.checkpoint.state import Progress, load_tensors, newest_progress, save_checkpoint
+from tfray.config import TrainJob
+from tfray.model.architecture import resolve
+from tfray.model.precision import choose_dtype, keep_freed_memory
+from tfray.model.transformer import Transformer
+from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.log import write_event
+from tfray.training.optimizer import learning_rate, make_optimizer
+from tfray.training.step import StepMetrics, TrainingModel, TrainState, train_step
+from tfray.training.validation import load_validation, validation_loss
+
+
+def train_worker(settings: dict) -> None:
+    """Train to the end; `settings` holds the job and about how many steps it has."""
+    job, steps = settings["job"], settings["steps"]
+    Worker(job, open_tokens(job.tokens_folder), steps).run()
+
+
+class Worker:
+    """One of the processes that train together; rank 0 speaks and writes for all."""
+
+    def __init__(self, job: TrainJob, tokens: TokenFolder, steps: int) -> None:
+        context = ray.train.get_context()
+        self.job, self.tokens, self.steps = job, tokens, steps
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        keep_freed_memory()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        self.progress = newest_progress(job.out)
+        self.state = self.make_state()
+        self.validation = load_validation(tokens, job.batches.max_tokens, self.rank, self.workers)
+        self.meter = Meter(self.progress.seconds)
+
+    def make_state(self) -> TrainState:
+        """Return model and optimiser, new or as the newest checkpoint has them."""
+        job = self.job
+        torch.manual_seed(job.training.seed)
+        max_length = self.tokens.manifest["made_from"]["tokens"]["max_length"]
+        self.architecture = resolve(job.model, self.tokens.manifest["vocab_size"], max_length)
+        self.transformer = Transformer(self.architecture).to(self.device)
+        self.dtype = choose_dtype(job.training.precision, self.device)
+        model: nn.Module = TrainingModel(self.transformer, job.training.label_smoothing, self.dtype)
+        optimizer = make_optimizer(self.transformer, job.training)
+        average = [p.detach().clone() for p in model.parameters()] if job.training.ema_decay else []
+        state = TrainState(model, optimizer, average)
+        if self.progress.step:
+            restore(state, load_tensors(job.out, self.progress))
+        if self.workers > 1:
+            state.model = nn.parallel.DistributedDataParallel(model)
+        return state
+
+    def run(self) -> None:
+        """Train from where the newest checkpoint is to the last step."""
+        self.log_start()
+        for feed_step in self.feed_steps():
+            self.step(feed_step)
+            is_last = self.is_done
+            if is_last or self.progress.step % self.job.training.log_every == 0:
+                self.log_step()
+            if is_last or self.progress.step % self.job.training.validate_every == 0:
+                self.validate()
+            if is_last or self.is_stale or self.progress.step % self.job.training.checkpoint_every == 0:
+                self.save()
+            if is_last or self.is_stale:
+                break
+        if self.rank == 0:
+            self.save_folder("last")
+
+    def feed_steps(self) -> Iterator[FeedStep]:
+        """Yield this worker's share of each step, from the cursor on."""
+        if self.is_done or self.is_stale:
+            return iter(())
+        rows = ray.train.get_dataset_shard("train").iter_batches(
+            batch_size=1, batch_format="pyarrow", prefetch_batches=1
+        )
+        lanes = list(range(self.rank, self.job.batches.lanes, self.workers))
+        progress = self.progress
+        return read_feed(iter(rows), lanes, Cursor(progress.epoch, progress.pool, progress.step_in_pool))
+
+    def step(self, feed_step: FeedStep) -> None:
+        """Take one optimiser step and move the cursor."""
+        config, step = self.job.training, self.progress.step
+        micro_batches = [batch.to(self.device) for batch in feed_step.micro_batches]
+        lanes = range(self.rank, self.job.batches.lanes, self.workers)
+        # Dropout follows from seed, step and lane, so that it does not depend on the worker.
+        seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in lanes]
+        metrics = train_step(self.state, micro_batches, seeds, learning_rate(step, self.steps, config), config)
+        if not math.isfinite(metrics.negative_log_likelihood):
+            raise FloatingPointError(
+                f"loss is {metrics.negative_log_likelihood} at step {step}, {feed_step.cursor}; "
+                "lower training.learning_rate or lengthen training.warmup_steps"
+            )
+        self.meter.add(metrics)
+        self.progress = replace(
+            self.progress,
+            step=step + 1,
+            epoch=feed_step.after.epoch,
+            pool=feed_step.after.pool,
+            step_in_pool=feed_step.after.step,
+            seconds=self.meter.seconds,
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """True when the last epoch is over, or the last step taken."""
+        config = self.job.training
+        return self.progress.epoch >= config.epochs or self.progress.step >= (config.max_steps or math.inf)
+
+    @property
+    def is_stale(self) -> bool:
+        """True when validation has not improved for `patience` times."""
+        patience = self.job.training.patience
+        return bool(patience) and self.progress.stale_validations >= patience
+
+    def validate(self) -> None:
+        """Measure the validation loss, and keep the model if it is the best so far."""
+        if self.validation:
+            with self.meter.paused(), self.averaged_weights():
+                loss = validation_loss(self.state.model, self.validation, self.device)
+        else:
+            loss = self.meter.mean_loss  # without validation data the newest model is the best
+        is_best = loss < self.progress.best_loss or not self.validation
+        self.progress = replace(
+            self.progress,
+            best_loss=loss if is_best else self.progress.best_loss,
+            best_step=self.progress.step if is_best else self.progress.best_step,
+            stale_validations=0 if is_best else self.progress.stale_validations + 1,
+        )
+        if is_best and self.rank == 0:
+            self.save_folder("best")
+        if self.validation:
+            self.log({"event": "valid", "loss": loss, "perplexity": math.exp(min(loss, 700)), "is_best": is_best})
+        ray.train.report({"step": self.progress.step, "validation_loss": loss})
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the moving average in place of the weights for the block."""
+        self.swap_average()
+        yield
+        self.swap_average()
+
+    @torch.no_grad()
+    def swap_average(self) -> None:
+        """Exchange the weights and their moving average, if there is one."""
+        for parameter, average in zip(self.state.parameters, self.state.average, strict=False):
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.rank == 0:
+            with self.meter.paused():
+                save_checkpoint(self.job.out, self.progress, named_tensors(self.state), self.job.training.keep_checkpoints)
+
+    def save_folder(self, name: str) -> None:
+        """Write the (averaged) model as a model folder."""
+        made = {"step": self.progress.step, "best validation loss": self.progress.best_loss, "tokens": self.tokens.fingerprint}
+        folder = storage.join(self.job.out, name)
+        with self.averaged_weights():
+            weights = {key: value.detach().cpu().clone() for key, value in self.transformer.state_dict().items()}
+        save_model_folder(folder, weights, self.architecture, self.tokens.tokenizer.json, self.tokens.task, made)
+
+    def log(self, event: dict) -> None:
+        """Write an event, once for all workers."""
+        if self.rank == 0:
+            write_event(self.job.out, {**event, "step": self.progress.step, "seconds": round(self.meter.seconds, 2)})
+
+    def log_start(self) -> None:
+        """Say what is trained on what."""
+        parameters = sum(p.numel() for p in self.state.parameters)
+        precision = str(self.dtype).removeprefix("torch.")
+        self.log(
+            {
+                "event": "start",
+                "parameters": parameters,
+                "steps": self.steps,
+                "workers": self.workers,
+                "device": str(self.device),
+                "precision": precision,
+            }
+        )
+
+    def log_step(self) -> None:
+        """Say how training went since the last line."""
+        rates = self.meter.take()
+        left = (self.steps - self.progress.step) * rates.pop("seconds_per_step")
+        rate = learning_rate(self.progress.step - 1, self.steps, self.job.training)
+        self.log(
+            {
+                "event": "train",
+                "steps": self.steps,
+                "epoch": self.progress.epoch,
+                "learning_rate": rate,
+                "seconds_left": round(left, 1),
+                **rates,
+            }
+        )
+
+
+class Meter:
+    """Sums step metrics between log lines; time for validation and checkpoints does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self.earlier = seconds
+        self.started = time.monotonic()
+        self.idle = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        self.since = self.seconds if hasattr(self, "metrics") else self.earlier
+        self.metrics: list[StepMetrics] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent training over all starts."""
+        return self.earlier + time.monotonic() - self.started - self.idle
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per target token since the last log line."""
+        tokens = sum(step.target_tokens for step in self.metrics)
+        return sum(step.negative_log_likelihood for step in self.metrics) / max(1, tokens)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block's time out."""
+        begun = time.monotonic()
+        yield
+        self.idle += time.monotonic() - begun
+
+    def add(self, metrics: StepMetrics) -> None:
+        self.metrics.append(metrics)
+
+    def take(self) -> dict[str, float]:
+        """Return means and rates since the last call."""
+        elapsed = max(self.seconds - self.since, 1e-9)
+        source = sum(step.source_tokens for step in self.metrics)
+        target = sum(step.target_tokens for step in self.metrics)
+        padded = sum(step.padded_tokens for step in self.metrics)
+        rates = {
+            "loss": round(self.mean_loss, 5),
+            "gradient_norm": round(self.metrics[-1].gradient_norm, 4),
+            "source_tokens_per_second": round(source / elapsed, 1),
+            "target_tokens_per_second": round(target / elapsed, 1),
+            "padding": round(1 - (source + target) / padded, 4),
+            "seconds_per_step": elapsed / len(self.metrics),
+        }
+        self.reset()
+        return rates
+
+
+def named_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Return everything of a state that training resumes from, on the CPU, by name."""
+    tensors = {}
+    for index, parameter in enumerate(state.parameters):
+        tensors[f"weight.{index}"] = parameter.detach()
+        for name, moment in state.optimizer.state[parameter].items():
+            tensors[f"optimizer.{index}.{name}"] = moment
+    tensors |= {f"average.{index}": tensor for index, tensor in enumerate(state.average)}
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's tensors into a state."""
+    for index, parameter in enumerate(state.parameters):
+        parameter.copy_(tensors[f"weight.{index}"])
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            saved = tensors[f"optimizer.{index}.{name}"]
+            state.optimizer.state[parameter][name] = saved if name == "step" else saved.to(parameter.device)
+    for index, average in enumerate(state.average):
+        average.copy_(tensors[f"average.{index}"])
