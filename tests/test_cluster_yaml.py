@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import re
-import tomllib
 from pathlib import Path
 
 import jsonschema
 import pytest
 import ray.autoscaler
+import tomllib
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -74,9 +74,7 @@ def images(config: dict) -> list[str]:
         config["docker"],
         *(t.get("docker", {}) for t in config["available_node_types"].values()),
     ]
-    return [
-        value for section in sections for key, value in section.items() if key.endswith("image")
-    ]
+    return [value for section in sections for key, value in section.items() if key.endswith("image")]
 
 
 def pins(config: dict) -> dict[str, Requirement]:
@@ -138,16 +136,12 @@ def test_what_the_machines_install_is_pinned_within_pyproject(written: dict, pro
         assert requirement.extras <= pinned[name].extras, name
 
 
-def test_the_machines_install_nothing_that_pyproject_does_not_ask_for(
-    written: dict, project: dict
-) -> None:
+def test_the_machines_install_nothing_that_pyproject_does_not_ask_for(written: dict, project: dict) -> None:
     wanted = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
     assert set(pins(written)) <= wanted
 
 
-def test_every_image_has_the_pinned_ray_and_a_python_that_tfray_runs_on(
-    written: dict, project: dict
-) -> None:
+def test_every_image_has_the_pinned_ray_and_a_python_that_tfray_runs_on(written: dict, project: dict) -> None:
     supported = SpecifierSet(project["requires-python"])
     for image in images(written):
         ray_version, major, minor = re.search(r":([\d.]+)-py(\d)(\d+)", image).groups()

@@ -83,7 +83,12 @@ class TokensConfig:
     """Longest source or target in tokens; longer rows are dropped and counted."""
 
     def __post_init__(self) -> None:
-        require(self.vocab_size >= 300, "tokens.vocab_size", self.vocab_size, "must be at least 300 (256 bytes and the special tokens)")
+        require(
+            self.vocab_size >= 300,
+            "tokens.vocab_size",
+            self.vocab_size,
+            "must be at least 300 (256 bytes and the special tokens)",
+        )
         require(self.sample_rows > 0, "tokens.sample_rows", self.sample_rows, "must be positive")
         require(self.max_length >= 2, "tokens.max_length", self.max_length, "must be at least 2")
 
@@ -191,13 +196,31 @@ class TrainingConfig:
     """Seed of weights and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "workers", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in (
+            "epochs",
+            "learning_rate",
+            "workers",
+            "validate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
             require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "must be positive")
         for name in ("warmup_steps", "weight_decay", "gradient_clip", "max_failures", "patience"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "must not be negative")
         for name in ("label_smoothing", "ema_decay"):
-            require(0 <= getattr(self, name) < 1, f"training.{name}", getattr(self, name), "must be at least 0 and below 1")
-        require(self.max_steps is None or self.max_steps > 0, "training.max_steps", self.max_steps, "must be positive")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"training.{name}",
+                getattr(self, name),
+                "must be at least 0 and below 1",
+            )
+        require(
+            self.max_steps is None or self.max_steps > 0,
+            "training.max_steps",
+            self.max_steps,
+            "must be positive",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,10 +242,25 @@ class GenerationConfig:
     """Arithmetic of the model, as in training.precision."""
 
     def __post_init__(self) -> None:
-        require(self.beam_size >= 1, "generation.beam_size", self.beam_size, "must be at least 1 (1 is greedy search)")
+        require(
+            self.beam_size >= 1,
+            "generation.beam_size",
+            self.beam_size,
+            "must be at least 1 (1 is greedy search)",
+        )
         require(self.length_penalty >= 0, "generation.length_penalty", self.length_penalty, "must not be negative")
-        require(self.max_length_ratio >= 0, "generation.max_length_ratio", self.max_length_ratio, "must not be negative")
-        require(self.max_length_extra >= 1, "generation.max_length_extra", self.max_length_extra, "must be at least 1")
+        require(
+            self.max_length_ratio >= 0,
+            "generation.max_length_ratio",
+            self.max_length_ratio,
+            "must not be negative",
+        )
+        require(
+            self.max_length_extra >= 1,
+            "generation.max_length_extra",
+            self.max_length_extra,
+            "must be at least 1",
+        )
         require(self.batch_rows >= 1, "generation.batch_rows", self.batch_rows, "must be at least 1")
 
 

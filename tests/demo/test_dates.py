@@ -54,15 +54,9 @@ def test_every_language_writes_every_year_month_and_day_in_training(
     splits: dict[str, Rows],
 ) -> None:
     for language in STYLES:
-        days = [
-            date.fromisoformat(row["target"])
-            for row in splits["train"]
-            if row["language"] == language
-        ]
+        days = [date.fromisoformat(row["target"]) for row in splits["train"] if row["language"] == language]
         assert {day.year for day in days} == set(range(1900, 2100))
-        assert {(day.month, day.day) for day in days} >= {
-            (m, d) for m in range(1, 13) for d in (1, 28)
-        }
+        assert {(day.month, day.day) for day in days} >= {(m, d) for m in range(1, 13) for d in (1, 28)}
 
 
 def test_the_seed_decides_the_rows(folder: Path, tmp_path: Path) -> None:
@@ -131,9 +125,7 @@ def test_english_ordinals_have_their_suffix(day: int, text: str) -> None:
     assert f"May {text}, 2011" in written
 
 
-@pytest.mark.parametrize(
-    ("day", "numeral"), [(10, "十"), (11, "十一"), (20, "二十"), (31, "三十一")]
-)
+@pytest.mark.parametrize(("day", "numeral"), [(10, "十"), (11, "十一"), (20, "二十"), (31, "三十一")])
 def test_chinese_numerals_are_written_as_spoken(day: int, numeral: str) -> None:
     written = {write_day(date(2010, 10, day), "zh", style).source for style in STYLES["zh"]}
     assert f"二〇一〇年十月{numeral}日" in written

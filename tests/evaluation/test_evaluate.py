@@ -70,9 +70,7 @@ def test_references_come_from_target_then_label_then_the_named_column(tmp_path: 
 
 
 @pytest.mark.parametrize("values", [[0, 1, None, 7], ["0", "1", None, "7"]])
-def test_label_names_translate_numbers_and_texts_and_the_rest_is_left_out(
-    tmp_path: Path, values: list
-) -> None:
+def test_label_names_translate_numbers_and_texts_and_the_rest_is_left_out(tmp_path: Path, values: list) -> None:
     part = {"prediction": ["neg", "neg", "neg", "neg"], "label": values}
     folder = write_predictions(tmp_path / "out", part, task="classification")
     scores = run(folder, label_names={"0": "neg", "1": "pos"})

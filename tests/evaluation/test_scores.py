@@ -67,9 +67,7 @@ def test_bleu_is_cased_and_13a_unless_the_script_has_no_spaces() -> None:
 
 
 @pytest.mark.parametrize(("references", "tokenizer"), [(CHINESE, "zh"), (JAPANESE, "char")])
-def test_scripts_without_spaces_are_split_and_the_signature_says_how(
-    references: list[str], tokenizer: str
-) -> None:
+def test_scripts_without_spaces_are_split_and_the_signature_says_how(references: list[str], tokenizer: str) -> None:
     one_character_wrong = [text[:-2] + "X" + text[-1] for text in references]
     scores = translation_scores(one_character_wrong, references)
     assert f"tok:{tokenizer}" in scores["bleu_signature"]
@@ -77,9 +75,7 @@ def test_scripts_without_spaces_are_split_and_the_signature_says_how(
 
 
 def test_a_chinese_word_in_german_text_does_not_change_the_tokenizer() -> None:
-    assert (
-        "tok:13a" in translation_scores(["Das heißt 草地."], ["Das heißt 草地."])["bleu_signature"]
-    )
+    assert "tok:13a" in translation_scores(["Das heißt 草地."], ["Das heißt 草地."])["bleu_signature"]
 
 
 def test_perfect_translations_score_100_and_empty_ones_0() -> None:

@@ -52,9 +52,7 @@ def test_of_a_step_done_again_after_a_crash_the_later_line_wins(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kept", [1, 20, len(train_line(100, 5.0)) - 1])
-def test_a_cut_last_line_is_skipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: int
-) -> None:
+def test_a_cut_last_line_is_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: int) -> None:
     lines = read_log(write_log(tmp_path, train_line(50, 6.0), train_line(100, 5.0)[:kept]))
     assert [line["step"] for line in lines] == [50]
     assert "skipped 1 cut lines" in caplog.text

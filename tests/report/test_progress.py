@@ -59,9 +59,7 @@ def test_a_log_gets_one_line_an_interval_at_most(clock: Clock, log: Callable[[],
     assert 8 <= between <= 100 / LOG_EVERY_SECONDS
 
 
-def test_a_line_says_count_total_rate_times_and_postfix(
-    clock: Clock, log: Callable[[], str]
-) -> None:
+def test_a_line_says_count_total_rate_times_and_postfix(clock: Clock, log: Callable[[], str]) -> None:
     with Progress("predict", 2000, "rows") as shown:
         clock.now += 20
         shown.update(500, errors=3, loss=3.21987)

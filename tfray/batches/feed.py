@@ -56,7 +56,7 @@ LANE_SCHEMA = pa.schema(
 )
 
 
-def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: Cursor):  # noqa: ANN201
+def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: Cursor):
     """Return a Ray Dataset of lane rows, in order, from the cursor's pool on."""
     import ray.data
 

@@ -57,9 +57,7 @@ def plan_pool(
     return [steps[i] for i in random.permutation(len(steps))]
 
 
-def sort_by_length(
-    source_lengths: np.ndarray, target_lengths: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
+def sort_by_length(source_lengths: np.ndarray, target_lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Return example numbers by longer side, then by the shorter; equals in random order."""
     shuffled = random.permutation(len(source_lengths))
     source, target = source_lengths[shuffled], target_lengths[shuffled]

@@ -60,7 +60,12 @@ class ModelFolder:
 
 
 def save_model_folder(
-    folder: str, weights: dict[str, Tensor], architecture: Architecture, tokenizer_json: str, task: str, made: dict
+    folder: str,
+    weights: dict[str, Tensor],
+    architecture: Architecture,
+    tokenizer_json: str,
+    task: str,
+    made: dict,
 ) -> None:
     """Write a model folder; each file appears whole, the weights last."""
     config = {"format_version": 1, "task": task, "architecture": asdict(architecture), "training": made}

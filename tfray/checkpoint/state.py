@@ -63,7 +63,9 @@ def load_tensors(out: str, progress: Progress) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(storage.read_bytes(path))
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointMismatch(f"checkpoint {path!r} cannot be read: {error}; delete its folder to use the one before") from error
+        raise CheckpointMismatch(
+            f"checkpoint {path!r} cannot be read: {error}; delete its folder to use the one before"
+        ) from error
 
 
 def complete_checkpoints(out: str) -> list[str]:

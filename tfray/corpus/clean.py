@@ -34,7 +34,9 @@ def clean_pairs(rows: Rows, source: str, target: str, max_characters: int) -> Cl
     targets = as_text(rows.table[target])
     cleaned = Cleaned([], [], [])
     for position, error, raw_source, raw_target in zip(rows.positions, rows.errors, sources, targets, strict=True):
-        reason = error or unusable("source", raw_source, max_characters) or unusable("target", raw_target, max_characters)
+        reason = (
+            error or unusable("source", raw_source, max_characters) or unusable("target", raw_target, max_characters)
+        )
         if reason:
             excerpt = f"{raw_source!r:.60} | {raw_target!r:.60}"
             cleaned.rejected.append(Rejected(position, reason, excerpt))

@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
+from tfray.corpus.read import file_schema
 from tfray.errors import InputError
 from tfray.units.plan import InputFile
-from tfray.corpus.read import file_schema
 
 Task = Literal["translation", "classification"]
 SOURCE_NAMES = ("source", "text")
@@ -23,9 +23,7 @@ class Columns(NamedTuple):
     task: Task
 
 
-def choose_columns(
-    files: list[InputFile], source: str | None, target: str | None, task: str = "auto"
-) -> Columns:
+def choose_columns(files: list[InputFile], source: str | None, target: str | None, task: str = "auto") -> Columns:
     """Return the corpus' columns; raises InputError naming those that there are."""
     schema = file_schema(files[0], set())
     source = choose(source, SOURCE_NAMES, schema, "source_column", files[0].path)

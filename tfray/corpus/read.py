@@ -49,9 +49,7 @@ def declare_schema(files: list[InputFile], text_columns: set[str]) -> pa.Schema:
         try:
             schema = pa.unify_schemas([schema.remove_metadata(), file_schema(file, text_columns)])
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(
-                f"{file.path!r} has other column types than the files before it: {error}"
-            ) from error
+            raise InputError(f"{file.path!r} has other column types than the files before it: {error}") from error
     text = {field.name: pa.string() for field in schema if pa.types.is_null(field.type)}
     return pa.schema([(field.name, text.get(field.name, field.type)) for field in schema])
 
@@ -214,7 +212,10 @@ def read_text(unit: Unit) -> Iterator[Record]:
 def target_side(unit: Unit) -> Unit:
     """Return the unit that is the whole target file of parallel text."""
     path = str(unit.target_path)
-    compression = next((name for end, name in {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.items() if path.endswith(end)), None)
+    compression = next(
+        (name for end, name in {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.items() if path.endswith(end)),
+        None,
+    )
     return Unit(unit.index, path, "text", compression, 0, storage.file_size(path), unit.rows)
 
 

@@ -182,8 +182,7 @@ def babel_format_date() -> Callable[..., str]:
         from babel.dates import format_date
     except ImportError as error:
         raise InputError(
-            "the demo's dates need the library Babel, which is not installed; "
-            "run: pip install 'tfray[demo]'"
+            "the demo's dates need the library Babel, which is not installed; run: pip install 'tfray[demo]'"
         ) from error
     return format_date
 

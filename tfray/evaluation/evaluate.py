@@ -62,13 +62,10 @@ def evaluate(job: EvaluateJob) -> dict:
 def check_finished(folder: str) -> None:
     """Raise InputError unless a folder holds finished predictions."""
     if not storage.exists(folder):
-        raise InputError(
-            f"predictions={folder!r} does not exist; give the 'out' of `tfray predict`"
-        )
+        raise InputError(f"predictions={folder!r} does not exist; give the 'out' of `tfray predict`")
     if not storage.exists(storage.join(folder, "_manifest.json")):
         raise InputError(
-            f"predictions={folder!r} holds no predictions (no _manifest.json in it); give the "
-            "'out' of `tfray predict`"
+            f"predictions={folder!r} holds no predictions (no _manifest.json in it); give the 'out' of `tfray predict`"
         )
     if not storage.exists(storage.join(folder, "_SUCCESS")):
         raise InputError(
@@ -134,9 +131,7 @@ def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
 
 def part_files(folder: str) -> list[str]:
     """Return the Parquet files of predictions in input order."""
-    names = (
-        (path, path.partition("?")[0].rpartition("/")[2]) for path in storage.list_files(folder)
-    )
+    names = ((path, path.partition("?")[0].rpartition("/")[2]) for path in storage.list_files(folder))
     return [path for path, name in names if name.startswith("part-") and name.endswith(".parquet")]
 
 

@@ -70,9 +70,7 @@ def classification_scores(predictions: list[str], references: list[str]) -> dict
     }
 
 
-def confusion_counts(
-    predictions: list[str], references: list[str], labels: list[str]
-) -> np.ndarray:
+def confusion_counts(predictions: list[str], references: list[str], labels: list[str]) -> np.ndarray:
     """Return how often each reference met each prediction, (labels, labels)."""
     index = {label: position for position, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), dtype=np.int64)

@@ -77,11 +77,7 @@ def parse_lines(log: Path) -> Iterator[dict[str, Any]]:
 
 def read_curve(lines: list[dict[str, Any]], event: Event, name: str) -> Curve:
     """Return one value of one event; of a step that was done again after a crash, the later."""
-    by_step = {
-        line["step"]: line[name]
-        for line in lines
-        if line["event"] == event and line.get(name) is not None
-    }
+    by_step = {line["step"]: line[name] for line in lines if line["event"] == event and line.get(name) is not None}
     steps = sorted(by_step)
     return Curve(steps, [by_step[step] for step in steps])
 

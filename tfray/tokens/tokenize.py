@@ -12,7 +12,7 @@ import pyarrow as pa
 from tfray import storage
 from tfray.cluster import connected
 from tfray.config import TokenizeJob, as_list
-from tfray.corpus.clean import Cleaned, Rejected, as_text, clean_pairs, kind_of
+from tfray.corpus.clean import Cleaned, Rejected, clean_pairs, kind_of
 from tfray.corpus.columns import Columns, choose_columns
 from tfray.corpus.read import declare_schema, read_unit
 from tfray.errors import InputError
@@ -84,7 +84,9 @@ def find_splits(job: TokenizeJob) -> dict[str, list[InputFile]]:
         splits["valid"] = find_files(as_list(corpus.valid), as_list(corpus.valid_target))
     for split, files in splits.items():
         if not any(file.size for file in files):
-            raise InputError(f"corpus.{split}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty")
+            raise InputError(
+                f"corpus.{split}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty"
+            )
     return splits
 
 
@@ -111,9 +113,7 @@ def name_labels(cleaned: Cleaned, names: dict[str, str]) -> Cleaned:
     return known
 
 
-def obtain_tokenizer(
-    job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: dict[str, list[Unit]]
-) -> Tokenizer:
+def obtain_tokenizer(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: dict[str, list[Unit]]) -> Tokenizer:
     """Return the tokenizer of an earlier start, or one trained on a sample of the stream."""
     path = storage.join(ledger.folder, TOKENIZER)
     if storage.exists(path):

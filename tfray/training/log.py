@@ -38,7 +38,9 @@ def describe(event: dict) -> str:
         )
     if event["event"] == "valid":
         best = " (best)" if event["is_best"] else ""
-        return f"step {event['step']:>6}  validation loss {event['loss']:.4f}, perplexity {event['perplexity']:.2f}{best}"
+        return (
+            f"step {event['step']:>6}  validation loss {event['loss']:.4f}, perplexity {event['perplexity']:.2f}{best}"
+        )
     return (
         f"step {event['step']:>6}/{event['steps']}  epoch {event['epoch']}  loss {event['loss']:.4f}  "
         f"{event['source_tokens_per_second']:,.0f} source + {event['target_tokens_per_second']:,.0f} target tokens/s  "

@@ -30,7 +30,15 @@ from tfray.units.stream import find_input_error
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
-FREE_TO_CHANGE = {"workers", "use_gpu", "cpus_per_worker", "max_failures", "log_every", "keep_checkpoints", "checkpoint_every"}
+FREE_TO_CHANGE = {
+    "workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "max_failures",
+    "log_every",
+    "keep_checkpoints",
+    "checkpoint_every",
+}
 """Training settings that do not change what is learned."""
 
 
@@ -75,12 +83,8 @@ def fit(job: TrainJob, tokens: TokenFolder) -> None:
         train_worker,
         train_loop_config={"job": job, "steps": steps},
         datasets={"train": partial(reopen_feed, job, tokens)},
-        dataset_config=DataConfig(
-            execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=job.training.workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
+        scaling_config=ScalingConfig(num_workers=job.training.workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             name="ray_train",
@@ -95,7 +99,7 @@ def fit(job: TrainJob, tokens: TokenFolder) -> None:
             raise find_input_error(error) or error from None
 
 
-def reopen_feed(job: TrainJob, tokens: TokenFolder):  # noqa: ANN201
+def reopen_feed(job: TrainJob, tokens: TokenFolder):
     """Return the feed from the newest checkpoint's cursor; Ray calls this at every start of the workers."""
     progress = newest_progress(job.out)
     cursor = Cursor(progress.epoch, progress.pool, progress.step_in_pool)
@@ -166,7 +170,14 @@ def finish(ledger: Ledger) -> None:
     progress = newest_progress(ledger.folder)
     if not storage.is_remote(ledger.folder):
         draw_curves(Path(ledger.folder) / LOG, Path(ledger.folder) / CURVES)
-    ledger.finish({"steps": progress.step, "best_step": progress.best_step, "best_loss": progress.best_loss, "seconds": progress.seconds})
+    ledger.finish(
+        {
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "best_loss": progress.best_loss,
+            "seconds": progress.seconds,
+        }
+    )
     logger.info(
         "training: %d steps in %s, best validation loss %.4f at step %d -> %s",
         progress.step,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tfray import storage
 from tfray.batches.feed import Cursor, FeedStep, read_feed
 from tfray.checkpoint.folder import save_model_folder
-from tfray.checkpoint.state import Progress, load_tensors, newest_progress, save_checkpoint
+from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
 from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, keep_freed_memory
@@ -170,11 +170,17 @@ class Worker:
         """Write a checkpoint."""
         if self.rank == 0:
             with self.meter.paused():
-                save_checkpoint(self.job.out, self.progress, named_tensors(self.state), self.job.training.keep_checkpoints)
+                save_checkpoint(
+                    self.job.out, self.progress, named_tensors(self.state), self.job.training.keep_checkpoints
+                )
 
     def save_folder(self, name: str) -> None:
         """Write the (averaged) model as a model folder."""
-        made = {"step": self.progress.step, "best validation loss": self.progress.best_loss, "tokens": self.tokens.fingerprint}
+        made = {
+            "step": self.progress.step,
+            "best validation loss": self.progress.best_loss,
+            "tokens": self.tokens.fingerprint,
+        }
         folder = storage.join(self.job.out, name)
         with self.averaged_weights():
             weights = {key: value.detach().cpu().clone() for key, value in self.transformer.state_dict().items()}

@@ -61,9 +61,7 @@ def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -
         storage.remove(folder)
     elif storage.list_files(folder) and not overwrite:
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
-    storage.publish_json(
-        storage.join(folder, MANIFEST), {"format_version": 1, "made_from": ledger.made_from}
-    )
+    storage.publish_json(storage.join(folder, MANIFEST), {"format_version": 1, "made_from": ledger.made_from})
     return ledger
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Literal
 
 import pyarrow as pa
@@ -88,10 +89,7 @@ def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[
             f"parallel text needs one target file for each source file; got {len(files)} source files "
             f"({', '.join(files[:3])}) and {len(targets)} target files ({', '.join(targets[:3])})"
         )
-    return [
-        describe(path, target)
-        for path, target in zip(files, targets or [None] * len(files), strict=True)
-    ]
+    return [describe(path, target) for path, target in zip(files, targets or [None] * len(files), strict=True)]
 
 
 def describe(path: str, target_path: str | None) -> InputFile:
@@ -132,7 +130,7 @@ def cut(file: InputFile, unit_rows: int) -> Iterator[tuple[int, int]]:
     pieces = max(1, math.ceil(file.rows / unit_rows)) if file.can_be_cut else 1
     if file.size:
         bounds = [file.size * piece // pieces for piece in range(pieces + 1)]
-        yield from zip(bounds, bounds[1:], strict=False)
+        yield from pairwise(bounds)
 
 
 def make_unit(index: int, file: InputFile, start: int, stop: int) -> Unit:
