@@ -15,13 +15,14 @@ MAX_LABELS = 1000
 
 
 def translation_scores(predictions: list[str], references: list[str]) -> dict:
-    """Return corpus BLEU and chrF (0 to 100), their sacrebleu signatures and the number of rows."""
+    """Return corpus BLEU and chrF (0 to 100) with sacrebleu's signatures, and the share of exact matches."""
     check_pairs(predictions, references)
     bleu, chrf = BLEU(tokenize=bleu_tokenizer(references)), CHRF()
     return {
         "rows": len(references),
         "bleu": bleu.corpus_score(predictions, [references]).score,
         "chrf": chrf.corpus_score(predictions, [references]).score,
+        "exact_match": sum(map(str.__eq__, predictions, references)) / len(references),
         "bleu_signature": str(bleu.get_signature()),
         "chrf_signature": str(chrf.get_signature()),
     }

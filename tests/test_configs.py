@@ -1,0 +1,97 @@
+"""The configurations that we ship, and the help that explains every field."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tfray import config
+from tfray.cli import COMMANDS, read_job
+from tfray.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
+CLASSES = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_a_whole_job(path: Path) -> None:
+    job = read_job("run", config.RunJob, ["--config", str(path)])
+    assert isinstance(job, config.RunJob)
+    assert config.as_list(job.corpus.train) and config.as_list(job.test)
+
+
+def test_a_flag_overrides_the_file() -> None:
+    job = read_job("run", config.RunJob, ["--config", str(CONFIGS[0]), "--training.learning_rate", "5e-4"])
+    assert job.training.learning_rate == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "named"),
+    [
+        ("--generation.beam_size", "0", "generation.beam_size=0"),
+        ("--training.workers", "3", "batches.lanes=2 must be divisible by training.workers=3"),
+        ("--model.dropout", "1.5", "model.dropout=1.5"),
+        ("--tokens.vocab_size", "12", "tokens.vocab_size=12"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_by_its_name(flag: str, value: str, named: str) -> None:
+    with pytest.raises(InputError, match="must be") as refused:
+        read_job("run", config.RunJob, ["--config", str(CONFIGS[0]), flag, value])
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model.d_modle", "128"], "d_modle"),
+        (["--model.preset", "huge"], "tiny"),
+        (["--training.epochs", "many"], "epochs"),
+    ],
+)
+def test_an_unknown_key_or_value_ends_with_code_2_and_its_name(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_job("run", config.RunJob, ["--config", str(CONFIGS[0]), *arguments])
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("tokens_folder: a\nout: b\nmodel:\n  layers: 3\n")
+    with pytest.raises(SystemExit) as ended:
+        read_job("train", config.TrainJob, ["--config", str(file)])
+    assert ended.value.code == 2
+    assert "layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_field(name: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "tfray.cli", name, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    flat = " ".join(shown.split())
+    kind = COMMANDS[name][0]
+    for field in dataclasses.fields(kind):
+        assert f"--{field.name}" in flat
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_setting_has_a_description(kind: type) -> None:
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    for field, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(field, ast.AnnAssign) and not is_group(field):
+            assert isinstance(after, ast.Expr), f"{kind.__name__}.{field.target.id} has no description"  # type: ignore[union-attr]
+
+
+def is_group(field: object) -> bool:
+    """Say whether a field is a group of settings, which its own class describes."""
+    import ast
+
+    return "Config" in ast.unparse(field.annotation)  # type: ignore[attr-defined]

@@ -1,0 +1,251 @@
+"""The jobs end to end through a real Ray on this machine, as a user starts them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+pytestmark = pytest.mark.ray
+SMALL = [
+    "--model.preset=tiny",
+    "--model.d_model=64",
+    "--model.num_heads=2",
+    "--model.d_ff=128",
+    "--tokens.vocab_size=320",
+    "--batches.max_tokens=1024",
+    "--training.warmup_steps=20",
+    "--training.validate_every=20",
+    "--training.checkpoint_every=10",
+    "--training.log_every=10",
+    "--generation.beam_size=2",
+]
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def write_digits(path: Path, rows: int, seed: int) -> None:
+    """Write pairs of digits in words and in figures, with a column that must pass through."""
+    generator = random.Random(seed)
+    numbers = [[generator.randrange(10) for _ in range(generator.randrange(1, 7))] for _ in range(rows)]
+    table = pa.table(
+        {
+            "source": [" ".join(DIGITS[n] for n in number) for number in numbers],
+            "target": ["".join(map(str, number)) for number in numbers],
+            "position": pa.array(range(rows), pa.int16()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=100)
+
+
+def write_reviews(path: Path, rows: int, seed: int) -> None:
+    """Write texts with a label that one word decides."""
+    generator = random.Random(seed)
+    labels = [generator.randrange(2) for _ in range(rows)]
+    words = {0: ["dreadful", "dull"], 1: ["lovely", "bright"]}
+    texts = [f"a {generator.choice(words[label])} film of {generator.randrange(99)} minutes" for label in labels]
+    pq.write_table(pa.table({"text": texts, "label": labels}), path)
+
+
+def tfray(*arguments: object, timeout: int = 400) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [sys.executable, "-m", "tfray.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
+    """Start the command in a process group of its own."""
+    command = [sys.executable, "-m", "tfray.cli", *map(str, arguments)]
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+
+def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: float = 200) -> None:
+    """Wait until a condition holds, while a process runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, valid and test files of digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    for name, rows, seed in (("train", 3000, 1), ("valid", 100, 2), ("test", 400, 3)):
+        write_digits(folder / f"{name}.parquet", rows, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_arguments(digits: Path) -> list[object]:
+    """The arguments of the whole job on the digits."""
+    return [
+        "run",
+        *("--corpus.train", digits / "train.parquet", "--corpus.valid", digits / "valid.parquet"),
+        *("--test", digits / "test.parquet", "--training.epochs", 20, "--training.learning_rate", 3e-3),
+        *("--batches.lanes", 2, "--training.workers", 2, "--out", digits / "run", *SMALL),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole_run(run_arguments: list[object]) -> subprocess.CompletedProcess[str]:
+    """The whole job, once for this module."""
+    return tfray(*run_arguments)
+
+
+def test_raw_text_becomes_a_trained_model_and_scored_parquet(
+    whole_run: subprocess.CompletedProcess[str], digits: Path
+) -> None:
+    assert whole_run.returncode == 0, whole_run.stderr
+    predicted = pq.read_table(digits / "run" / "predictions")
+    given = pq.read_table(digits / "test.parquet")
+    assert predicted.select(given.column_names).equals(given), "input columns, types and order are kept"
+    assert predicted["error"].null_count == 400 and predicted["error"].type == pa.string()
+    scores = json.loads((digits / "run" / "predictions" / "scores.json").read_text())
+    assert scores["exact_match"] > 0.5, "the model has learned to spell digits"
+    assert "BLEU" in whole_run.stdout
+    assert (digits / "run" / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_made_an_output_is_stored_beside_it(
+    whole_run: subprocess.CompletedProcess[str], digits: Path
+) -> None:
+    assert whole_run.returncode == 0
+    for stage in ("tokens", "training", "predictions"):
+        stored = yaml.safe_load((digits / "run" / stage / "config.yaml").read_text())
+        assert stored["out"].endswith(stage)
+    trained = yaml.safe_load((digits / "run" / "training" / "config.yaml").read_text())
+    assert trained["training"]["learning_rate"] == 3e-3
+
+
+def test_a_user_is_told_what_matters_and_nothing_of_rays_inside(
+    whole_run: subprocess.CompletedProcess[str],
+) -> None:
+    assert "target tokens/s" in whole_run.stderr and "left" in whole_run.stderr
+    for noise in ("Warning", "WARNING", "Traceback", "core_worker", "deprecat"):
+        assert noise not in whole_run.stderr, whole_run.stderr
+
+
+def test_a_second_run_does_nothing_again(
+    whole_run: subprocess.CompletedProcess[str], run_arguments: list[object], digits: Path
+) -> None:
+    weights = digits / "run" / "training" / "best" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = tfray(*run_arguments)
+    assert again.returncode == 0
+    assert again.stdout == whole_run.stdout
+    assert again.stderr.count("finished and unchanged") == 3
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_changed_setting_is_refused_by_its_name(
+    whole_run: subprocess.CompletedProcess[str], run_arguments: list[object]
+) -> None:
+    changed = tfray(*run_arguments, "--model.dropout", 0.2)
+    assert changed.returncode == 2
+    assert "model.dropout was 0.1, is now 0.2" in changed.stderr
+
+
+def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
+    whole_run: subprocess.CompletedProcess[str], run_arguments: list[object], digits: Path, tmp_path: Path
+) -> None:
+    tokens, log = digits / "run" / "tokens", digits / "run" / "training" / "log.jsonl"
+    arguments = [
+        *("train", "--tokens_folder", tokens, "--out", tmp_path / "training"),
+        *("--training.epochs", 20, "--training.learning_rate", 3e-3, "--batches.lanes", 2),
+        *("--training.workers", 2, *(flag for flag in SMALL if flag.startswith(("--model", "--batches", "--training")))),
+    ]
+    checkpoints = tmp_path / "training" / "checkpoints"
+    for wanted in (1, 4):  # killed twice, each time later
+        process = start(*arguments, log=tmp_path / "log")
+
+        def is_far_enough(wanted: int = wanted) -> bool:
+            steps = [int(path.parent.name.removeprefix("step-")) for path in checkpoints.glob("*/state.json")]
+            return bool(steps) and max(steps) >= 10 * wanted
+
+        wait_for(is_far_enough, process, tmp_path / "log")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    ended = tfray(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    killed, smooth = (json.loads((folder / "_manifest.json").read_text()) for folder in (tmp_path / "training", log.parent))
+    assert killed["steps"] == smooth["steps"]
+    assert killed["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
+    assert "from step 0" not in ended.stderr, "it went on and did not begin again"
+
+
+def test_prediction_killed_and_started_again_misses_and_doubles_no_row(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
+) -> None:
+    write_digits(tmp_path / "input.parquet", 6000, 4)
+    out = tmp_path / "out"
+    arguments = ["predict", "--model_folder", digits / "run" / "training" / "best", "--out", out]
+    arguments += ["--input", tmp_path / "input.parquet", "--generation.beam_size", 4]
+    process = start(*arguments, log=tmp_path / "log")
+    wait_for(lambda: len(list(out.glob("part-*"))) >= 3, process, tmp_path / "log")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert not (out / "_SUCCESS").exists()
+    again = tfray(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert pq.read_table(out)["position"].to_pylist() == [row % 2**16 for row in range(6000)]
+    kept = [path for path, changed in finished.items() if path.stat().st_mtime_ns == changed]
+    assert len(kept) >= 3, "finished units are not done again"
+
+
+def test_classification_finds_labels_with_probabilities(tmp_path: Path) -> None:
+    for name, rows, seed in (("train", 2000, 1), ("test", 200, 2)):
+        write_reviews(tmp_path / f"{name}.parquet", rows, seed)
+    done = tfray(
+        *("run", "--corpus.train", tmp_path / "train.parquet", "--test", tmp_path / "test.parquet"),
+        *("--corpus.label_names", '{"0": negative, "1": positive}', "--out", tmp_path / "out"),
+        *("--training.epochs", 8, *SMALL),
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "out" / "predictions" / "scores.json").read_text())
+    assert scores["accuracy"] > 0.95
+    table = pq.read_table(tmp_path / "out" / "predictions")
+    assert set(table["prediction"].to_pylist()) == {"negative", "positive"}
+    assert all(0.5 <= score <= 1 for score in table["score"].to_pylist())
+
+
+def test_a_job_over_broken_rows_ends_well_and_counts_them(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
+) -> None:
+    good = [json.dumps({"id": n, "source": DIGITS[n % 10]}) for n in range(100)]
+    bad = ['{"source": 3}', "not json", "", '{"id": 7}', '{"source": null}', '{"source": "  "}', '{"source": "\\ud800"}']
+    lines = [line.encode() for line in [*good[:50], *bad, *good[50:]]] + [b'{"source": "\xff"}', b'{"source": "cut']
+    (tmp_path / "input.jsonl").write_bytes(b"\n".join(lines))
+    done = tfray(
+        *("predict", "--model_folder", digits / "run" / "training" / "best"),
+        *("--input", tmp_path / "input.jsonl", "--out", tmp_path / "out"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert len(rows) == len(lines)
+    assert sum(row["prediction"] is not None for row in rows) == 100
+    assert [row["error"] is not None for row in rows] == [False] * 50 + [True] * 7 + [False] * 50 + [True] * 2
+    assert "9 " in done.stderr or "missing_source" in done.stderr
+
+
+@pytest.mark.parametrize("workers", [50])
+def test_workers_that_find_no_room_are_refused_within_seconds(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path, workers: int
+) -> None:
+    refused = tfray(
+        *("train", "--tokens_folder", digits / "run" / "tokens", "--out", tmp_path / "out"),
+        *("--training.workers", workers, "--batches.lanes", workers, "--training.use_gpu", "no"),
+        timeout=60,
+    )
+    assert refused.returncode == 2
+    assert f"training.workers={workers}" in refused.stderr and "Traceback" not in refused.stderr

@@ -1,0 +1,56 @@
+"""The run job: tokenize, train, predict and evaluate from one configuration."""
+
+from __future__ import annotations
+
+import logging
+
+from tfray import storage
+from tfray.cluster import connected
+from tfray.config import EvaluateJob, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
+from tfray.evaluation.evaluate import evaluate
+from tfray.inference.predict import predict
+from tfray.tokens.tokenize import tokenize
+from tfray.training.train import train
+from tfray.units.plan import find_files
+
+logger = logging.getLogger(__name__)
+
+
+def run(job: RunJob) -> dict:
+    """Return the scores on the test files; every stage that is done and unchanged is skipped."""
+    out = storage.absolute(job.out)
+    find_files(as_list(job.test))  # a missing test file should not wait for the training to end
+    shared = {"overwrite": job.overwrite, "cluster": job.cluster}
+    with connected(job.cluster):
+        tokens = tokenize(
+            TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared)
+        )
+        model = train(
+            TrainJob(
+                tokens_folder=tokens.folder,
+                out=storage.join(out, "training"),
+                model=job.model,
+                batches=job.batches,
+                training=job.training,
+                **shared,
+            )
+        )
+        predictions = predict(
+            PredictJob(
+                model_folder=model,
+                input=job.test,
+                source_column=job.corpus.source_column,
+                out=storage.join(out, "predictions"),
+                generation=job.generation,
+                inference=job.inference,
+                **shared,
+            )
+        )
+    return evaluate(
+        EvaluateJob(
+            predictions=predictions,
+            reference_column=None if job.test_target else job.corpus.target_column,
+            reference_file=job.test_target,
+            label_names=job.corpus.label_names,
+        )
+    )
