@@ -116,9 +116,7 @@ def test_raw_text_becomes_a_trained_model_and_scored_parquet(
     assert (digits / "run" / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_made_an_output_is_stored_beside_it(
-    whole_run: subprocess.CompletedProcess[str], digits: Path
-) -> None:
+def test_what_made_an_output_is_stored_beside_it(whole_run: subprocess.CompletedProcess[str], digits: Path) -> None:
     assert whole_run.returncode == 0
     for stage in ("tokens", "training", "predictions"):
         stored = yaml.safe_load((digits / "run" / stage / "config.yaml").read_text())
@@ -162,7 +160,11 @@ def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
     arguments = [
         *("train", "--tokens_folder", tokens, "--out", tmp_path / "training"),
         *("--training.epochs", 20, "--training.learning_rate", 3e-3, "--batches.lanes", 2),
-        *("--training.workers", 2, *(flag for flag in SMALL if flag.startswith(("--model", "--batches", "--training")))),
+        *(
+            "--training.workers",
+            2,
+            *(flag for flag in SMALL if flag.startswith(("--model", "--batches", "--training"))),
+        ),
     ]
     checkpoints = tmp_path / "training" / "checkpoints"
     for wanted in (1, 4):  # killed twice, each time later
@@ -177,7 +179,9 @@ def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
         process.wait()
     ended = tfray(*arguments)
     assert ended.returncode == 0, ended.stderr
-    killed, smooth = (json.loads((folder / "_manifest.json").read_text()) for folder in (tmp_path / "training", log.parent))
+    killed, smooth = (
+        json.loads((folder / "_manifest.json").read_text()) for folder in (tmp_path / "training", log.parent)
+    )
     assert killed["steps"] == smooth["steps"]
     assert killed["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
     assert "from step 0" not in ended.stderr, "it went on and did not begin again"
@@ -223,7 +227,15 @@ def test_a_job_over_broken_rows_ends_well_and_counts_them(
     whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
 ) -> None:
     good = [json.dumps({"id": n, "source": DIGITS[n % 10]}) for n in range(100)]
-    bad = ['{"source": 3}', "not json", "", '{"id": 7}', '{"source": null}', '{"source": "  "}', '{"source": "\\ud800"}']
+    bad = [
+        '{"source": 3}',
+        "not json",
+        "",
+        '{"id": 7}',
+        '{"source": null}',
+        '{"source": "  "}',
+        '{"source": "\\ud800"}',
+    ]
     lines = [line.encode() for line in [*good[:50], *bad, *good[50:]]] + [b'{"source": "\xff"}', b'{"source": "cut']
     (tmp_path / "input.jsonl").write_bytes(b"\n".join(lines))
     done = tfray(

@@ -22,9 +22,7 @@ def run(job: RunJob) -> dict:
     find_files(as_list(job.test))  # a missing test file should not wait for the training to end
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
     with connected(job.cluster):
-        tokens = tokenize(
-            TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared)
-        )
+        tokens = tokenize(TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared))
         model = train(
             TrainJob(
                 tokens_folder=tokens.folder,

@@ -92,29 +92,41 @@ def expand(pattern: str) -> list[str]:
     """
     pattern = absolute(pattern)
     fs, inner = filesystem(pattern)
-    if any(character in inner for character in GLOB_CHARACTERS):
-        stem = inner[: min(inner.index(c) for c in GLOB_CHARACTERS if c in inner)].rpartition("/")[0]
-        found = [path for path in walk(fs, stem) if fnmatch.fnmatchcase(path, inner)]
-        rule = "matches no file"
-    elif fs.get_file_info(inner).type == pyarrow.fs.FileType.Directory:
+    info = fs.get_file_info(inner)
+    if info.is_file:
+        found, rule = [inner], ""
+    elif info.type == pyarrow.fs.FileType.Directory:
         found, rule = walk(fs, inner), "is a folder without files"
+    elif any(character in inner for character in GLOB_CHARACTERS):
+        stem = inner[: min(inner.index(c) for c in GLOB_CHARACTERS if c in inner)].rpartition("/")[0]
+        found = [path for path in walk(fs, stem) if matches(path.split("/"), inner.split("/"))]
+        rule = "matches no file"
     else:
-        found = [inner] if fs.get_file_info(inner).is_file else []
-        rule = "does not exist"
+        found, rule = [], "does not exist"
     if not found:
         raise InputError(f"input {pattern!r} {rule}; check the path")
     return sorted(found) if not is_remote(pattern) else [remote_path(pattern, path) for path in sorted(found)]
 
 
+def matches(parts: list[str], pattern: list[str]) -> bool:
+    """Say whether a path matches a glob, part by part: `*` stays inside a folder, `**` goes into any depth."""
+    if pattern[:1] == ["**"]:
+        return pattern == ["**"] or matches(parts, pattern[1:]) or (bool(parts) and matches(parts[1:], pattern))
+    if not pattern or not parts:
+        return parts == pattern
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
+
+
 def walk(fs: pyarrow.fs.FileSystem, folder: str) -> list[str]:
-    """Return all visible files below a folder."""
-    selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    visible = (info for info in fs.get_file_info(selector) if info.is_file)
+    """Return all visible files below a folder; none if there is no such folder."""
+    if fs.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
+        return []
+    infos = fs.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
     below = len(folder)
     return [
         info.path
-        for info in visible
-        if not any(part.startswith((".", "_")) for part in info.path[below:].split("/") if part)
+        for info in infos
+        if info.is_file and not any(part.startswith((".", "_")) for part in info.path[below:].split("/"))
     ]
 
 
@@ -147,7 +159,7 @@ def read_json(path: str) -> dict:
     return json.loads(read_text(path))
 
 
-class publish:
+class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
     """Open a file that appears at its place, whole, when the block ends without an error."""
 
     def __init__(self, path: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tfray.tokens.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
 class Ragged(NamedTuple):

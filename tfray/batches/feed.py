@@ -8,6 +8,7 @@ carries its place, and the worker raises FeedOrderError when it is not the one t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -125,11 +126,10 @@ def read_feed(rows: Iterator[pa.Table], lanes: list[int], cursor: Cursor) -> Ite
     pool = (cursor.epoch, cursor.pool)
     skip = cursor.step
     while True:
-        try:
-            lane_rows = [next(rows) for _ in lanes]
-        except StopIteration:
+        lane_rows = list(itertools.islice(rows, len(lanes)))
+        if not lane_rows:
             return
-        for row, lane in zip(lane_rows, lanes, strict=True):
+        for row, lane in itertools.zip_longest(lane_rows, lanes):
             check_order(row, (*pool, lane))
         steps = zip(*(lane_batches(row) for row in lane_rows), strict=True)
         count = len(lane_rows[0]["rows"][0])
@@ -143,9 +143,9 @@ def read_feed(rows: Iterator[pa.Table], lanes: list[int], cursor: Cursor) -> Ite
         pool, skip = next_pool, 0
 
 
-def check_order(row: pa.Table, expected: tuple[int, int, int]) -> None:
-    """Raise FeedOrderError unless a row is (epoch, pool, lane) as expected."""
-    found = tuple(row[name][0].as_py() for name in ("epoch", "pool", "lane"))
+def check_order(row: pa.Table | None, expected: tuple[int, int, int]) -> None:
+    """Raise FeedOrderError unless a row is (epoch, pool, lane) as expected; None is a row that never came."""
+    found = None if row is None else tuple(row[name][0].as_py() for name in ("epoch", "pool", "lane"))
     if found != expected:
         raise FeedOrderError(f"expected (epoch, pool, lane) {expected} next, got {found}")
 

@@ -58,7 +58,7 @@ def plan_pool(
 
 
 def sort_by_length(source_lengths: np.ndarray, target_lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return example numbers by longer side, then by the shorter; equals in random order."""
+    """Return example numbers by longer side, then by source minus target; equals in random order."""
     shuffled = random.permutation(len(source_lengths))
     source, target = source_lengths[shuffled], target_lengths[shuffled]
     keys = (source - target, np.maximum(source, target))  # the last key is the first to sort by
@@ -74,15 +74,9 @@ def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]
     ranges = []
     start = 0
     while start < len(longest):
-        rows = max(1, max_tokens // int(longest[start]))
-        stop = min(start + rows, len(longest))
-        while stop - start > 1 and (stop - start) * int(longest[stop - 1]) > max_tokens:
-            stop = start + max(1, min(stop - start - 1, max_tokens // int(longest[stop - 1])))
+        candidates = longest[start : start + max(1, max_tokens // int(longest[start]))]
+        sizes = candidates.astype(np.int64) * np.arange(1, len(candidates) + 1)  # ascend too
+        stop = start + max(1, int((sizes <= max_tokens).sum()))
         ranges.append((start, stop))
         start = stop
     return ranges
-
-
-def most_steps(tokens: int, examples: int, config: BatchesConfig) -> int:
-    """Return a lower bound of an epoch's steps over a corpus with this many tokens on one side."""
-    return max(1, max(tokens, examples) // (config.max_tokens * config.lanes))

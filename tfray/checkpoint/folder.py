@@ -54,7 +54,7 @@ class ModelFolder:
             model.load_state_dict(weights)
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             raise InputError(
-                f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {first_line(error)}"
+                f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {one_line(error)}"
             ) from error
         return model.eval()
 
@@ -90,7 +90,7 @@ def open_model_folder(folder: str) -> ModelFolder:
         config = storage.read_json(path)
         Architecture(**config["architecture"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path!r} is damaged: {first_line(error)}") from error
+        raise InputError(f"{path!r} is damaged: {one_line(error)}") from error
     model_folder = ModelFolder(folder, config, storage.read_text(storage.join(folder, TOKENIZER)))
     check_weights(storage.join(folder, WEIGHTS))
     vocab_size = model_folder.tokenizer.vocab_size
@@ -116,9 +116,9 @@ def check_weights(path: str) -> None:
         raise InputError(f"{path!r} is damaged: its {size} bytes are not what its header says; copy it again")
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def one_line(error: Exception) -> str:
+    """Return an error's text in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def model_card(config: dict) -> str:

@@ -38,14 +38,16 @@ class Progress:
 
 
 def save_checkpoint(out: str, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:
-    """Write a checkpoint and delete all but the newest `keep`."""
+    """Write a checkpoint and delete all but the newest `keep`, and what kills have left unfinished."""
     folder = storage.join(storage.join(out, CHECKPOINTS), f"step-{progress.step:08d}")
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     storage.publish_bytes(storage.join(folder, TENSORS), data)
     storage.publish_json(storage.join(folder, STATE), {**asdict(progress), "bytes": len(data)})
-    for old in complete_checkpoints(out)[:-keep]:
-        storage.remove(storage.join(old, STATE))
-        storage.remove(old)
+    kept = complete_checkpoints(out)[-keep:]
+    for old in storage.list_folders(storage.join(out, CHECKPOINTS)):
+        if old not in kept:
+            storage.remove(storage.join(old, STATE))
+            storage.remove(old)
 
 
 def newest_progress(out: str) -> Progress:

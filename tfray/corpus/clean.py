@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from typing import NamedTuple
 
@@ -47,8 +48,20 @@ def clean_pairs(rows: Rows, source: str, target: str, max_characters: int) -> Cl
 
 
 def as_text(column: pa.ChunkedArray) -> list[str | None]:
-    """Return a column's values as text; whole numbers (labels) by their digits."""
-    return [value if value is None or isinstance(value, str) else str(value) for value in column.to_pylist()]
+    """Return a column's values as text."""
+    return [value_text(value) for value in column.to_pylist()]
+
+
+def value_text(value: object) -> str | None:
+    """Return a value (a label) as text: whole numbers by their digits, truth as in JSON, NaN as none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    # 1.0 is the label 1: pandas turns a column of whole numbers into floats where one is missing.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def unusable(side: str, text: str | None, max_characters: int) -> str | None:

@@ -63,7 +63,6 @@ def check_columns(file: InputFile, text: set[str], needed: set[str]) -> None:
         choose(name, (), schema, "column", file.path)
     for name in sorted(text):
         kind = schema.field(name).type
-        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or pa.types.is_null(value_type)):
+        if not (pa.types.is_string(kind) or pa.types.is_null(kind)):
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise InputError(f"column {name!r} of {file.path!r} is {kind}, not text; its columns are {columns}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a text file, without its end."""
+    """One line of a text file, without its end, or the reason why there is none."""
 
     text: str | None
     error: str | None
@@ -47,7 +48,7 @@ def declare_schema(files: list[InputFile], text_columns: set[str]) -> pa.Schema:
     schema = pa.schema([])
     for file in files:
         try:
-            schema = pa.unify_schemas([schema.remove_metadata(), file_schema(file, text_columns)])
+            schema = pa.unify_schemas([schema, file_schema(file, text_columns)], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(f"{file.path!r} has other column types than the files before it: {error}") from error
     text = {field.name: pa.string() for field in schema if pa.types.is_null(field.type)}
@@ -55,14 +56,25 @@ def declare_schema(files: list[InputFile], text_columns: set[str]) -> pa.Schema:
 
 
 def file_schema(file: InputFile, text_columns: set[str]) -> pa.Schema:
-    """Return the columns of one file."""
+    """Return the columns of one file; raises InputError where two have the same name."""
     if file.schema is not None:
-        return file.schema.remove_metadata()
-    if file.format == "jsonl":
-        return infer_json_schema(file, text_columns)
-    if file.format in ("csv", "tsv"):
-        return pa.schema([(name, pa.string()) for name in read_header(file)])
-    return pa.schema([(name, pa.string()) for name in (["source", "target"] if file.target_path else ["source"])])
+        fields = [(field.name, plain_type(field.type)) for field in file.schema]
+    elif file.format == "jsonl":
+        fields = infer_json_fields(file, text_columns)
+    elif file.format in ("csv", "tsv"):
+        fields = [(name, pa.string()) for name in read_header(file)]
+    else:
+        fields = [(name, pa.string()) for name in (["source", "target"] if file.target_path else ["source"])]
+    repeated = [name for name, count in Counter(name for name, _ in fields).items() if count > 1]
+    if repeated:
+        raise InputError(f"{file.path!r} has several columns named {', '.join(repeated)}; rename all but one")
+    return pa.schema(fields)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return `string` for the ways in which Parquet's writers hold text, other types as they are."""
+    value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_string(value_type) or pa.types.is_large_string(value_type) else kind
 
 
 def read_unit(unit: Unit, schema: pa.Schema, text_columns: set[str]) -> Rows:
@@ -72,8 +84,9 @@ def read_unit(unit: Unit, schema: pa.Schema, text_columns: set[str]) -> Rows:
     type becomes null with an error.
     """
     if unit.format == "parquet":
-        table = read_parquet_range(unit, schema)
-        return Rows(table, [None] * table.num_rows, list(range(unit.start, unit.stop)))
+        with readable(unit.path):
+            table = read_parquet_range(unit, schema)
+        return Rows(*refuse_bad_text(table), list(range(unit.start, unit.stop)))
     if unit.format == "jsonl":
         records = [parse_record(line) for line in read_lines(unit)]
     elif unit.format in ("csv", "tsv"):
@@ -81,6 +94,15 @@ def read_unit(unit: Unit, schema: pa.Schema, text_columns: set[str]) -> Rows:
     else:
         records = list(read_text(unit))
     return assemble(records, schema, text_columns)
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Raise InputError with the file's name for whatever a missing or damaged file raises."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path!r} cannot be read: {error}; replace or remove it") from error
 
 
 def read_parquet_range(unit: Unit, schema: pa.Schema) -> pa.Table:
@@ -97,6 +119,8 @@ def read_parquet_range(unit: Unit, schema: pa.Schema) -> pa.Table:
             row += rows
         table = file.read_row_groups(groups, columns=present)
     table = table.slice(unit.start - first, unit.stop - unit.start)
+    if len(table) != unit.stop - unit.start:
+        raise InputError(f"{unit.path!r} has lost rows since the job was planned; start the job again")
     columns = [
         table[field.name].cast(field.type) if field.name in present else pa.nulls(len(table), field.type)
         for field in schema
@@ -104,9 +128,24 @@ def read_parquet_range(unit: Unit, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def refuse_bad_text(table: pa.Table) -> tuple[pa.Table, list[str | None]]:
+    """Return a table with null where text is not UTF-8 (Parquet's readers do not check), and each row's error."""
+    errors: list[str | None] = [None] * len(table)
+    for index, field in enumerate(table.schema):
+        if not pa.types.is_string(field.type):
+            continue
+        try:
+            table[index].validate(full=True)
+        except pa.ArrowInvalid:
+            texts = [decode(value) for value in table[index].cast(pa.binary()).to_pylist()]
+            errors = [error or text.error for error, text in zip(errors, texts, strict=True)]
+            table = table.set_column(index, field, pa.array([text.text for text in texts], pa.string()))
+    return table, errors
+
+
 def read_lines(unit: Unit) -> Iterator[Line]:
     """Yield the lines that begin in a unit's byte range (all of a compressed file's)."""
-    with open_text(unit.path, unit.compression) as file:
+    with readable(unit.path), open_text(unit.path, unit.compression) as file:
         position = 0
         if unit.start and not unit.compression:
             file.seek(unit.start - 1)
@@ -129,11 +168,16 @@ def open_text(path: str, compression: str | None) -> io.BufferedReader:
 
 def decode_line(line: bytes, is_first: bool) -> Line:
     """Return a line as text; only a line feed ends it (U+2028 is text), a byte-order mark goes."""
+    text, error = decode(line, "utf-8-sig" if is_first else "utf-8")
+    return Line(text.removesuffix("\n").removesuffix("\r") if text else text, error)
+
+
+def decode(data: bytes | None, encoding: str = "utf-8") -> Line:
+    """Return bytes as text, or none and the error."""
     try:
-        text = line.decode("utf-8-sig" if is_first else "utf-8")
+        return Line(None if data is None else data.decode(encoding), None)
     except UnicodeDecodeError as error:
-        return Line(None, f"bad_utf8: byte {error.start} of the line, 0x{line[error.start]:02x}, is not UTF-8")
-    return Line(text.removesuffix("\n").removesuffix("\r"), None)
+        return Line(None, f"bad_utf8: byte {error.start}, 0x{error.object[error.start]:02x}, is not UTF-8")
 
 
 Record = tuple[dict[str, object], str | None]
@@ -160,36 +204,50 @@ def refuse_constant(name: str) -> None:
 
 
 def read_delimited(unit: Unit | InputFile) -> Iterator[Record]:
-    """Yield a CSV or TSV file's records by the names in its first line; TSV knows no quotes."""
-    with open_text(unit.path, unit.compression) as file:
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        quoting = csv.QUOTE_MINIMAL if unit.format == "csv" else csv.QUOTE_NONE
-        delimiter = "," if unit.format == "csv" else "\t"
-        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
-        header = next(reader, [])
+    """Yield a CSV or TSV file's records by the names in its first line."""
+    lines = read_fields(unit)
+    header, _ = next(lines, ([], None))
+    for fields, error in lines:
+        if error:
+            yield {}, error
+        elif not fields:
+            yield {}, "blank_line: no fields in the line"
+        elif len(fields) != len(header):
+            yield {}, f"bad_{unit.format}: {len(fields)} fields where the header has {len(header)}"
+        else:
+            yield dict(zip(header, fields, strict=True)), None
+
+
+def read_fields(file: Unit | InputFile) -> Iterator[tuple[list[str], str | None]]:
+    """Yield the fields of each line, header included, or none and the error.
+
+    CSV fields in quotes may go over lines; TSV knows no quotes. Bytes that are not UTF-8 become lone
+    surrogates, which `fit` refuses in the field where they are.
+    """
+    with readable(file.path), open_text(file.path, file.compression) as stream:
+        lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+        if file.format == "tsv":
+            for line in lines:
+                text = line.removesuffix("\n").removesuffix("\r")
+                yield text.split("\t") if text else [], None
+            return
+        reader = csv.reader(lines, strict=True)  # else an open quote makes one good row of all that follows
         while True:
             try:
-                fields = next(reader)
+                yield next(reader), None
             except StopIteration:
                 return
             except csv.Error as error:
-                yield {}, f"bad_csv: {error}"
-                continue
-            if not fields:
-                yield {}, "blank_line: no fields in the line"
-            elif len(fields) != len(header):
-                yield {}, f"bad_csv: {len(fields)} fields where the header has {len(header)}"
-            else:
-                yield dict(zip(header, fields, strict=True)), None
+                yield [], f"bad_csv: {error}"
 
 
 def read_header(file: InputFile) -> list[str]:
     """Return the column names in a CSV or TSV file's first line."""
-    with open_text(file.path, file.compression) as stream:
-        first = decode_line(stream.readline(), is_first=True)
-    if not first.text:
-        raise InputError(f"{file.path!r} has no header line; its first line must name the columns")
-    return next(csv.reader([first.text], delimiter="," if file.format == "csv" else "\t"))
+    names, error = next(read_fields(file), ([], None))
+    if not names or not all(map(is_encodable, names)):
+        reason = error or ("it is not UTF-8" if names else "it is blank")
+        raise InputError(f"the first line of {file.path!r} must name the columns: {reason}")
+    return names
 
 
 def read_text(unit: Unit) -> Iterator[Record]:
@@ -219,7 +277,7 @@ def target_side(unit: Unit) -> Unit:
     return Unit(unit.index, path, "text", compression, 0, storage.file_size(path), unit.rows)
 
 
-def infer_json_schema(file: InputFile, text_columns: set[str]) -> pa.Schema:
+def infer_json_fields(file: InputFile, text_columns: set[str]) -> list[tuple[str, pa.DataType]]:
     """Return a JSONL file's fields and types by its first lines; mixed types become JSON text."""
     stop = min(file.size, SAMPLE_BYTES)
     head = Unit(0, file.path, "jsonl", file.compression, 0, stop, 0)
@@ -228,8 +286,9 @@ def infer_json_schema(file: InputFile, text_columns: set[str]) -> pa.Schema:
         if count == SAMPLE_LINES:
             break
         for name, value in parse_record(line)[0].items():
-            kinds.setdefault(name, set()).add(json_kind(value))
-    return pa.schema([(name, pa.string() if name in text_columns else json_type(kinds[name])) for name in kinds])
+            if is_encodable(name):
+                kinds.setdefault(name, set()).add(json_kind(value))
+    return [(name, pa.string() if name in text_columns else json_type(kinds[name])) for name in kinds]
 
 
 def json_kind(value: object) -> str:
@@ -287,7 +346,8 @@ def fit_number(value: object, field: pa.Field) -> tuple[object, str | None]:
     """Return a JSON number or boolean as its column holds it, or null and the error."""
     kind = json_kind(value)
     allowed = {"int64": {"int"}, "double": {"int", "float"}, "bool": {"bool"}}.get(str(field.type), set())
-    if kind not in allowed or (isinstance(value, float) and math.isnan(value)):
+    # A whole number above 2**53 is not itself as a float; Arrow would refuse the whole column.
+    if kind not in allowed or (isinstance(value, int) and str(field.type) == "double" and float(value) != value):
         return None, f"bad_type: {field.name}={value!r:.80} is not {field.type}"
     return value, None
 

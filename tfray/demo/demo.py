@@ -70,7 +70,7 @@ def format_result(out: Path, scores: dict, seconds: float) -> str:
     table = pq.read_table(out / "predictions", columns=["language", "source", "target", "prediction"])
     rows = table.to_pylist()
     shown = [
-        [row["language"], row["source"], row["prediction"], "yes" if row["prediction"] == row["target"] else row["target"]]
+        [row["language"], row["source"], row["prediction"], verdict(row)]
         for language in sorted({row["language"] for row in rows})
         for row in [row for row in rows if row["language"] == language][:EXAMPLES_A_LANGUAGE]
     ]
@@ -84,3 +84,8 @@ def format_result(out: Path, scores: dict, seconds: float) -> str:
             f"time:        {seconds:.0f} s",
         ]
     )
+
+
+def verdict(row: dict) -> str:
+    """Return whether a prediction is right, and else what would have been."""
+    return "yes" if row["prediction"] == row["target"] else f"no, {row['target']}"

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.config import EvaluateJob
+from tfray.corpus.clean import value_text
 from tfray.errors import InputError
 from tfray.evaluation.scores import classification_scores, translation_scores
 from tfray.report.tables import format_table
@@ -186,9 +187,8 @@ def read_lines(path: str) -> list[str]:
 
 def reference_text(value: object, label_names: dict[str, str]) -> str | None:
     """Return a reference as text, through label_names if there are any; None if there is none."""
-    if value is None:
-        return None
-    return label_names.get(str(value)) if label_names else str(value)
+    text = value_text(value)
+    return label_names.get(text) if label_names and text is not None else text
 
 
 def format_scores(scores: dict) -> str:

@@ -16,7 +16,7 @@ from tfray.config import GenerationConfig
 from tfray.generation.cache import DecoderCache
 from tfray.generation.hypothesis import Hypothesis, next_log_probs
 from tfray.model.transformer import Transformer
-from tfray.tokens.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
 class Beam:
@@ -46,8 +46,9 @@ class Beam:
         for rank, candidate in enumerate(candidates):
             ids = self.open[candidate.place][0]
             if candidate.token == EOS_ID:
-                # An end counts only among the beam_size best, as any other candidate would.
-                if rank < self.config.beam_size:
+                # An end counts only among the beam_size best, as any other candidate would; impossible
+                # ones fill up a beam that is wider than the vocabulary.
+                if rank < self.config.beam_size and candidate.score > float("-inf"):
                     self.offer(ids, candidate.score, is_finished=True)
             elif len(beginnings) < self.config.beam_size:
                 beginnings.append(([*ids, candidate.token], candidate.score))

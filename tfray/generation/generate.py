@@ -16,7 +16,7 @@ from tfray.generation.beam import beam_search
 from tfray.generation.greedy import greedy_search
 from tfray.generation.hypothesis import Hypothesis
 from tfray.model.transformer import Transformer
-from tfray.tokens.tokenizer import BOS_ID, PAD_ID
+from tfray.tokens.special import BOS_ID, PAD_ID
 
 
 @torch.inference_mode()

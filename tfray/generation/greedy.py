@@ -9,7 +9,7 @@ from tfray.config import GenerationConfig
 from tfray.generation.cache import DecoderCache
 from tfray.generation.hypothesis import Hypothesis, next_log_probs
 from tfray.model.transformer import Transformer
-from tfray.tokens.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
 def greedy_search(

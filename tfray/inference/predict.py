@@ -17,7 +17,7 @@ from tfray.inference.columns import output_schema
 from tfray.inference.stage import Assignment, PredictUnit
 from tfray.report.progress import Progress
 from tfray.tokens.shards import read_summary
-from tfray.units.ledger import Ledger, open_ledger
+from tfray.units.ledger import Ledger, open_ledger, store_settings
 from tfray.units.plan import InputFile, Unit, find_files, plan_units
 from tfray.units.stream import stream_units
 
@@ -37,6 +37,7 @@ def predict(job: PredictJob) -> str:
     if ledger.is_finished:
         logger.info("predictions: %s is finished and unchanged", ledger.folder)
         return ledger.folder
+    store_settings(ledger.folder, job)
     units = plan_units(files, *UNIT_ROWS)
     limit = job.inference.max_characters
     assignment = Assignment(folder.folder, ledger.folder, source, schema, job.generation, limit)
@@ -66,7 +67,8 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
     actors, gpus = place_actors(job.inference, job.cluster)
     errors = 0
     with Progress("predicting", sum(unit.rows for unit in remaining), "row") as progress:
-        for result in stream_units(remaining, PredictUnit, (assignment,), actors=actors, gpus=gpus):
+        results = stream_units(remaining, PredictUnit, (assignment,), job.cluster, actors=actors, gpus=gpus)
+        for result in results:
             errors += sum(result["errors"].values())
             progress.update(result["unit_rows"], errors=errors)
 

@@ -18,7 +18,7 @@ from tfray.generation.generate import classify, generate
 from tfray.inference.columns import Prediction, with_predictions
 from tfray.model.precision import choose_dtype, keep_freed_memory
 from tfray.tokens.shards import SUMMARY_KEY
-from tfray.tokens.tokenizer import EOS_ID
+from tfray.tokens.special import EOS_ID
 from tfray.units.plan import Unit
 
 

@@ -30,9 +30,12 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+            fitting = [heads for heads in range(1, self.d_model) if self.d_model % (2 * heads) == 0]
+            usual = min(fitting, key=lambda heads: abs(heads - self.d_model / 64), default=None)
+            remedy = f"try {usual} heads" if usual else f"try d_model={self.d_model + 1}"
             raise InputError(
                 f"model.num_heads={self.num_heads} must divide model.d_model={self.d_model} into heads of even "
-                f"width; try {max(1, self.d_model // 64)} heads"
+                f"width; {remedy}"
             )
 
     @property

@@ -30,13 +30,26 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cau
     """
     if query.device.type != "cpu" or not query.requires_grad:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal)
-    # On a CPU the fused kernel's backward is about ten times slower at sentence lengths in bf16.
-    scores = (query / math.sqrt(query.shape[-1])) @ keys.transpose(-2, -1)
+    return attend_by_products(query, keys, values, mask, causal)
+
+
+def attend_by_products(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Return the same from plain matrix products.
+
+    On a CPU the fused kernel's backward is about ten times slower at sentence lengths in bf16.
+    """
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1, dtype=scores.dtype) @ values
+        mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device).tril()
+    mask = torch.ones((), dtype=torch.bool) if mask is None else mask
+    bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    if bias.dim() == 4:  # a mask of the batch: one for each of its heads
+        bias = bias.expand(-1, query.shape[1], -1, -1).flatten(0, 1)
+    flat_query, flat_keys, flat_values = (states.flatten(0, 1) for states in (query, keys, values))
+    scores = torch.baddbmm(bias, flat_query, flat_keys.transpose(1, 2), alpha=1 / math.sqrt(query.shape[-1]))
+    weights = torch.softmax(scores, dim=-1, dtype=scores.dtype)
+    return torch.bmm(weights, flat_values).unflatten(0, query.shape[:2])
 
 
 class MultiHeadAttention(nn.Module):

@@ -13,9 +13,7 @@ def format_account(manifest: dict) -> str:
         for split, t in totals.items()
     ]
     blocks = [format_table(["split", "rows in", "pairs out", "source tokens", "target tokens"], rows)]
-    dropped = [
-        [split, kind, f"{count:,}"] for split, t in totals.items() for kind, count in t["rejected"].items()
-    ]
+    dropped = [[split, kind, f"{count:,}"] for split, t in totals.items() for kind, count in t["rejected"].items()]
     if dropped:
         blocks.append(format_table(["split", "dropped because", "rows"], dropped))
         blocks += [format_examples(t["examples"]) for t in totals.values() if t["examples"]]

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError
-from tfray.tokens.tokenizer import EOS_ID, Tokenizer
+from tfray.tokens.special import EOS_ID
+from tfray.tokens.tokenizer import Tokenizer
 from tfray.units.ledger import MANIFEST, SUCCESS
 
 TOKENIZER = "tokenizer.json"

@@ -5,46 +5,27 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import asdict
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from tfray import storage
 from tfray.cluster import connected
 from tfray.config import TokenizeJob, as_list
-from tfray.corpus.clean import Cleaned, Rejected, clean_pairs, kind_of
+from tfray.corpus.clean import kind_of
 from tfray.corpus.columns import Columns, choose_columns
-from tfray.corpus.read import declare_schema, read_unit
+from tfray.corpus.read import declare_schema
 from tfray.errors import InputError
 from tfray.report.progress import Progress
-from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens, read_summary, write_shard
+from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens, read_summary
+from tfray.tokens.stage import EXAMPLES_SHOWN, MOST_LABELS, Recipe, SampleUnit, TokenizeUnit
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
-from tfray.units.ledger import Ledger, open_ledger
+from tfray.units.ledger import Ledger, open_ledger, store_settings
 from tfray.units.plan import InputFile, Unit, find_files, plan_units
 from tfray.units.stream import stream_units
 
 logger = logging.getLogger(__name__)
 
 UNIT_ROWS = (1024, 65_536)
-EXAMPLES_SHOWN = 3  # of each reason, per unit and in the report
-MOST_LABELS = 1000
-
-
-class Recipe(NamedTuple):
-    """How a row becomes a pair."""
-
-    columns: Columns
-    schema: pa.Schema
-    label_names: dict[str, str]
-    max_characters: int
-
-    def clean(self, unit: Unit) -> Cleaned:
-        """Return a unit's usable pairs; labels by their names."""
-        source, target, task = self.columns
-        text_columns = {source} if task == "classification" else {source, target}
-        rows = read_unit(unit, self.schema, text_columns)
-        cleaned = clean_pairs(rows, source, target, self.max_characters)
-        return name_labels(cleaned, self.label_names) if task == "classification" else cleaned
 
 
 def tokenize(job: TokenizeJob) -> TokenFolder:
@@ -59,18 +40,22 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
     made_from = {
         "corpus": asdict(job.corpus),
         "tokens": asdict(job.tokens),
-        "inputs": {split: [storage.file_identity(file.path) for file in files] for split, files in splits.items()},
+        "inputs": {
+            split: [storage.file_identity(path) for file in files for path in file.paths]
+            for split, files in splits.items()
+        },
     }
     ledger = open_ledger(job.out, made_from, job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
         return open_tokens(ledger.folder)
+    store_settings(ledger.folder, job)
     units = {split: plan_units(files, *UNIT_ROWS) for split, files in splits.items()}
     recipe = make_recipe(job, columns, splits)
     with connected(job.cluster):
         tokenizer = obtain_tokenizer(job, ledger, recipe, units)
         for split in splits:
-            tokenize_split(ledger, split, units[split], recipe, tokenizer, job.tokens.max_length)
+            tokenize_split(job, ledger, split, units[split], recipe, tokenizer)
     return finish(ledger, columns, tokenizer, units)
 
 
@@ -98,21 +83,6 @@ def make_recipe(job: TokenizeJob, columns: Columns, splits: dict[str, list[Input
     return Recipe(columns, schema, job.corpus.label_names, job.corpus.max_characters)
 
 
-def name_labels(cleaned: Cleaned, names: dict[str, str]) -> Cleaned:
-    """Return pairs whose target is the label's name; values that have none are rejected."""
-    if not names:
-        return cleaned
-    known = Cleaned([], [], list(cleaned.rejected))
-    for position, (source, value) in zip(cleaned.positions, cleaned.pairs, strict=True):
-        if value in names:
-            known.positions.append(position)
-            known.pairs.append((source, names[value]))
-        else:
-            reason = f"unknown_label: {value!r:.40} is not in label_names ({', '.join(names)})"
-            known.rejected.append(Rejected(position, reason, f"{source!r:.60}"))
-    return known
-
-
 def obtain_tokenizer(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: dict[str, list[Unit]]) -> Tokenizer:
     """Return the tokenizer of an earlier start, or one trained on a sample of the stream."""
     path = storage.join(ledger.folder, TOKENIZER)
@@ -133,7 +103,7 @@ def sample(job: TokenizeJob, recipe: Recipe, units: list[Unit]) -> tuple[list[st
     parts: dict[int, list[str]] = {}
     labels: set[str] = set()
     with Progress("reading", sum(unit.rows for unit in units), "row") as progress:
-        for result in stream_units(units, SampleUnit, (recipe, quota)):
+        for result in stream_units(units, SampleUnit, (recipe, quota), job.cluster):
             parts[result["index"]] = result["texts"]
             labels.update(result["labels"])
             progress.update(result["rows"])
@@ -147,24 +117,6 @@ def sample(job: TokenizeJob, recipe: Recipe, units: list[Unit]) -> tuple[list[st
     return texts, named if recipe.columns.task == "classification" else []
 
 
-class SampleUnit:
-    """Stage: a unit -> some of its texts and all of its labels."""
-
-    def __init__(self, recipe: Recipe, quota: int) -> None:
-        self.recipe, self.quota = recipe, quota
-
-    def __call__(self, unit: Unit) -> dict:
-        pairs = self.recipe.clean(unit).pairs
-        chosen = [pairs[i * len(pairs) // self.quota] for i in range(self.quota)] if len(pairs) > self.quota else pairs
-        labelled = self.recipe.columns.task == "classification"
-        return {
-            "index": unit.index,
-            "rows": unit.rows,
-            "texts": [text for pair in chosen for text in (pair[:1] if labelled else pair)],
-            "labels": sorted({target for _, target in pairs})[: MOST_LABELS + 1] if labelled else [],
-        }
-
-
 def describe_reasons(recipe: Recipe, unit: Unit) -> str:
     """Return the reasons for which a unit's rows were dropped, with their counts."""
     counts = Counter(kind_of(row.reason) for row in recipe.clean(unit).rejected)
@@ -172,80 +124,15 @@ def describe_reasons(recipe: Recipe, unit: Unit) -> str:
 
 
 def tokenize_split(
-    ledger: Ledger, split: str, units: list[Unit], recipe: Recipe, tokenizer: Tokenizer, max_length: int
+    job: TokenizeJob, ledger: Ledger, split: str, units: list[Unit], recipe: Recipe, tokenizer: Tokenizer
 ) -> None:
     """Write the shards of a split that are not there yet."""
     remaining = ledger.remaining(units, split)
     folder = storage.join(ledger.folder, split)
-    arguments = (folder, recipe, tokenizer.json, max_length)
+    arguments = (folder, recipe, tokenizer.json, job.tokens.max_length)
     with Progress(f"tokenizing {split}", sum(unit.rows for unit in remaining), "row") as progress:
-        for result in stream_units(remaining, TokenizeUnit, arguments):
+        for result in stream_units(remaining, TokenizeUnit, arguments, job.cluster):
             progress.update(result["rows"])
-
-
-class TokenizeUnit:
-    """Stage: a unit -> its shard; the tokenizer is loaded once."""
-
-    def __init__(self, folder: str, recipe: Recipe, tokenizer_json: str, max_length: int) -> None:
-        self.folder, self.recipe, self.max_length = folder, recipe, max_length
-        self.tokenizer = Tokenizer.from_json(tokenizer_json)
-
-    def __call__(self, unit: Unit) -> dict:
-        cleaned = self.recipe.clean(unit)
-        sources = self.tokenizer.encode_batch([source for source, _ in cleaned.pairs])
-        targets = self.encode_targets([target for _, target in cleaned.pairs], cleaned)
-        rejected = list(cleaned.rejected)
-        kept: list[int] = []
-        for index, reason in enumerate(map(self.unfit, sources, targets)):
-            if reason:
-                rejected.append(Rejected(cleaned.positions[index], reason, f"{cleaned.pairs[index]!r:.120}"))
-            else:
-                kept.append(index)
-        sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
-        summary = summarize(unit, sources, targets, rejected)
-        path = storage.join(self.folder, unit.output_name)
-        write_shard(path, sources, targets, [cleaned.positions[i] for i in kept], summary)
-        return {"rows": unit.rows}
-
-    def encode_targets(self, texts: list[str], cleaned: Cleaned) -> list[list[int]]:
-        """Return target ids: one label token each, or the text's tokens; none for a new label."""
-        if self.recipe.columns.task != "classification":
-            return self.tokenizer.encode_batch(texts)
-        return [[self.tokenizer.label_ids[text]] if text in self.tokenizer.label_ids else [] for text in texts]
-
-    def unfit(self, source: list[int], target: list[int]) -> str | None:
-        """Return why a pair's tokens cannot be used, or None."""
-        if not target:
-            return "unknown_label: the label does not occur in training"
-        longest = max(len(source), len(target)) + 1  # with eos
-        if longest > self.max_length:
-            return f"too_long: {longest} tokens, more than max_length={self.max_length}"
-        return None
-
-
-def summarize(unit: Unit, sources: list[list[int]], targets: list[list[int]], rejected: list[Rejected]) -> dict:
-    """Return a unit's counts and the first rejected rows of each kind."""
-    examples: dict[str, list[str]] = {}
-    for row in sorted(rejected):
-        shown = examples.setdefault(kind_of(row.reason), [])
-        if len(shown) < EXAMPLES_SHOWN:
-            shown.append(f"{unit.path}, {place(unit, row.position)}: {row.reason}: {row.excerpt}")
-    return {
-        "pairs": len(sources),
-        "source_tokens": sum(map(len, sources)) + len(sources),
-        "target_tokens": sum(map(len, targets)) + len(targets),
-        "rejected": dict(Counter(kind_of(row.reason) for row in rejected)),
-        "examples": examples,
-    }
-
-
-def place(unit: Unit, position: int) -> str:
-    """Return where a row stands, as people look it up."""
-    if unit.format == "parquet":
-        return f"row {position}"
-    header = unit.format in ("csv", "tsv")
-    after = f" after byte {unit.start}" if unit.start else ""
-    return f"line {position + 1 + header}{after}"
 
 
 def finish(ledger: Ledger, columns: Columns, tokenizer: Tokenizer, units: dict[str, list[Unit]]) -> TokenFolder:

@@ -7,23 +7,25 @@ spells them out is encoded as ordinary characters.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tfray import storage
-from tfray.config import TokensConfig
+from tfray.config import TokensConfig, require
 from tfray.errors import InputError
+from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
-PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 LABEL_PREFIX = "<label:"
 
 
 class Tokenizer:
     """Text <-> ids, with the special and label tokens of a task."""
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, json: str) -> None:
+        # The text is kept: the library rounds a unigram's scores anew each time it reads and writes them.
+        self.json = json
         library.encode_special_tokens = True  # "</s>" in user text is six characters, not the end
         self.library = library
         added = library.get_added_tokens_decoder()
@@ -39,7 +41,7 @@ class Tokenizer:
         """Return the tokenizer in a tokenizer.json; raises InputError where it is damaged or not ours."""
         try:
             text = storage.read_text(path)
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path!r} cannot be read: {error}") from error
         return cls.from_json(text, path)
 
@@ -56,12 +58,7 @@ class Tokenizer:
                 f"{name!r} has the special tokens {', '.join(SPECIAL_TOKENS)} at {found}; tfray's "
                 f"tokenizers have them at {[PAD_ID, BOS_ID, EOS_ID]}"
             )
-        return cls(library)
-
-    @property
-    def json(self) -> str:
-        """The text of tokenizer.json."""
-        return self.library.to_str(pretty=True)
+        return cls(library, text)
 
     @property
     def vocab_size(self) -> int:
@@ -85,12 +82,20 @@ def train_tokenizer(texts: Iterable[str], config: TokensConfig, labels: list[str
     """Return a tokenizer trained on texts, with one token for each label."""
     special = [*SPECIAL_TOKENS, *(f"{LABEL_PREFIX}{label}>" for label in labels)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fixed = len(special) + len(alphabet)
+    require(
+        config.vocab_size > fixed,
+        "tokens.vocab_size",
+        config.vocab_size,
+        f"leaves no room beside 256 bytes, {len(SPECIAL_TOKENS)} special tokens and {len(labels)} labels; "
+        f"use more than {fixed}",
+    )
     library = tokenizers.Tokenizer(models.BPE() if config.algorithm == "bpe" else models.Unigram())
     # A space in front makes the first word of a text the same token as inside; decoding removes it.
     library.normalizer = normalizers.Prepend(" ")
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     library.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", left=1, right=0)])
-    common = dict(
+    common: dict[str, Any] = dict(
         vocab_size=config.vocab_size,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
         initial_alphabet=alphabet,
@@ -102,4 +107,4 @@ def train_tokenizer(texts: Iterable[str], config: TokensConfig, labels: list[str
         else trainers.UnigramTrainer(**common, unk_token=SPECIAL_TOKENS[0])
     )
     library.train_from_iterator(texts, trainer=trainer)
-    return Tokenizer(library)
+    return Tokenizer.from_json(library.to_str(pretty=True))

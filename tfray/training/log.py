@@ -44,12 +44,13 @@ def describe(event: dict) -> str:
     return (
         f"step {event['step']:>6}/{event['steps']}  epoch {event['epoch']}  loss {event['loss']:.4f}  "
         f"{event['source_tokens_per_second']:,.0f} source + {event['target_tokens_per_second']:,.0f} target tokens/s  "
-        f"padding {event['padding']:.1%}  rate {event['learning_rate']:.2e}  {format_seconds(event['seconds_left'])} left"
+        f"padding {event['padding']:.1%}  rate {event['learning_rate']:.2e}  "
+        f"{format_seconds(event['seconds_left'])} left"
     )
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a time as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
+    """Return a time as h:mm:ss or m:ss; an estimate that has run out is 0:00."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

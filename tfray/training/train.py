@@ -24,7 +24,7 @@ from tfray.model.architecture import resolve
 from tfray.report.curves import draw_curves
 from tfray.tokens.shards import TokenFolder, open_tokens, read_lengths
 from tfray.training.log import LOG, describe, format_seconds, read_events
-from tfray.units.ledger import Ledger, open_ledger
+from tfray.units.ledger import Ledger, open_ledger, store_settings
 from tfray.units.stream import find_input_error
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def train(job: TrainJob) -> str:
     if ledger.is_finished:
         logger.info("training: %s is finished and unchanged", ledger.folder)
         return storage.join(job.out, "best")
+    store_settings(ledger.folder, job)
     with connected(job.cluster):
         fit(job, tokens)
     finish(ledger)

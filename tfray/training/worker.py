@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import ray.train
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tfray import storage
 from tfray.batches.feed import Cursor, FeedStep, read_feed
@@ -23,8 +21,10 @@ from tfray.model.precision import choose_dtype, keep_freed_memory
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.log import write_event
+from tfray.training.meter import Meter
 from tfray.training.optimizer import learning_rate, make_optimizer
-from tfray.training.step import StepMetrics, TrainingModel, TrainState, train_step
+from tfray.training.state import averaged_weights, named_tensors, restore
+from tfray.training.step import TrainingModel, TrainState, train_step
 from tfray.training.validation import load_validation, validation_loss
 
 
@@ -134,7 +134,7 @@ class Worker:
     def validate(self) -> None:
         """Measure the validation loss, and keep the model if it is the best so far."""
         if self.validation:
-            with self.meter.paused(), self.averaged_weights():
+            with self.meter.paused(), averaged_weights(self.state):
                 loss = validation_loss(self.state.model, self.validation, self.device)
         else:
             loss = self.meter.mean_loss  # without validation data the newest model is the best
@@ -150,21 +150,6 @@ class Worker:
         if self.validation:
             self.log({"event": "valid", "loss": loss, "perplexity": math.exp(min(loss, 700)), "is_best": is_best})
         ray.train.report({"step": self.progress.step, "validation_loss": loss})
-
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Put the moving average in place of the weights for the block."""
-        self.swap_average()
-        yield
-        self.swap_average()
-
-    @torch.no_grad()
-    def swap_average(self) -> None:
-        """Exchange the weights and their moving average, if there is one."""
-        for parameter, average in zip(self.state.parameters, self.state.average, strict=False):
-            kept = parameter.clone()
-            parameter.copy_(average)
-            average.copy_(kept)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -182,7 +167,7 @@ class Worker:
             "tokens": self.tokens.fingerprint,
         }
         folder = storage.join(self.job.out, name)
-        with self.averaged_weights():
+        with averaged_weights(self.state):
             weights = {key: value.detach().cpu().clone() for key, value in self.transformer.state_dict().items()}
         save_model_folder(folder, weights, self.architecture, self.tokens.tokenizer.json, self.tokens.task, made)
 
@@ -221,78 +206,3 @@ class Worker:
                 **rates,
             }
         )
-
-
-class Meter:
-    """Sums step metrics between log lines; time for validation and checkpoints does not count."""
-
-    def __init__(self, seconds: float) -> None:
-        self.earlier = seconds
-        self.started = time.monotonic()
-        self.idle = 0.0
-        self.reset()
-
-    def reset(self) -> None:
-        self.since = self.seconds if hasattr(self, "metrics") else self.earlier
-        self.metrics: list[StepMetrics] = []
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent training over all starts."""
-        return self.earlier + time.monotonic() - self.started - self.idle
-
-    @property
-    def mean_loss(self) -> float:
-        """Loss per target token since the last log line."""
-        tokens = sum(step.target_tokens for step in self.metrics)
-        return sum(step.negative_log_likelihood for step in self.metrics) / max(1, tokens)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the block's time out."""
-        begun = time.monotonic()
-        yield
-        self.idle += time.monotonic() - begun
-
-    def add(self, metrics: StepMetrics) -> None:
-        self.metrics.append(metrics)
-
-    def take(self) -> dict[str, float]:
-        """Return means and rates since the last call."""
-        elapsed = max(self.seconds - self.since, 1e-9)
-        source = sum(step.source_tokens for step in self.metrics)
-        target = sum(step.target_tokens for step in self.metrics)
-        padded = sum(step.padded_tokens for step in self.metrics)
-        rates = {
-            "loss": round(self.mean_loss, 5),
-            "gradient_norm": round(self.metrics[-1].gradient_norm, 4),
-            "source_tokens_per_second": round(source / elapsed, 1),
-            "target_tokens_per_second": round(target / elapsed, 1),
-            "padding": round(1 - (source + target) / padded, 4),
-            "seconds_per_step": elapsed / len(self.metrics),
-        }
-        self.reset()
-        return rates
-
-
-def named_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return everything of a state that training resumes from, on the CPU, by name."""
-    tensors = {}
-    for index, parameter in enumerate(state.parameters):
-        tensors[f"weight.{index}"] = parameter.detach()
-        for name, moment in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{index}.{name}"] = moment
-    tensors |= {f"average.{index}": tensor for index, tensor in enumerate(state.average)}
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-
-@torch.no_grad()
-def restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's tensors into a state."""
-    for index, parameter in enumerate(state.parameters):
-        parameter.copy_(tensors[f"weight.{index}"])
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            saved = tensors[f"optimizer.{index}.{name}"]
-            state.optimizer.state[parameter][name] = saved if name == "step" else saved.to(parameter.device)
-    for index, average in enumerate(state.average):
-        average.copy_(tensors[f"average.{index}"])

@@ -6,8 +6,11 @@ names. `_manifest.json` says what the output is made from, and `_SUCCESS` that a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+import yaml
 
 from tfray import storage
 from tfray.errors import CheckpointMismatch, InputError
@@ -15,6 +18,7 @@ from tfray.units.plan import Unit
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
+SETTINGS = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -48,26 +52,48 @@ class Ledger:
 def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -> Ledger:
     """Return the ledger of a new folder, or of one made from the very same things.
 
-    Raises CheckpointMismatch naming the setting that differs, unless `overwrite` clears the folder.
+    Raises CheckpointMismatch naming the setting that differs, unless `overwrite` clears the folder,
+    and InputError for a folder that no job began: what is in there is never deleted.
     """
     folder = storage.absolute(folder)
     storage.check_writable(folder)
-    ledger = Ledger(folder, dict(made_from))
+    ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
     if has_manifest(folder):
         changed = differences(ledger.manifest["made_from"], ledger.made_from)
         if not changed:
             return ledger
         refuse_unless(overwrite, folder, changed)
-        storage.remove(folder)
-    elif storage.list_files(folder) and not overwrite:
+        clear(folder)
+    elif visible(folder):
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
     storage.publish_json(storage.join(folder, MANIFEST), {"format_version": 1, "made_from": ledger.made_from})
     return ledger
 
 
+def store_settings(folder: str, job: object) -> None:
+    """Write a job's resolved settings beside what they make; `--config` takes the file again."""
+    settings = json.loads(json.dumps(asdict(job)))  # type: ignore[call-overload]
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    storage.publish_text(storage.join(folder, SETTINGS), text)
+
+
 def has_manifest(folder: str) -> bool:
     """Say whether a folder was begun by a job."""
     return storage.exists(storage.join(folder, MANIFEST))
+
+
+def visible(folder: str) -> list[str]:
+    """Return the files and folders in a folder, but not the hidden ones that a killed job may leave."""
+    places = [*storage.list_files(folder), *storage.list_folders(folder)]
+    return [place for place in places if not name_of(place).startswith(".")]
+
+
+def clear(folder: str) -> None:
+    """Delete what a job wrote, but not its manifest: a clearing that is killed must be taken up again."""
+    storage.remove(storage.join(folder, SUCCESS))  # first: what is half deleted is not whole
+    for place in visible(folder):
+        if name_of(place) != MANIFEST:
+            storage.remove(place)
 
 
 def refuse_unless(overwrite: bool, folder: str, changed: list[str]) -> None:

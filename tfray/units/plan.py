@@ -52,6 +52,11 @@ class InputFile:
         return self.size if self.format == "parquet" else math.ceil(self.size / BYTES_PER_ROW)
 
     @property
+    def paths(self) -> list[str]:
+        """The file, and its target side if it is parallel text."""
+        return [self.path, self.target_path] if self.target_path else [self.path]
+
+    @property
     def can_be_cut(self) -> bool:
         lines = self.format in ("jsonl", "text") and not self.compression and not self.target_path
         return lines or self.format == "parquet"
@@ -94,7 +99,7 @@ def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[
 
 def describe(path: str, target_path: str | None) -> InputFile:
     """Return an input file's format, size and schema."""
-    stem, compression = path.partition("?")[0], None
+    stem, compression = path.partition("?")[0].lower(), None
     for suffix, name in COMPRESSIONS.items():
         if stem.endswith(suffix):
             stem, compression = stem.removesuffix(suffix), name

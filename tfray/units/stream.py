@@ -7,29 +7,37 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from tfray.cluster import cluster_total
+from tfray.config import ClusterConfig
 from tfray.errors import InputError
 from tfray.units.plan import Unit
 
 
 def stream_units(
-    units: list[Unit], stage: type, arguments: tuple, *, actors: int | None = None, gpus: float = 0
+    units: list[Unit],
+    stage: type,
+    arguments: tuple,
+    cluster: ClusterConfig,
+    *,
+    actors: int | None = None,
+    gpus: float = 0,
 ) -> Iterator[dict]:
     """Yield what `stage(*arguments)` returns for each unit, in the order in which they finish.
 
     A stage is a class whose `__init__` loads and whose `__call__` maps one unit to a dict of plain
-    values. Default: one actor a CPU core.
+    values. Default: one actor a CPU core; in a cluster that grows, as many as it comes to hold.
     """
     import ray.data
     from ray.data import ActorPoolStrategy
 
     if not units:
         return
+    smallest = min(len(units), actors or max(1, int(cluster_total("CPU"))))
+    largest = len(units) if cluster.autoscaling and actors is None else smallest
     items = [{"unit": json.dumps(asdict(unit))} for unit in units]
-    pool = min(len(units), actors or max(1, int(cluster_total("CPU"))))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        UnitStage,
+        UnitStage,  # type: ignore[arg-type]
         fn_constructor_args=(stage, arguments),
-        compute=ActorPoolStrategy(size=pool),
+        compute=ActorPoolStrategy(min_size=smallest, max_size=max(smallest, largest)),
         num_cpus=1,
         num_gpus=gpus or None,
     )

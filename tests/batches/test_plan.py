@@ -1,0 +1,129 @@
+"""The data order: complete, within max_tokens, the same for the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfray.batches.plan import Step, cut_by_tokens, plan_pool, plan_pools
+from tfray.config import BatchesConfig
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=150)
+CONFIGS = st.builds(
+    BatchesConfig,
+    max_tokens=st.integers(10, 300),
+    lanes=st.integers(1, 6),
+    pool_examples=st.integers(1, 60),
+    seed=st.integers(0, 9),
+)
+
+
+def plan(lengths: list[tuple[int, int]], config: BatchesConfig, epoch: int = 0, pool: int = 0) -> list[Step]:
+    source, target = np.array(lengths).T
+    return plan_pool(source, target, config, epoch, pool)
+
+
+def as_tuples(steps: list[Step]) -> list[list[tuple[int, ...]]]:
+    return [[tuple(rows.tolist()) for rows in step] for step in steps]
+
+
+def many_lengths(count: int) -> list[tuple[int, int]]:
+    random = np.random.default_rng(7)
+    source = random.integers(3, 80, count)
+    target = np.clip(source + random.integers(-5, 6, count), 1, None)
+    return list(zip(source.tolist(), target.tolist(), strict=True))
+
+
+@given(LENGTHS, CONFIGS)
+def test_every_example_is_in_exactly_one_micro_batch(lengths: list[tuple[int, int]], config: BatchesConfig):
+    micro_batches = {rows for step in as_tuples(plan(lengths, config)) for rows in step}
+    assert sorted(row for rows in micro_batches for row in rows) == list(range(len(lengths)))
+
+
+@given(LENGTHS, CONFIGS)
+def test_micro_batches_are_repeated_only_to_fill_one_step(lengths: list[tuple[int, int]], config: BatchesConfig):
+    steps = as_tuples(plan(lengths, config))
+
+    def has_repeats(chosen: list[list[tuple[int, ...]]]) -> bool:
+        flat = [rows for step in chosen for rows in step]
+        return len(flat) > len(set(flat))
+
+    distinct = {rows for step in steps for rows in step}
+    assert len(steps) == -(-len(distinct) // config.lanes)
+    assert any(not has_repeats(steps[:filled] + steps[filled + 1 :]) for filled in range(len(steps)))
+
+
+@given(LENGTHS, CONFIGS)
+def test_no_micro_batch_is_padded_beyond_max_tokens(lengths: list[tuple[int, int]], config: BatchesConfig):
+    longest = np.array(lengths).max(1)
+    for step in plan(lengths, config):
+        for rows in step:
+            assert len(rows) * longest[rows].max() <= config.max_tokens or len(rows) == 1
+
+
+@given(LENGTHS, CONFIGS)
+def test_every_step_has_a_micro_batch_for_each_lane(lengths: list[tuple[int, int]], config: BatchesConfig):
+    assert all(len(step) == config.lanes and min(map(len, step)) > 0 for step in plan(lengths, config))
+
+
+@given(LENGTHS, CONFIGS, st.integers(0, 5), st.integers(0, 5))
+def test_same_arguments_give_the_same_plan(
+    lengths: list[tuple[int, int]], config: BatchesConfig, epoch: int, pool: int
+):
+    assert as_tuples(plan(lengths, config, epoch, pool)) == as_tuples(plan(lengths, config, epoch, pool))
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"epoch": 1}, {"pool": 1}])
+def test_another_seed_epoch_or_pool_gives_another_order_and_other_companions(other: dict[str, int]):
+    lengths = many_lengths(600)
+    place = {"epoch": 0, "pool": 0, "seed": 1} | other
+    config = BatchesConfig(max_tokens=500, lanes=2, seed=place["seed"])
+    first = as_tuples(plan(lengths, BatchesConfig(max_tokens=500, lanes=2, seed=1)))
+    second = as_tuples(plan(lengths, config, place["epoch"], place["pool"]))
+    assert first != second
+    assert {frozenset(rows) for step in first for rows in step} != {frozenset(rows) for step in second for rows in step}
+
+
+def test_steps_are_not_ordered_by_length():
+    longest = np.array(many_lengths(2000)).max(1)
+    steps = plan(many_lengths(2000), BatchesConfig(max_tokens=500, lanes=2))
+    widths = [longest[step[0]].max() for step in steps]
+    assert abs(np.corrcoef(widths, np.arange(len(widths)))[0, 1]) < 0.3
+
+
+def test_lanes_of_a_step_are_of_like_length_and_little_is_padding():
+    longest = np.array(many_lengths(4000)).max(1)
+    steps = plan(many_lengths(4000), BatchesConfig(max_tokens=1000, lanes=4))
+    widths = np.array([[longest[rows].max() for rows in step] for step in steps])
+    assert (widths.max(1) - widths.min(1)).mean() < 4
+    padded = sum(len(rows) * longest[rows].max() for step in steps for rows in step)
+    assert sum(longest[rows].sum() for step in steps for rows in step) / padded > 0.95
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(5, 200))
+def test_cuts_are_contiguous_and_could_take_no_row_more(lengths: list[int], max_tokens: int):
+    longest = np.sort(np.array(lengths))
+    ranges = cut_by_tokens(longest, max_tokens)
+    assert [row for start, stop in ranges for row in range(start, stop)] == list(range(len(longest)))
+    for start, stop in ranges[:-1]:
+        assert (stop + 1 - start) * longest[stop] > max_tokens
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), CONFIGS, st.integers(0, 3))
+def test_pools_hold_every_shard_once_and_are_just_full(examples: list[int], config: BatchesConfig, epoch: int):
+    pools = plan_pools(examples, config, epoch)
+    assert sorted(shard for pool in pools for shard in pool.shards) == list(range(len(examples)))
+    assert [pool.index for pool in pools] == list(range(len(pools)))
+    for pool in pools[:-1]:
+        assert sum(examples[shard] for shard in pool.shards) >= config.pool_examples
+    for pool in pools:
+        assert sum(examples[shard] for shard in pool.shards[:-1]) < config.pool_examples
+
+
+def test_pools_follow_from_seed_and_epoch_alone():
+    examples, config = [10] * 40, BatchesConfig(pool_examples=50)
+    assert plan_pools(examples, config, 3) == plan_pools(examples, config, 3)
+    assert plan_pools(examples, config, 3) != plan_pools(examples, config, 4)
+    assert plan_pools(examples, config, 3) != plan_pools(examples, BatchesConfig(pool_examples=50, seed=2), 3)

@@ -1,0 +1,87 @@
+"""Which columns are meant: the usual names, or those that are named, or a refusal that lists what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tfray.corpus.columns import choose_columns, choose_source
+from tfray.errors import InputError
+from tfray.units.plan import InputFile, find_files
+
+
+def jsonl(folder: Path, *records: dict) -> list[InputFile]:
+    """Return a folder's files, with one more of one record."""
+    for record in records:
+        path = folder / f"{len(list(folder.iterdir()))}.jsonl"
+        path.write_text(json.dumps(record) + "\n")
+    return find_files([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"source": "a", "target": "b"}, ("source", "target", "translation")),
+        ({"id": 1, "text": "a", "label": 1}, ("text", "label", "classification")),
+        ({"text": "a", "label": "pos"}, ("text", "label", "classification")),
+        ({"text": "a", "target": "b"}, ("text", "target", "translation")),
+        ({"source": "a", "text": "b", "target": "c", "label": 1}, ("source", "target", "translation")),
+    ],
+)
+def test_the_usual_names_tell_source_target_and_task(tmp_path: Path, record: dict, expected: tuple) -> None:
+    assert choose_columns(jsonl(tmp_path, record), None, None) == expected
+
+
+def test_what_is_named_goes_before_what_is_usual(tmp_path: Path) -> None:
+    files = jsonl(tmp_path, {"source": "a", "target": "b", "en": "c", "stars": 5})
+    assert choose_columns(files, "en", "stars", "classification") == ("en", "stars", "classification")
+    assert choose_columns(files, "en", "source") == ("en", "source", "translation")
+    assert choose_columns(files, None, "target", "classification").task == "classification"
+    assert choose_source(files, "en") == "en"
+    assert choose_source(files, None) == "source"
+
+
+def test_parallel_text_has_source_and_target_and_plain_text_a_source(tmp_path: Path) -> None:
+    (tmp_path / "a.en").write_text("a\n")
+    (tmp_path / "a.de").write_text("b\n")
+    files = find_files([f"{tmp_path}/a.en"], [f"{tmp_path}/a.de"])
+    assert choose_columns(files, None, None) == ("source", "target", "translation")
+    assert choose_source(find_files([f"{tmp_path}/a.en"]), None) == "source"
+    with pytest.raises(InputError, match="target_column"):
+        choose_columns(find_files([f"{tmp_path}/a.en"]), None, None)
+
+
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    files = jsonl(tmp_path, {"english": "a", "german": "b"})
+    with pytest.raises(InputError, match=r"source_column='source or text' is not in .*english, german"):
+        choose_columns(files, None, None)
+    with pytest.raises(InputError, match=r"source_column='en' is not in .*english, german"):
+        choose_source(files, "en")
+
+
+def test_a_column_that_only_a_later_file_lacks_is_refused_by_that_files_name(tmp_path: Path) -> None:
+    files = jsonl(tmp_path, {"source": "a", "target": "b"}, {"source": "a"})
+    with pytest.raises(InputError, match=r"1\.jsonl"):
+        choose_columns(files, None, None)
+    assert choose_source(files, None) == "source"
+
+
+@pytest.mark.parametrize("values", [pa.array([1]), pa.array([b"x"]), pa.array([["x"]])], ids=str)
+def test_a_parquet_source_that_is_not_text_is_refused_with_its_type(tmp_path: Path, values: pa.Array) -> None:
+    pq.write_table(pa.table({"source": values, "target": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=f"'source' .* is {str(values.type).partition('<')[0]}.*, not text"):
+        choose_columns(find_files([str(tmp_path)]), None, None)
+
+
+@pytest.mark.parametrize("label", [pa.array([1]), pa.array([1.0]), pa.array([True]), pa.array(["a"])], ids=str)
+def test_a_label_may_have_any_type_but_the_target_text_must_be_text(tmp_path: Path, label: pa.Array) -> None:
+    pq.write_table(pa.table({"text": ["a"], "label": label}), tmp_path / "a.parquet")
+    files = find_files([str(tmp_path)])
+    assert choose_columns(files, None, None).task == "classification"
+    if label.type != pa.string():
+        with pytest.raises(InputError, match="not text"):
+            choose_columns(files, None, None, "translation")

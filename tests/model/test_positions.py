@@ -1,0 +1,52 @@
+"""Sinusoids and rotations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tfray.model.positions import rotate, sinusoids
+
+
+@pytest.mark.parametrize("start", [0, 17])
+def test_sinusoids_are_those_of_the_paper(start: int):
+    d_model = 10
+    expected = [
+        [
+            math.sin(position / 10_000 ** (i / d_model))
+            if i % 2 == 0
+            else math.cos(position / 10_000 ** ((i - 1) / d_model))
+            for i in range(d_model)
+        ]
+        for position in range(start, start + 6)
+    ]
+    torch.testing.assert_close(sinusoids(start, 6, d_model), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_rotated_queries_and_keys_see_only_their_distance():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 3, 1, 16)
+
+    def similarity(query_position: int, key_position: int) -> torch.Tensor:
+        return (rotate(query, query_position) * rotate(key, key_position)).sum(-1)
+
+    for distance in (0, 1, 9):
+        for start in (1, 5, 100):
+            torch.testing.assert_close(
+                similarity(start + distance, start), similarity(distance, 0), atol=1e-4, rtol=1e-4
+            )
+    assert not torch.allclose(similarity(3, 0), similarity(4, 0), atol=1e-2)
+    assert not torch.allclose(similarity(3, 0), similarity(0, 3), atol=1e-2)
+
+
+def test_rotating_from_a_start_is_a_part_of_rotating_all():
+    states = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rotate(states, 0)[:, :, 5:], rotate(states[:, :, 5:], 5))
+
+
+def test_rotation_keeps_lengths_and_leaves_the_first_position():
+    states = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(rotate(states, 0).norm(dim=-1), states.norm(dim=-1))
+    torch.testing.assert_close(rotate(states, 0)[:, :, 0], states[:, :, 0])

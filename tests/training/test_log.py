@@ -1,0 +1,89 @@
+"""The training log: lines for programs, the same as lines for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tfray.training.log import LOG, describe, format_seconds, read_events, write_event
+
+EVENTS: dict[str, dict] = {
+    "start": {
+        "event": "start",
+        "parameters": 12_345_678,
+        "steps": 1000,
+        "workers": 2,
+        "device": "cpu",
+        "precision": "float32",
+        "step": 0,
+        "seconds": 0.0,
+    },
+    "train": {
+        "event": "train",
+        "steps": 1000,
+        "epoch": 3,
+        "learning_rate": 0.00051,
+        "seconds_left": 3725.2,
+        "loss": 4.32109,
+        "gradient_norm": 1.2,
+        "source_tokens_per_second": 12345.6,
+        "target_tokens_per_second": 23456.7,
+        "padding": 0.0421,
+        "step": 50,
+        "seconds": 61.2,
+    },
+    "valid": {"event": "valid", "loss": 3.21, "perplexity": 24.78, "is_best": True, "step": 500, "seconds": 600.0},
+}
+
+
+def test_events_come_back_in_order(tmp_path: Path):
+    assert read_events(str(tmp_path)) == []
+    for event in EVENTS.values():
+        write_event(str(tmp_path), event)
+    assert read_events(str(tmp_path)) == list(EVENTS.values())
+    assert (tmp_path / LOG).read_text().count("\n") == len(EVENTS)
+
+
+@pytest.mark.parametrize("kept", [1, 10, 50])
+def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path: Path, kept: int):
+    write_event(str(tmp_path), EVENTS["start"])
+    write_event(str(tmp_path), EVENTS["valid"])
+    lines = (tmp_path / LOG).read_text().splitlines(keepends=True)
+    (tmp_path / LOG).write_text(lines[0] + lines[1][:kept])
+    assert read_events(str(tmp_path)) == [EVENTS["start"]]
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_every_event_is_one_line_for_people(kind: str):
+    line = describe(EVENTS[kind])
+    assert "\n" not in line and len(line) < 160
+    assert not any(character in line for character in "{}[]")
+
+
+def test_lines_for_people_hold_the_numbers_with_their_units():
+    assert describe(EVENTS["start"]) == (
+        "training: 12.3 M parameters, 1000 steps, 2 worker(s) on cpu in float32, from step 0"
+    )
+    train = describe(EVENTS["train"])
+    for part in ("50/1000", "epoch 3", "loss 4.3211", "12,346 source", "23,457 target tokens/s", "4.2%", "5.10e-04"):
+        assert part in train
+    assert train.endswith("1:02:05 left")
+    assert describe(EVENTS["valid"]).endswith("validation loss 3.2100, perplexity 24.78 (best)")
+    assert not describe({**EVENTS["valid"], "is_best": False}).endswith("(best)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (59.6, "1:00"),
+        (61, "1:01"),
+        (3599, "59:59"),
+        (3600, "1:00:00"),
+        (90_061, "25:01:01"),
+        (-30, "0:00"),
+    ],
+)
+def test_times_are_minutes_or_hours_and_an_estimate_that_ran_out_is_zero(seconds: float, text: str):
+    assert format_seconds(seconds) == text

@@ -1,0 +1,95 @@
+"""The chunked loss against torch's cross-entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tfray.training.loss import CHUNK_ROWS, smoothed_cross_entropy
+
+
+def problem(rows: int, vocab: int = 50, d_model: int = 16, scale: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states, output weight and labels."""
+    random = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, d_model, generator=random) * scale
+    weight = torch.randn(vocab, d_model, generator=random)
+    labels = torch.randint(vocab, (rows,), generator=random)
+    return hidden.requires_grad_(), weight.requires_grad_(), labels
+
+
+def expected(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(hidden @ weight.T, labels, label_smoothing=smoothing, reduction="sum")
+
+
+@given(rows=st.integers(1, 60), smoothing=st.sampled_from([0.0, 0.1, 0.7]), scale=st.sampled_from([0.0, 0.5, 3.0]))
+def test_value_and_gradients_are_those_of_cross_entropy(rows: int, smoothing: float, scale: float):
+    hidden, weight, labels = problem(rows, scale=scale)
+    ours, theirs = (
+        smoothed_cross_entropy(hidden, weight, labels, smoothing),
+        expected(hidden, weight, labels, smoothing),
+    )
+    torch.testing.assert_close(ours.objective, theirs, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        ours.negative_log_likelihood, expected(hidden, weight, labels, 0.0), atol=1e-3, rtol=1e-4
+    )
+    gradients = [torch.autograd.grad(value, (hidden, weight)) for value in (ours.objective, theirs)]
+    for our, their in zip(*gradients, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [CHUNK_ROWS - 1, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS + 7])
+def test_chunks_do_not_show(rows: int):
+    hidden, weight, labels = problem(rows)
+    ours, theirs = smoothed_cross_entropy(hidden, weight, labels, 0.1), expected(hidden, weight, labels, 0.1)
+    torch.testing.assert_close(ours.objective, theirs, atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(
+        ours.negative_log_likelihood, expected(hidden, weight, labels, 0.0), atol=1e-2, rtol=1e-4
+    )
+    gradients = [torch.autograd.grad(value, (hidden, weight)) for value in (ours.objective, theirs)]
+    for our, their in zip(*gradients, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0.0, -2.0, 0.001])
+def test_gradients_scale_with_what_comes_from_above(factor: float):
+    hidden, weight, labels = problem(20)
+    loss, scaled = (smoothed_cross_entropy(hidden, weight, labels, 0.1).objective for _ in range(2))
+    plain = torch.autograd.grad(loss, (hidden, weight))
+    for one, other in zip(plain, torch.autograd.grad(factor * scaled, (hidden, weight)), strict=True):
+        torch.testing.assert_close(factor * one, other)
+
+
+def test_gradients_reach_what_made_the_hidden_states():
+    hidden, weight, labels = problem(20)
+    losses = (
+        smoothed_cross_entropy(hidden.tanh(), weight, labels, 0.1).objective,
+        expected(hidden.tanh(), weight, labels, 0.1),
+    )
+    ours, theirs = (torch.autograd.grad(loss, hidden)[0] for loss in losses)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_the_reported_likelihood_has_no_gradient():
+    loss = smoothed_cross_entropy(*problem(5), 0.1)
+    assert loss.objective.requires_grad and not loss.negative_log_likelihood.requires_grad
+
+
+def test_without_smoothing_the_objective_is_the_likelihood():
+    loss = smoothed_cross_entropy(*problem(30), 0.0)
+    torch.testing.assert_close(loss.objective, loss.negative_log_likelihood)
+
+
+def test_bf16_states_give_nearly_the_loss_and_gradients_of_fp32():
+    hidden, weight, labels = problem(600, scale=0.3)
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    exact, near = (smoothed_cross_entropy(states, weight, labels, 0.1) for states in (hidden, narrow))
+    torch.testing.assert_close(near.objective, exact.objective, rtol=0.01, atol=0)
+    torch.testing.assert_close(near.negative_log_likelihood, exact.negative_log_likelihood, rtol=0.01, atol=0)
+    ours = torch.autograd.grad(near.objective, (narrow, weight))
+    for our, their in zip(ours, torch.autograd.grad(exact.objective, (hidden, weight)), strict=True):
+        assert (our.float() - their).norm() < 0.02 * their.norm()
+    assert ours[0].dtype == torch.bfloat16 and ours[1].dtype == torch.float32

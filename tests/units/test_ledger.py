@@ -1,0 +1,134 @@
+"""The commit log: resume is a difference of names, and nothing is mixed or deleted that must not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfray import storage
+from tfray.errors import CheckpointMismatch, InputError
+from tfray.units import ledger as ledger_module
+from tfray.units.ledger import MANIFEST, open_ledger
+from tfray.units.plan import Unit
+
+UNITS = [Unit(index, "/a.txt", "text", None, index, index + 1, 1) for index in range(8)]
+MADE_FROM = {"model": "abc", "generation": {"beam_size": 4}, "inputs": [["/a.txt", 8, 1]]}
+
+
+@settings(max_examples=20)
+@given(done=st.sets(st.sampled_from(range(len(UNITS)))))
+def test_what_remains_is_what_has_no_file_yet(tmp_path_factory: pytest.TempPathFactory, done: set[int]) -> None:
+    folder = tmp_path_factory.mktemp("out")
+    ledger = open_ledger(str(folder), MADE_FROM, overwrite=False)
+    for subfolder in (None, "train"):
+        for index in done:
+            storage.publish_bytes(f"{folder}/{subfolder or '.'}/{UNITS[index].output_name}", b"")
+        remaining = ledger.remaining(UNITS, subfolder)
+        assert [unit.index for unit in remaining] == [index for index in range(len(UNITS)) if index not in done]
+
+
+def test_a_half_written_file_does_not_count_as_done(tmp_path: Path) -> None:
+    ledger = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    (tmp_path / f".{UNITS[0].output_name}.0123").write_bytes(b"half")
+    assert ledger.remaining(UNITS) == UNITS
+
+
+def test_the_same_settings_go_on_and_keep_what_is_done(tmp_path: Path) -> None:
+    open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    (tmp_path / UNITS[0].output_name).touch()
+    for overwrite in (False, True):
+        assert open_ledger(str(tmp_path), MADE_FROM, overwrite).remaining(UNITS) == UNITS[1:]
+
+
+@settings(max_examples=20)
+@given(st.dictionaries(st.text(), st.recursive(st.integers() | st.text(), lambda x: st.lists(x) | st.tuples(x, x))))
+def test_any_settings_equal_themselves_when_they_come_back(
+    tmp_path_factory: pytest.TempPathFactory, made_from: dict[str, object]
+) -> None:
+    folder = str(tmp_path_factory.mktemp("out"))
+    open_ledger(folder, made_from, overwrite=False)
+    open_ledger(folder, made_from, overwrite=False)
+
+
+def test_a_changed_setting_is_refused_by_its_dotted_name(tmp_path: Path) -> None:
+    open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    with pytest.raises(CheckpointMismatch, match=r"generation\.beam_size was 4, is now 1"):
+        open_ledger(str(tmp_path), {**MADE_FROM, "generation": {"beam_size": 1}}, overwrite=False)
+
+
+def test_a_setting_that_is_new_or_gone_is_refused_by_its_name(tmp_path: Path) -> None:
+    open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    with pytest.raises(CheckpointMismatch, match="seed was None, is now 1"):
+        open_ledger(str(tmp_path), {**MADE_FROM, "seed": 1}, overwrite=False)
+    with pytest.raises(CheckpointMismatch, match="model was 'abc', is now None"):
+        open_ledger(str(tmp_path), {"generation": {"beam_size": 4}, "inputs": MADE_FROM["inputs"]}, overwrite=False)
+
+
+def test_a_long_setting_is_cut_in_the_message(tmp_path: Path) -> None:
+    open_ledger(str(tmp_path), {"inputs": ["/file"] * 1000}, overwrite=False)
+    with pytest.raises(CheckpointMismatch, match="inputs was") as error:
+        open_ledger(str(tmp_path), {"inputs": ["/file"] * 999}, overwrite=False)
+    assert len(str(error.value)) < 1000
+
+
+def test_overwrite_clears_what_other_settings_made(tmp_path: Path) -> None:
+    old = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    storage.publish_bytes(f"{tmp_path}/train/{UNITS[0].output_name}", b"")
+    storage.publish_bytes(f"{tmp_path}/{UNITS[0].output_name}", b"")
+    old.finish({"rows": 1})
+    new = open_ledger(str(tmp_path), {"model": "new"}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+    assert not new.is_finished
+    assert new.manifest["made_from"] == {"model": "new"}
+
+
+def test_a_killed_overwrite_is_taken_up_again_and_mixes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_ledger(str(tmp_path), MADE_FROM, overwrite=False).finish({})
+    for unit in UNITS:
+        (tmp_path / unit.output_name).touch()
+    removed = []
+
+    def remove_a_few(path: str) -> None:
+        if len(removed) == 4:
+            raise KeyboardInterrupt
+        removed.append(path)
+        storage.Path(path).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module.storage, "remove", remove_a_few)
+        # The probe of check_writable is removed too.
+        with pytest.raises(KeyboardInterrupt):
+            open_ledger(str(tmp_path), {"model": "new"}, overwrite=True)
+    assert not (tmp_path / "_SUCCESS").exists()
+    with pytest.raises(CheckpointMismatch):
+        open_ledger(str(tmp_path), {"model": "new"}, overwrite=False)
+    assert open_ledger(str(tmp_path), {"model": "new"}, overwrite=True).remaining(UNITS) == UNITS
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.tex", "photos/cat.jpg"])
+def test_a_folder_with_something_else_in_it_is_refused_and_kept(tmp_path: Path, name: str, overwrite: bool) -> None:
+    storage.publish_bytes(f"{tmp_path}/{name}", b"mine")
+    with pytest.raises(InputError, match="holds files of something else"):
+        open_ledger(str(tmp_path), MADE_FROM, overwrite)
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_what_a_job_killed_at_its_very_start_leaves_does_not_stop_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".probe-0123").touch()
+    (tmp_path / f".{MANIFEST}.0123").touch()
+    assert open_ledger(str(tmp_path), MADE_FROM, overwrite=False).remaining(UNITS) == UNITS
+
+
+def test_a_finished_ledger_says_so_and_keeps_its_summary(tmp_path: Path) -> None:
+    ledger = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    assert not ledger.is_finished
+    ledger.finish({"rows": 7})
+    again = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    assert again.is_finished
+    assert again.manifest == {"format_version": 1, "made_from": MADE_FROM, "rows": 7}
