@@ -12,12 +12,11 @@ from tfray.errors import InputError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_raylet_start_wait_time_s": "120",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
@@ -46,12 +45,17 @@ def start(config: ClusterConfig) -> None:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
-    common = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     if address is None:
-        ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=config.dashboard, **common)
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            include_dashboard=config.dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         return
     try:
-        ray.init(address=address, **common)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"cluster.address={address!r} answers not: {error}; start a cluster (`ray start --head`) "

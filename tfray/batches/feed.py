@@ -97,7 +97,7 @@ class PoolLanes:
         names = ["source_ids", "target_ids", "source_length", "target_length"]
         table = pa.concat_tables([read_columns(self.shards[shard], names) for shard in pool.shards])
         lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
-        steps = plan_pool(*lengths, self.config, place["epoch"], pool.index)
+        steps = plan_pool(lengths[0], lengths[1], self.config, place["epoch"], pool.index)
         for lane in range(self.config.lanes):
             micro_batches = [step[lane] for step in steps]
             chosen = table.take(pa.array(np.concatenate(micro_batches)))
@@ -130,7 +130,7 @@ def read_feed(rows: Iterator[pa.Table], lanes: list[int], cursor: Cursor) -> Ite
         if not lane_rows:
             return
         for row, lane in itertools.zip_longest(lane_rows, lanes):
-            check_order(row, (*pool, lane))
+            check_order(row, (pool[0], pool[1], lane))
         steps = zip(*(lane_batches(row) for row in lane_rows), strict=True)
         count = len(lane_rows[0]["rows"][0])
         is_last = lane_rows[0]["is_last_pool"][0].as_py()
@@ -163,5 +163,5 @@ def lane_batches(row: pa.Table) -> Iterator[tuple[Ragged, Ragged]]:
 
 def ragged(lists: pa.ListArray) -> Ragged:
     """Return an array of lists as one buffer with offsets."""
-    lengths = pc.list_value_length(lists).to_numpy()
+    lengths = pc.list_value_length(lists).to_numpy()  # type: ignore[attr-defined]
     return Ragged(lists.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)]))

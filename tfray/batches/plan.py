@@ -7,7 +7,7 @@ are shuffled. Nothing here knows the number of workers, so the order cannot depe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +17,8 @@ Step = list[np.ndarray]
 """The example numbers (within the pool) of each lane's micro-batch."""
 
 
-class Pool(NamedTuple):
+@dataclass(frozen=True)
+class Pool:
     """Shards that are shuffled together, as their numbers in the manifest."""
 
     index: int

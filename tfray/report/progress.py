@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ class Progress:
         """Write the last state; closing again does nothing."""
         self._view.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(

@@ -111,7 +111,7 @@ def clip_gradients(parameters: list[Tensor], limit: float) -> float:
 def update_average(state: TrainState, decay: float) -> None:
     """Move the average of the weights towards the weights."""
     if state.average:
-        torch._foreach_lerp_(state.average, state.parameters, 1 - decay)
+        torch._foreach_lerp_(state.average, state.parameters, 1 - decay)  # type: ignore[attr-defined]
 
 
 def world_size() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
@@ -22,9 +21,9 @@ def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: in
     names = ["source_ids", "target_ids", "source_length", "target_length"]
     table = pa.concat_tables([read_columns(shard, names) for shard in tokens.shards("valid")])
     lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
-    steps = plan_pool(*lengths, BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
-    sides = [ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids")]
-    return [collate(*(side.take(np.asarray(step[0])) for side in sides)) for step in steps[rank::workers]]
+    steps = plan_pool(lengths[0], lengths[1], BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
+    source, target = (ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids"))
+    return [collate(source.take(rows), target.take(rows)) for (rows,) in steps[rank::workers]]
 
 
 @torch.no_grad()

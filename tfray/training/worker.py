@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import ray.train
+import ray.train.torch
 import torch
 from torch import nn
 
@@ -89,7 +90,7 @@ class Worker:
         """Yield this worker's share of each step, from the cursor on."""
         if self.is_done or self.is_stale:
             return iter(())
-        rows = ray.train.get_dataset_shard("train").iter_batches(
+        rows = ray.train.get_dataset_shard("train").iter_batches(  # type: ignore[union-attr]
             batch_size=1, batch_format="pyarrow", prefetch_batches=1
         )
         lanes = list(range(self.rank, self.job.batches.lanes, self.workers))
