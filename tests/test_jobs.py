@@ -110,7 +110,7 @@ def test_raw_text_becomes_a_trained_model_and_scored_parquet(
     given = pq.read_table(digits / "test.parquet")
     assert predicted.select(given.column_names).equals(given), "input columns, types and order are kept"
     assert predicted["error"].null_count == 400 and predicted["error"].type == pa.string()
-    scores = json.loads((digits / "run" / "predictions" / "scores.json").read_text())
+    scores = json.loads((digits / "run" / "predictions" / "_scores.json").read_text())
     assert scores["exact_match"] > 0.5, "the model has learned to spell digits"
     assert "BLEU" in whole_run.stdout
     assert (digits / "run" / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -119,9 +119,9 @@ def test_raw_text_becomes_a_trained_model_and_scored_parquet(
 def test_what_made_an_output_is_stored_beside_it(whole_run: subprocess.CompletedProcess[str], digits: Path) -> None:
     assert whole_run.returncode == 0
     for stage in ("tokens", "training", "predictions"):
-        stored = yaml.safe_load((digits / "run" / stage / "config.yaml").read_text())
+        stored = yaml.safe_load((digits / "run" / stage / "_config.yaml").read_text())
         assert stored["out"].endswith(stage)
-    trained = yaml.safe_load((digits / "run" / "training" / "config.yaml").read_text())
+    trained = yaml.safe_load((digits / "run" / "training" / "_config.yaml").read_text())
     assert trained["training"]["learning_rate"] == 3e-3
 
 
@@ -216,7 +216,7 @@ def test_classification_finds_labels_with_probabilities(tmp_path: Path) -> None:
         *("--training.epochs", 8, *SMALL),
     )
     assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path / "out" / "predictions" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "out" / "predictions" / "_scores.json").read_text())
     assert scores["accuracy"] > 0.95
     table = pq.read_table(tmp_path / "out" / "predictions")
     assert set(table["prediction"].to_pylist()) == {"negative", "positive"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 from tfray.config import ClusterConfig
@@ -45,22 +46,34 @@ def start(config: ClusterConfig) -> None:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            include_dashboard=config.dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        return
+    local = {"num_cpus": config.num_cpus, "include_dashboard": config.dashboard}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with muted_stderr():
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),  # type: ignore[arg-type]
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"cluster.address={address!r} answers not: {error}; start a cluster (`ray start --head`) "
+            f"cluster.address={address!r} does not answer: {error}; start a cluster (`ray start --head`) "
             "or leave the address out to use this machine alone"
         ) from error
+
+
+@contextlib.contextmanager
+def muted_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr in the block (Ray announces its log level there)."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def quiet_ray_data() -> None:

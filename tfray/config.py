@@ -144,6 +144,7 @@ class BatchesConfig:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "lanes", "pool_examples"):
             require(getattr(self, name) > 0, f"batches.{name}", getattr(self, name), "must be positive")
+        require(self.seed >= 0, "batches.seed", self.seed, "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +207,7 @@ class TrainingConfig:
             "log_every",
         ):
             require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "must be positive")
-        for name in ("warmup_steps", "weight_decay", "gradient_clip", "max_failures", "patience"):
+        for name in ("warmup_steps", "weight_decay", "gradient_clip", "max_failures", "patience", "seed"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "must not be negative")
         for name in ("label_smoothing", "ema_decay"):
             require(
@@ -337,7 +338,7 @@ class EvaluateJob:
     """Compare predictions with references: BLEU and chrF, or accuracy and F1."""
 
     predictions: str
-    """Folder that `tfray predict` wrote; scores.json goes there."""
+    """Folder that `tfray predict` wrote; _scores.json goes there."""
     task: Literal["auto", "translation", "classification"] = "auto"
     """Which scores. 'auto': what the model was trained for."""
     reference_column: str | None = None

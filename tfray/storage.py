@@ -81,8 +81,16 @@ def append_line(path: str, line: str) -> None:
     if is_remote(path):
         publish_text(path, (read_text(path) if exists(path) else "") + line + "\n")
     else:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(path, "a+b") as file:
+            if file.tell() and not ends_with_newline(file):  # a kill cut the last line
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+
+
+def ends_with_newline(file: IO[bytes]) -> bool:
+    """Say whether the last byte of a file that is not empty is a line feed."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def expand(pattern: str) -> list[str]:

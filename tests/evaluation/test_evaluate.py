@@ -1,4 +1,4 @@
-"""From a folder of predictions to scores.json: which rows count, and what is refused."""
+"""From a folder of predictions to _scores.json: which rows count, and what is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(folder: Path, **settings: object) -> dict:
 def test_the_scores_that_come_back_are_the_ones_in_scores_json(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "out", {"prediction": ["a b"], "target": ["a b"]})
     scores = run(folder)
-    assert json.loads((folder / "scores.json").read_text()) == scores
+    assert json.loads((folder / "_scores.json").read_text()) == scores
     assert scores["task"] == "translation"
     assert scores["rows"] == 1
 
@@ -129,7 +129,7 @@ def test_an_unfinished_prediction_is_refused_with_the_way_to_go_on(tmp_path: Pat
     (folder / "_SUCCESS").unlink()
     with pytest.raises(InputError, match="start the same `tfray predict` command again"):
         run(folder)
-    assert not (folder / "scores.json").exists()
+    assert not (folder / "_scores.json").exists()
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
@@ -181,4 +181,4 @@ def test_a_confusion_too_wide_for_a_terminal_is_left_to_the_file(tmp_path: Path)
     labels = [f"label {number}" for number in range(30)]
     part = {"prediction": labels, "label": labels}
     table = format_scores(run(write_predictions(tmp_path / "out", part, task="classification")))
-    assert "The confusion matrix of 30 labels is in scores.json." in table
+    assert "The confusion matrix of 30 labels is in _scores.json." in table

@@ -161,3 +161,12 @@ def test_candidates_are_the_best_extensions_of_all_beginnings():
             :6
         ].tolist()
         assert all(float(totals[c.place, c.token]) == c.score for c in candidates)
+
+
+def test_impossible_ends_that_fill_up_a_wide_beam_do_not_count():
+    beam = Beam(10, GenerationConfig(beam_size=3))
+    nothing = float("-inf")
+    ends = [Candidate(place, EOS_ID, nothing) for place in range(3)]
+    beam.extend([Candidate(0, 5, -0.1), *ends, Candidate(1, 6, nothing), Candidate(2, 6, nothing)])
+    assert beam.ended == 0 and not beam.is_done
+    assert beam.open[0] == ([5], -0.1)

@@ -51,7 +51,7 @@ def date_job(job: DemoJob, data: Path) -> RunJob:
         batches=BatchesConfig(max_tokens=2048, lanes=2),
         training=TrainingConfig(
             workers=2,
-            epochs=3,
+            epochs=8,
             learning_rate=2e-3,
             warmup_steps=100,
             schedule="cosine",

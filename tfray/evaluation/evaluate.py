@@ -1,4 +1,4 @@
-"""A folder of predictions -> scores.json beside them, and the same as a table for people."""
+"""A folder of predictions -> _scores.json beside them, and the same as a table for people."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Pairs:
 
 
 def evaluate(job: EvaluateJob) -> dict:
-    """Return the scores of a finished predictions folder, and write them there as scores.json."""
+    """Return the scores of a finished predictions folder, and write them there as _scores.json."""
     check_finished(job.predictions)
     task = chosen_task(job)
     pairs = read_pairs(job)
@@ -56,7 +56,7 @@ def evaluate(job: EvaluateJob) -> dict:
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
-    storage.publish_json(storage.join(job.predictions, "scores.json"), scores)
+    storage.publish_json(storage.join(job.predictions, "_scores.json"), scores)
     return scores
 
 
@@ -239,7 +239,7 @@ def format_classification(scores: dict) -> str:
 def format_confusion(labels: list[str], counts: list[list[int]]) -> str:
     """Return the confusion matrix as a table, or where to find it if it is too wide to show."""
     if len(labels) > MAX_SHOWN_LABELS:
-        return f"The confusion matrix of {len(labels)} labels is in scores.json."
+        return f"The confusion matrix of {len(labels)} labels is in _scores.json."
     pairs = zip(labels, counts, strict=True)
     rows: list[list[object]] = [[shown(label), *row] for label, row in pairs if any(row)]
     return format_table(["reference \\ prediction", *map(shown, labels)], rows)

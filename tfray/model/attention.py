@@ -33,9 +33,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cau
     return attend_by_products(query, keys, values, mask, causal)
 
 
-def attend_by_products(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
-) -> Tensor:
+def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Return the same from plain matrix products.
 
     On a CPU the fused kernel's backward is about ten times slower at sentence lengths in bf16.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CHUNK_ROWS = 512
 
@@ -25,7 +26,21 @@ def smoothed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, smoot
     The smoothed distribution is (1 - smoothing) on the label plus smoothing / vocab everywhere
     (Szegedy et al. 2016, section 7).
     """
+    if not torch.is_grad_enabled():
+        return evaluate_in_chunks(hidden, weight, labels, smoothing)
     return Loss(*ChunkedCrossEntropy.apply(hidden, weight, labels, smoothing))
+
+
+def evaluate_in_chunks(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> Loss:
+    """Return the same loss without gradients, and exact where training rounds probabilities to bf16."""
+    narrow = weight.to(hidden.dtype)
+    totals = torch.zeros(2, device=hidden.device)
+    for start in range(0, len(hidden), CHUNK_ROWS):
+        logits = (hidden[start : start + CHUNK_ROWS] @ narrow.T).float()
+        label = labels[start : start + CHUNK_ROWS]
+        totals[0] += F.cross_entropy(logits, label, reduction="sum", label_smoothing=smoothing)
+        totals[1] += F.cross_entropy(logits, label, reduction="sum")
+    return Loss(*totals)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

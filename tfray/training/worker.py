@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tfray import storage
-from tfray.batches.feed import Cursor, FeedStep, read_feed
+from tfray.batches.feed import Cursor, FeedOrderError, FeedStep, read_feed
 from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
 from tfray.config import TrainJob
@@ -83,6 +83,8 @@ class Worker:
                 self.save()
             if is_last or self.is_stale:
                 break
+        if not (self.is_done or self.is_stale):
+            raise FeedOrderError(f"the feed ended at {self.progress}, before the training's end")
         if self.rank == 0:
             self.save_folder("last")
 
@@ -105,10 +107,10 @@ class Worker:
         # Dropout follows from seed, step and lane, so that it does not depend on the worker.
         seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in lanes]
         metrics = train_step(self.state, micro_batches, seeds, learning_rate(step, self.steps, config), config)
-        if not math.isfinite(metrics.negative_log_likelihood):
+        if not math.isfinite(metrics.negative_log_likelihood + metrics.gradient_norm):
             raise FloatingPointError(
-                f"loss is {metrics.negative_log_likelihood} at step {step}, {feed_step.cursor}; "
-                "lower training.learning_rate or lengthen training.warmup_steps"
+                f"loss {metrics.negative_log_likelihood}, gradient norm {metrics.gradient_norm} at step {step}, "
+                f"{feed_step.cursor}; lower training.learning_rate or lengthen training.warmup_steps"
             )
         self.meter.add(metrics)
         self.progress = replace(

@@ -18,7 +18,7 @@ from tfray.units.plan import Unit
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
-SETTINGS = "config.yaml"
+SETTINGS = "_config.yaml"
 
 
 @dataclass(frozen=True)
