@@ -54,7 +54,7 @@ def write_reviews(path: Path, rows: int, seed: int) -> None:
     pq.write_table(pa.table({"text": texts, "label": labels}), path)
 
 
-def tfray(*arguments: object, timeout: int = 400) -> subprocess.CompletedProcess[str]:
+def tfray(*arguments: object, timeout: int = 240) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
     command = [sys.executable, "-m", "tfray.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

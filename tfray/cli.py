@@ -91,7 +91,7 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
     parser.add_class_arguments(kind)
     settings = parser.parse_args(arguments)
     settings.pop("config", None)
-    return kind(**parser.instantiate_classes(settings))
+    return kind(**parser.instantiate(settings))
 
 
 def overview() -> str:

@@ -47,6 +47,9 @@ class TokenFolder:
     def task(self) -> str:
         return self.manifest["task"]
 
+    def has_split(self, split: str) -> bool:
+        return split in self.manifest["shards"]
+
     def shards(self, split: str) -> list[str]:
         """Return the paths of a split's shards that hold pairs, in order."""
         return [storage.join(self.folder, f"{split}/{name}") for name in self.manifest["shards"][split]]

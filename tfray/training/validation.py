@@ -16,7 +16,7 @@ from tfray.training.step import sum_over_workers
 
 def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: int) -> list[Batch]:
     """Return one worker's micro-batches of the validation shards; none where there are no shards."""
-    if "valid" not in tokens.manifest["shards"]:
+    if not tokens.has_split("valid"):
         return []
     names = ["source_ids", "target_ids", "source_length", "target_length"]
     table = pa.concat_tables([read_columns(shard, names) for shard in tokens.shards("valid")])

@@ -136,12 +136,13 @@ class Worker:
 
     def validate(self) -> None:
         """Measure the validation loss, and keep the model if it is the best so far."""
-        if self.validation:
+        has_validation = self.tokens.has_split("valid")  # a worker's own share of it can be empty
+        if has_validation:
             with self.meter.paused(), averaged_weights(self.state):
                 loss = validation_loss(self.state.model, self.validation, self.device)
         else:
             loss = self.meter.mean_loss  # without validation data the newest model is the best
-        is_best = loss < self.progress.best_loss or not self.validation
+        is_best = loss < self.progress.best_loss or not has_validation
         self.progress = replace(
             self.progress,
             best_loss=loss if is_best else self.progress.best_loss,
@@ -150,7 +151,7 @@ class Worker:
         )
         if is_best and self.rank == 0:
             self.save_folder("best")
-        if self.validation:
+        if has_validation:
             self.log({"event": "valid", "loss": loss, "perplexity": math.exp(min(loss, 700)), "is_best": is_best})
         ray.train.report({"step": self.progress.step, "validation_loss": loss})
 
