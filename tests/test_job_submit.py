@@ -1,6 +1,8 @@
 """A real `ray job submit` to a head node that the test starts, and ends by its process id."""
 
 import os
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +16,14 @@ import pytest
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).with_name("ray"))
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+RAY = str(BIN / "ray")
 
 
 def free_ports(count: int) -> list[int]:
@@ -39,7 +48,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT)
     try:
         address = f"http://127.0.0.1:{dashboard}"
         wait_until_listening(dashboard, process, log)
@@ -47,6 +56,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()  # `ray start --block` ends all that it started
         process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_listening(port: int, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
@@ -65,9 +75,8 @@ def submit(address: str, *arguments: object) -> subprocess.CompletedProcess[str]
     """Submit a job script as the README says, and wait for its end."""
     command = [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT)]
     command += ["--runtime-env-json", '{"excludes": [".git", "out", ".venv"]}', "--", "python"]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=500, check=False, env=environment
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=500, check=False, env=ENVIRONMENT
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 from tfray.config import ClusterConfig
 from tfray.errors import InputError
@@ -38,7 +39,24 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not keeping.get():
+            ray.shutdown()
+
+
+keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+
+
+@contextlib.contextmanager
+def connected_once() -> Iterator[None]:
+    """Let the first `connected` in the block start Ray, if any does, and only the block's end stop it."""
+    token = keeping.set(True)
+    try:
+        yield
+    finally:
+        keeping.reset(token)
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            ray.shutdown()
 
 
 def start(config: ClusterConfig) -> None:

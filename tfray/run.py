@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from tfray import storage
-from tfray.cluster import connected
+from tfray.cluster import connected_once
 from tfray.config import EvaluateJob, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
 from tfray.evaluation.evaluate import evaluate
 from tfray.inference.predict import predict
@@ -21,7 +21,7 @@ def run(job: RunJob) -> dict:
     out = storage.absolute(job.out)
     find_files(as_list(job.test))  # a missing test file should not wait for the training to end
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
-    with connected(job.cluster):
+    with connected_once():
         tokens = tokenize(TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared))
         model = train(
             TrainJob(
