@@ -187,6 +187,42 @@ def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
     assert "from step 0" not in ended.stderr, "it went on and did not begin again"
 
 
+def training_workers(folder: Path) -> list[int]:
+    """Return the process ids of the training workers that work inside a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_worker = (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+            if is_worker and os.readlink(process / "cwd").startswith(str(folder)):
+                found.append(int(process.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "training"
+    arguments = [
+        *("train", "--tokens_folder", digits / "run" / "tokens", "--out", out),
+        *("--training.epochs", 20, "--training.learning_rate", 3e-3, "--batches.lanes", 2, "--training.workers", 2),
+        *(flag for flag in SMALL if flag.startswith(("--model", "--batches", "--training"))),
+    ]
+    process = start(*arguments, log=tmp_path / "log")
+    wait_for(lambda: any(out.glob("checkpoints/*/state.json")), process, tmp_path / "log")
+    os.kill(training_workers(tmp_path)[0], signal.SIGKILL)
+    assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    starts = [event["step"] for event in events if event["event"] == "start"]
+    assert len(starts) == 2 and starts[1] % 10 == 0 and starts[1] > 0
+    ended, smooth = (
+        json.loads((folder / "_manifest.json").read_text()) for folder in (out, digits / "run" / "training")
+    )
+    assert ended["steps"] == smooth["steps"]
+    assert ended["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
+
+
 def test_prediction_killed_and_started_again_misses_and_doubles_no_row(
     whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
 ) -> None:

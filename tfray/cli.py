@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -77,21 +79,40 @@ def show(name: str, result: Any) -> None:
 def read_job(name: str, kind: type, arguments: list[str]) -> Any:
     """Return the job dataclass that YAML files and overrides describe; later ones win.
 
-    Raises InputError where a relation between fields is broken; unknown keys end with exit code 2.
+    Raises InputError for an unknown key, a value of another type, or a broken relation between fields.
     """
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"tfray {name}",
         usage=f"tfray {name} [--config FILE.yaml] [--group.field VALUE ...]; `tfray {name} --help` explains each",
         description=f"{kind.__doc__} Example: {EXAMPLES[name]}",
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times.")
     parser.add_class_arguments(kind)
-    settings = parser.parse_args(arguments)
+    try:
+        settings = parser.parse_args([spell_out(argument) for argument in arguments])
+    except ArgumentError as error:
+        raise InputError(explain(str(error), [*parser.get_defaults().keys()])) from error
     settings.pop("config", None)
     return kind(**parser.instantiate(settings))
+
+
+def spell_out(argument: str) -> str:
+    """Return an argument with its full name: `--address` is short for `--cluster.address`."""
+    name, mark, value = argument.partition("=")
+    return f"--cluster.address{mark}{value}" if name == "--address" else argument
+
+
+def explain(message: str, names: list[str]) -> str:
+    """Return the parser's message as one line, with the setting that an unknown name may have meant."""
+    line = " ".join(message.replace("Expected a typing.Literal", "must be one of ").split())
+    line = re.sub(r"Expected a <class '(\w+)'>", r"must be of type \1", line)
+    words = (word.strip("'\".,:;-").partition("=")[0] for word in line.split())
+    meant = [match for word in words if word not in names for match in difflib.get_close_matches(word, names, 1, 0.8)]
+    return f"{line}; did you mean {meant[0]}?" if meant else line
 
 
 def overview() -> str:
@@ -105,6 +126,7 @@ def overview() -> str:
             "",
             *lines,
             "",
+            "`--address auto` uses the Ray cluster of this machine; without it tfray starts its own and stops it.",
             "`tfray COMMAND --help` explains every setting; `tfray demo` shows the whole way in three minutes.",
         ]
     )
