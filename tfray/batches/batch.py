@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tfray.batches.plan import padded_length
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
@@ -53,11 +54,12 @@ class Batch(NamedTuple):
 def collate(source: Ragged, target: Ragged) -> Batch:
     """Return a micro-batch of pairs; source rows end with eos, target rows have neither bos nor eos."""
     lengths = np.diff(target.offsets)
-    labels = pad(target, width=int(lengths.max()) + 1)
+    labels = pad(target, padded_length(lengths.max() + 1))
     labels[np.arange(len(lengths)), lengths] = EOS_ID
-    targets = np.concatenate([np.full((len(lengths), 1), BOS_ID), pad(target, width=int(lengths.max()))], axis=1)
+    begins = np.full((len(lengths), 1), BOS_ID)
+    targets = np.concatenate([begins, pad(target, padded_length(lengths.max() + 1) - 1)], axis=1)
     return Batch(
-        torch.from_numpy(pad(source, width=int(np.diff(source.offsets).max()))),
+        torch.from_numpy(pad(source, padded_length(np.diff(source.offsets).max()))),
         torch.from_numpy(targets),
         torch.from_numpy(labels),
     )

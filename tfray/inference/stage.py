@@ -16,7 +16,7 @@ from tfray.corpus.clean import kind_of, normalize, unusable
 from tfray.corpus.read import Rows, read_unit
 from tfray.generation.generate import classify, generate
 from tfray.inference.columns import Prediction, with_predictions
-from tfray.model.precision import choose_dtype, keep_freed_memory
+from tfray.model.precision import choose_dtype, prepare_cpu
 from tfray.tokens.shards import SUMMARY_KEY
 from tfray.tokens.special import EOS_ID
 from tfray.units.plan import Unit
@@ -37,13 +37,12 @@ class PredictUnit:
     """Stage: loads the model once; reads, predicts and writes one unit at a time."""
 
     def __init__(self, assignment: Assignment) -> None:
-        keep_freed_memory()
         folder = open_model_folder(assignment.model_folder)
         self.assignment, self.task = assignment, folder.task
         self.tokenizer = folder.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
-            torch.set_num_threads(1)  # one process a core is faster than one process with many threads
+            prepare_cpu(threads=1)  # one process a core is faster than one process with many threads
         dtype = choose_dtype(assignment.generation.precision, self.device)
         self.model = folder.load_model().to(self.device, dtype)
 

@@ -1,13 +1,15 @@
-"""What a process computes on and in which arithmetic."""
+"""What a process computes on, in which arithmetic, and how a CPU's libraries are set up for it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
 
 GLIBC_MMAP_THRESHOLD, GLIBC_TRIM_THRESHOLD = -3, -1  # malloc.h
+KEPT_KERNELS = 8192
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -23,6 +25,14 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def prepare_cpu(threads: int) -> None:
+    """Set up this process for steps of ever changing shapes on so many threads."""
+    torch.set_num_threads(threads)
+    # oneDNN compiles a kernel for each shape and keeps 1,024; a step needs some 50 for each shape.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:

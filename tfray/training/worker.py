@@ -18,7 +18,7 @@ from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
 from tfray.config import TrainJob
 from tfray.model.architecture import resolve
-from tfray.model.precision import choose_dtype, keep_freed_memory
+from tfray.model.precision import choose_dtype, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.log import write_event
@@ -42,10 +42,9 @@ class Worker:
         context = ray.train.get_context()
         self.job, self.tokens, self.steps = job, tokens, steps
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        keep_freed_memory()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+            prepare_cpu(threads=max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         self.progress = newest_progress(job.out)
         self.state = self.make_state()
         self.validation = load_validation(tokens, job.batches.max_tokens, self.rank, self.workers)
