@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.batches.batch import Ragged, collate, pad
+from tfray.batches.plan import padded_length
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 ROWS = st.lists(st.lists(st.integers(3, 99), max_size=9), min_size=1, max_size=8)
@@ -47,17 +48,17 @@ def test_targets_begin_with_bos_and_labels_are_the_targets_one_ahead_and_end_wit
     assert unpadded(batch.source_ids) == source
     assert unpadded(batch.target_ids) == [[BOS_ID, *ids] for ids in target]
     assert unpadded(batch.label_ids) == [[*ids, EOS_ID] for ids in target]
-    assert batch.target_ids.shape == batch.label_ids.shape == (len(pairs), 1 + max(map(len, target)))
-    assert batch.source_ids.shape == (len(pairs), max(map(len, source)))
+    assert batch.target_ids.shape == batch.label_ids.shape == (len(pairs), padded_length(1 + max(map(len, target))))
+    assert batch.source_ids.shape == (len(pairs), padded_length(max(map(len, source))))
     assert all(ids.dtype == torch.int64 for ids in batch)
 
 
 def test_padding_is_at_the_right_and_does_not_count_as_tokens():
     batch = collate(ragged([[5, EOS_ID], [6, 7, 8, EOS_ID]]), ragged([[9, 10], [11]]))
     assert batch.source_ids.tolist() == [[5, EOS_ID, PAD_ID, PAD_ID], [6, 7, 8, EOS_ID]]
-    assert batch.target_ids.tolist() == [[BOS_ID, 9, 10], [BOS_ID, 11, PAD_ID]]
-    assert batch.label_ids.tolist() == [[9, 10, EOS_ID], [11, EOS_ID, PAD_ID]]
-    assert (batch.source_tokens, batch.target_tokens, batch.padded_tokens) == (6, 5, 14)
+    assert batch.target_ids.tolist() == [[BOS_ID, 9, 10, PAD_ID], [BOS_ID, 11, PAD_ID, PAD_ID]]
+    assert batch.label_ids.tolist() == [[9, 10, EOS_ID, PAD_ID], [11, EOS_ID, PAD_ID, PAD_ID]]
+    assert (batch.source_tokens, batch.target_tokens, batch.padded_tokens) == (6, 5, 16)
 
 
 def test_moving_a_batch_keeps_its_parts():

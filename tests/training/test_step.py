@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.plan import padded_length
 from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
@@ -109,7 +110,9 @@ def test_metrics_count_tokens():
         (len(pairs), max(len(s) for s, _ in pairs), max(len(t) + 1 for _, t in pairs))
         for pairs in (PAIRS[:4], PAIRS[4:])
     ]
-    assert metrics.padded_tokens == sum(rows * (source + target) for rows, source, target in sizes)
+    assert metrics.padded_tokens == sum(
+        rows * (padded_length(source) + padded_length(target)) for rows, source, target in sizes
+    )
 
 
 def test_the_rate_is_the_one_asked_for():
