@@ -54,12 +54,13 @@ class Batch(NamedTuple):
 def collate(source: Ragged, target: Ragged) -> Batch:
     """Return a micro-batch of pairs; source rows end with eos, target rows have neither bos nor eos."""
     lengths = np.diff(target.offsets)
-    labels = pad(target, padded_length(lengths.max() + 1))
+    width = padded_length(int(lengths.max()) + 1)
+    labels = pad(target, width)
     labels[np.arange(len(lengths)), lengths] = EOS_ID
     begins = np.full((len(lengths), 1), BOS_ID)
-    targets = np.concatenate([begins, pad(target, padded_length(lengths.max() + 1) - 1)], axis=1)
+    targets = np.concatenate([begins, pad(target, width - 1)], axis=1)
     return Batch(
-        torch.from_numpy(pad(source, padded_length(np.diff(source.offsets).max()))),
+        torch.from_numpy(pad(source, padded_length(int(np.diff(source.offsets).max())))),
         torch.from_numpy(targets),
         torch.from_numpy(labels),
     )
