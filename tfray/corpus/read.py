@@ -43,12 +43,15 @@ class Line(NamedTuple):
     error: str | None
 
 
-def declare_schema(files: list[InputFile], text_columns: set[str]) -> pa.Schema:
-    """Return the columns of all files together; raises InputError where two files disagree."""
+def declare_schema(files: list[InputFile], text_columns: set[str], needed: set[str] | None = None) -> pa.Schema:
+    """Return the needed columns (default: all) of all files together; raises InputError where two files disagree."""
     schema = pa.schema([])
     for file in files:
+        found = pa.schema(
+            [field for field in file_schema(file, text_columns) if needed is None or field.name in needed]
+        )
         try:
-            schema = pa.unify_schemas([schema, file_schema(file, text_columns)], promote_options="permissive")
+            schema = pa.unify_schemas([schema, found], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(f"{file.path!r} has other column types than the files before it: {error}") from error
     text = {field.name: pa.string() for field in schema if pa.types.is_null(field.type)}

@@ -18,7 +18,7 @@ from tfray.inference.stage import Assignment, PredictUnit
 from tfray.report.progress import Progress
 from tfray.tokens.shards import read_summary
 from tfray.units.ledger import Ledger, open_ledger, store_settings
-from tfray.units.plan import InputFile, Unit, find_files, plan_units
+from tfray.units.plan import InputFile, Unit, amount, find_files, plan_units
 from tfray.units.stream import stream_units
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
         logger.info("predictions: %d of %d units were done before", len(units) - len(remaining), len(units))
     actors, gpus = place_actors(job.inference, job.cluster)
     errors = 0
-    with Progress("predicting", sum(unit.rows for unit in remaining), "row") as progress:
+    with Progress(*amount("predicting", remaining)) as progress:
         results = stream_units(remaining, PredictUnit, (assignment,), job.cluster, actors=actors, gpus=gpus)
         for result in results:
             errors += sum(result["errors"].values())

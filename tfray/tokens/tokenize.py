@@ -20,7 +20,7 @@ from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens, read_summar
 from tfray.tokens.stage import EXAMPLES_SHOWN, MOST_LABELS, Recipe, SampleUnit, TokenizeUnit
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.units.ledger import Ledger, open_ledger, store_settings
-from tfray.units.plan import InputFile, Unit, find_files, plan_units
+from tfray.units.plan import InputFile, Unit, amount, find_files, plan_units
 from tfray.units.stream import stream_units
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
         job.corpus.target_column,
         job.corpus.task,
     )
+    recipe = make_recipe(job, columns, splits)
     made_from = {
         "corpus": asdict(job.corpus),
         "tokens": asdict(job.tokens),
@@ -51,7 +52,6 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
         return open_tokens(ledger.folder)
     store_settings(ledger.folder, job)
     units = {split: plan_units(files, *UNIT_ROWS) for split, files in splits.items()}
-    recipe = make_recipe(job, columns, splits)
     with connected(job.cluster):
         tokenizer = obtain_tokenizer(job, ledger, recipe, units)
         for split in splits:
@@ -78,7 +78,8 @@ def find_splits(job: TokenizeJob) -> dict[str, list[InputFile]]:
 def make_recipe(job: TokenizeJob, columns: Columns, splits: dict[str, list[InputFile]]) -> Recipe:
     """Return how the corpus' rows become pairs."""
     text = {columns.source} if columns.task == "classification" else {columns.source, columns.target}
-    declared = declare_schema([file for files in splits.values() for file in files], text)
+    files = [file for of_split in splits.values() for file in of_split]
+    declared = declare_schema(files, text, needed={columns.source, columns.target})
     schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
     return Recipe(columns, schema, job.corpus.label_names, job.corpus.max_characters)
 
@@ -102,7 +103,7 @@ def sample(job: TokenizeJob, recipe: Recipe, units: list[Unit]) -> tuple[list[st
     quota = -(-job.tokens.sample_rows // len(units))
     parts: dict[int, list[str]] = {}
     labels: set[str] = set()
-    with Progress("reading", sum(unit.rows for unit in units), "row") as progress:
+    with Progress(*amount("reading", units)) as progress:
         for result in stream_units(units, SampleUnit, (recipe, quota), job.cluster):
             parts[result["index"]] = result["texts"]
             labels.update(result["labels"])
@@ -130,7 +131,7 @@ def tokenize_split(
     remaining = ledger.remaining(units, split)
     folder = storage.join(ledger.folder, split)
     arguments = (folder, recipe, tokenizer.json, job.tokens.max_length)
-    with Progress(f"tokenizing {split}", sum(unit.rows for unit in remaining), "row") as progress:
+    with Progress(*amount(f"tokenizing {split}", remaining)) as progress:
         for result in stream_units(remaining, TokenizeUnit, arguments, job.cluster):
             progress.update(result["rows"])
 

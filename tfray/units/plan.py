@@ -142,3 +142,9 @@ def make_unit(index: int, file: InputFile, start: int, stop: int) -> Unit:
     """Return the unit of a file's range."""
     rows = stop - start if file.format == "parquet" else math.ceil((stop - start) / BYTES_PER_ROW)
     return Unit(index, file.path, file.format, file.compression, start, stop, rows, file.target_path)
+
+
+def amount(label: str, units: list[Unit]) -> tuple[str, int, str]:
+    """Return what a progress display shows of units: its label, the rows in all, and how they are called."""
+    is_exact = all(unit.format == "parquet" for unit in units)
+    return label if is_exact else f"{label} (rows guessed by size)", sum(unit.rows for unit in units), "row"
