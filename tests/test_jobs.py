@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,18 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
     )
     assert ended["steps"] == smooth["steps"]
     assert ended["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
+
+
+def test_a_kill_after_the_last_step_costs_no_step(
+    whole_run: subprocess.CompletedProcess[str], run_arguments: list[object], digits: Path
+) -> None:
+    training = digits / "run" / "training"
+    (training / "_SUCCESS").unlink()
+    shutil.rmtree(training / "last")
+    again = tfray(*run_arguments)
+    assert again.returncode == 0, again.stderr
+    assert (training / "last" / "model.safetensors").exists() and (training / "_SUCCESS").exists()
+    assert "source +" not in again.stderr, "no step is taken again"
 
 
 def test_prediction_killed_and_started_again_misses_and_doubles_no_row(
