@@ -188,14 +188,14 @@ def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
     assert "from step 0" not in ended.stderr, "it went on and did not begin again"
 
 
-def training_workers(folder: Path) -> list[int]:
-    """Return the process ids of the training workers that work inside a folder."""
+def training_workers(process: subprocess.Popen[bytes]) -> list[int]:
+    """Return the process ids of the training workers that a command of ours has started."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            is_worker = (process / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
-            if is_worker and os.readlink(process / "cwd").startswith(str(folder)):
-                found.append(int(process.name))
+            is_worker = (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker")
+            if is_worker and os.getsid(int(entry.name)) == process.pid:  # `start` makes a session of its own
+                found.append(int(entry.name))
         except OSError:
             continue  # it has ended
     return found
@@ -212,7 +212,7 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
     ]
     process = start(*arguments, log=tmp_path / "log")
     wait_for(lambda: any(out.glob("checkpoints/*/state.json")), process, tmp_path / "log")
-    os.kill(training_workers(tmp_path)[0], signal.SIGKILL)
+    os.kill(training_workers(process)[0], signal.SIGKILL)
     assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     starts = [event["step"] for event in events if event["event"] == "start"]
