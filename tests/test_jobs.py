@@ -65,7 +65,14 @@ def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
     """Start the command in a process group of its own."""
     command = [sys.executable, "-m", "tfray.cli", *map(str, arguments)]
     with log.open("wb") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, preexec_fn=hear_interrupts
+        )
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to commands in the background: they are deaf to Ctrl-C, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: float = 200) -> None:
@@ -222,6 +229,18 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
     )
     assert ended["steps"] == smooth["steps"]
     assert ended["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
+
+
+def test_ctrl_c_ends_training_with_a_word_about_how_to_go_on(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", "--tokens_folder", digits / "run" / "tokens", "--out", tmp_path / "out", *SMALL[:4]]
+    process = start(*arguments, "--training.log_every", 10, log=tmp_path / "log")
+    wait_for(lambda: "source +" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "the same command goes on" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_a_kill_after_the_last_step_costs_no_step(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -93,11 +91,14 @@ def fit(job: TrainJob, tokens: TokenFolder) -> None:
             failure_config=FailureConfig(max_failures=job.training.max_failures),
         ),
     )
-    with shown_log(job.out):
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise find_input_error(error) or error from None
+    # In a thread of its own, since in the main thread Ray takes Ctrl-C for itself and says nothing.
+    executor = ThreadPoolExecutor(1)
+    shown = len(read_events(job.out))
+    training = executor.submit(trainer.fit)
+    executor.shutdown(wait=False)
+    follow_log(job.out, shown, training)
+    if error := training.exception():
+        raise find_input_error(error) or error from None
 
 
 def reopen_feed(job: TrainJob, tokens: TokenFolder):
@@ -141,29 +142,15 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig) -> tuple[bool,
     return use_gpu, {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
 
 
-@contextmanager
-def shown_log(out: str) -> Iterator[None]:
-    """Show the log's new events to people while the block runs; workers may be on other machines."""
-    shown = len(read_events(out))
-    done = threading.Event()
-
-    def follow() -> None:
-        position = shown
-        is_over = False
-        while not is_over:
-            is_over = done.wait(timeout=1.0)
-            events = read_events(out)
-            for event in events[position:]:
-                logger.info(describe(event))
-            position = len(events)
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        follower.join()
+def follow_log(out: str, shown: int, training: Future) -> None:
+    """Show the log's events after the first `shown` to people until training ends; workers may be elsewhere."""
+    is_over = False
+    while not is_over:
+        is_over = bool(wait([training], timeout=1.0).done)
+        events = read_events(out)
+        for event in events[shown:]:
+            logger.info(describe(event))
+        shown = len(events)
 
 
 def finish(ledger: Ledger) -> None:
