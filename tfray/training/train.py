@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
@@ -166,11 +167,11 @@ def finish(ledger: Ledger) -> None:
             "seconds": progress.seconds,
         }
     )
+    best = f"best validation loss {progress.best_loss:.4f} at step {progress.best_step}"
     logger.info(
-        "training: %d steps in %s, best validation loss %.4f at step %d -> %s",
+        "training: %d steps in %s, %s -> %s",
         progress.step,
         format_seconds(progress.seconds),
-        progress.best_loss,
-        progress.best_step,
+        best if math.isfinite(progress.best_loss) else "no validation data",
         storage.join(ledger.folder, "best"),
     )

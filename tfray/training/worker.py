@@ -140,7 +140,7 @@ class Worker:
             with self.meter.paused(), averaged_weights(self.state):
                 loss = validation_loss(self.state.model, self.validation, self.device)
         else:
-            loss = self.meter.mean_loss  # without validation data the newest model is the best
+            loss = math.inf  # without validation data the newest model is the best
         is_best = loss < self.progress.best_loss or not has_validation
         self.progress = replace(
             self.progress,
