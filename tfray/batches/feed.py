@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from tfray.batches.batch import Batch, Ragged, collate
 from tfray.batches.plan import Pool, plan_pool, plan_pools
 from tfray.config import BatchesConfig
-from tfray.tokens.shards import TokenFolder, read_columns
+from tfray.tokens.shards import TokenFolder, read_pairs
 
 
 class FeedOrderError(RuntimeError):
@@ -96,8 +96,7 @@ class PoolLanes:
     def lanes(self, place: dict) -> Iterator[pa.RecordBatch]:
         """Yield a pool's lanes as batches of one row."""
         pool = Pool(place["pool"], tuple(place["shards"]))
-        names = ["source_ids", "target_ids", "source_length", "target_length"]
-        table = pa.concat_tables([read_columns(self.shards[shard], names) for shard in pool.shards])
+        table = read_pairs([self.shards[shard] for shard in pool.shards])
         lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
         steps = plan_pool(lengths[0], lengths[1], self.config, place["epoch"], pool.index)
         for lane in range(self.config.lanes):

@@ -14,6 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tfray import storage
+from tfray.batches.feed import Cursor
 from tfray.errors import CheckpointMismatch
 
 CHECKPOINTS, TENSORS, STATE = "checkpoints", "state.safetensors", "state.json"
@@ -35,6 +36,11 @@ class Progress:
     """Validations since the best."""
     seconds: float = 0.0
     """Time spent training, over all starts."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place in the data order of the next step."""
+        return Cursor(self.epoch, self.pool, self.step_in_pool)
 
 
 def save_checkpoint(out: str, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError
-from tfray.units.plan import InputFile, Unit
+from tfray.units.plan import InputFile, Unit, split_compression
 
 SAMPLE_LINES = 1000  # of each JSONL file, to find its fields and their types
 SAMPLE_BYTES = 16 << 20
@@ -273,11 +273,7 @@ def read_text(unit: Unit) -> Iterator[Record]:
 def target_side(unit: Unit) -> Unit:
     """Return the unit that is the whole target file of parallel text."""
     path = str(unit.target_path)
-    compression = next(
-        (name for end, name in {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.items() if path.endswith(end)),
-        None,
-    )
-    return Unit(unit.index, path, "text", compression, 0, storage.file_size(path), unit.rows)
+    return Unit(unit.index, path, "text", split_compression(path)[1], 0, storage.file_size(path), unit.rows)
 
 
 def infer_json_fields(file: InputFile, text_columns: set[str]) -> list[tuple[str, pa.DataType]]:

@@ -98,6 +98,12 @@ def read_lengths(path: str) -> tuple[np.ndarray, np.ndarray]:
     return table["source_length"].to_numpy(), table["target_length"].to_numpy()
 
 
+def read_pairs(paths: list[str]) -> pa.Table:
+    """Return the ids and lengths of several shards' pairs, one shard after the other."""
+    names = ["source_ids", "target_ids", "source_length", "target_length"]
+    return pa.concat_tables([read_columns(path, names) for path in paths])
+
+
 def read_columns(path: str, names: list[str]) -> pa.Table:
     """Return columns of a shard; raises InputError where it is missing or damaged."""
     try:

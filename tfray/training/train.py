@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tfray import storage
-from tfray.batches.feed import Cursor, open_feed
+from tfray.batches.feed import open_feed
 from tfray.batches.plan import plan_pool, plan_pools
 from tfray.checkpoint.state import newest_progress
 from tfray.cluster import cluster_total, connected
@@ -60,7 +60,6 @@ def train(job: TrainJob) -> str:
 def made_from(job: TrainJob, tokens: TokenFolder) -> dict[str, object]:
     """Return everything that the trained weights follow from."""
     settings = {name: value for name, value in asdict(job.training).items() if name not in FREE_TO_CHANGE}
-    settings["adam_betas"] = list(settings["adam_betas"])
     return {
         "tokens": tokens.fingerprint,
         "model": asdict(job.model),
@@ -104,9 +103,7 @@ def fit(job: TrainJob, tokens: TokenFolder) -> None:
 
 def reopen_feed(job: TrainJob, tokens: TokenFolder):
     """Return the feed from the newest checkpoint's cursor; Ray calls this at every start of the workers."""
-    progress = newest_progress(job.out)
-    cursor = Cursor(progress.epoch, progress.pool, progress.step_in_pool)
-    return open_feed(tokens, job.batches, job.training.epochs, cursor)
+    return open_feed(tokens, job.batches, job.training.epochs, newest_progress(job.out).cursor)
 
 
 def count_steps(job: TrainJob, tokens: TokenFolder) -> int:

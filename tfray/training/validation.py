@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -10,7 +9,7 @@ from tfray.batches.batch import Batch, collate
 from tfray.batches.feed import ragged
 from tfray.batches.plan import plan_pool
 from tfray.config import BatchesConfig
-from tfray.tokens.shards import TokenFolder, read_columns
+from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.training.step import sum_over_workers
 
 
@@ -18,8 +17,7 @@ def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: in
     """Return one worker's micro-batches of the validation shards; none where there are no shards."""
     if not tokens.has_split("valid"):
         return []
-    names = ["source_ids", "target_ids", "source_length", "target_length"]
-    table = pa.concat_tables([read_columns(shard, names) for shard in tokens.shards("valid")])
+    table = read_pairs(tokens.shards("valid"))
     lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
     steps = plan_pool(lengths[0], lengths[1], BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
     source, target = (ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids"))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tfray import storage
-from tfray.batches.feed import Cursor, FeedOrderError, FeedStep, read_feed
+from tfray.batches.feed import FeedOrderError, FeedStep, read_feed
 from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
 from tfray.config import TrainJob
@@ -95,8 +95,7 @@ class Worker:
             batch_size=1, batch_format="pyarrow", prefetch_batches=1
         )
         lanes = list(range(self.rank, self.job.batches.lanes, self.workers))
-        progress = self.progress
-        return read_feed(iter(rows), lanes, Cursor(progress.epoch, progress.pool, progress.step_in_pool))
+        return read_feed(iter(rows), lanes, self.progress.cursor)
 
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""

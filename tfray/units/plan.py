@@ -99,10 +99,7 @@ def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[
 
 def describe(path: str, target_path: str | None) -> InputFile:
     """Return an input file's format, size and schema."""
-    stem, compression = path.partition("?")[0].lower(), None
-    for suffix, name in COMPRESSIONS.items():
-        if stem.endswith(suffix):
-            stem, compression = stem.removesuffix(suffix), name
+    stem, compression = split_compression(path)
     suffix = "." + stem.rpartition(".")[2]
     file_format = FORMATS.get(suffix, "text")
     if target_path is not None and file_format != "text":
@@ -111,6 +108,15 @@ def describe(path: str, target_path: str | None) -> InputFile:
         footer = read_footer(path)
         return InputFile(path, "parquet", None, footer.num_rows, footer.schema.to_arrow_schema())
     return InputFile(path, file_format, compression, storage.file_size(path), None, target_path)
+
+
+def split_compression(path: str) -> tuple[str, str | None]:
+    """Return a path in lower case without the ending of its compression, and pyarrow's name of that."""
+    stem = path.partition("?")[0].lower()
+    for suffix, name in COMPRESSIONS.items():
+        if stem.endswith(suffix):
+            return stem.removesuffix(suffix), name
+    return stem, None
 
 
 def read_footer(path: str) -> pq.FileMetaData:
