@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from dataclasses import dataclass
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,21 +12,41 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError
-from tfray.tokens.special import EOS_ID
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.units.ledger import MANIFEST, SUCCESS
 
 TOKENIZER = "tokenizer.json"
-SUMMARY_KEY = b"tfray.summary"
-SHARD_SCHEMA = pa.schema(
-    {
-        "source_ids": pa.list_(pa.int32()),  # what the encoder reads; ends with eos
-        "target_ids": pa.list_(pa.int32()),  # without bos and eos
-        "source_length": pa.int32(),
-        "target_length": pa.int32(),  # one more than target_ids: with bos, or with eos
-        "row": pa.int64(),  # position in the input unit
-    }
-)
+FORMAT_VERSION = 2
+
+
+def shard_schema(vocab_size: int) -> pa.Schema:
+    """Return the columns of a shard; ids take two bytes where the vocabulary allows."""
+    ids = pa.list_(pa.uint16() if vocab_size <= 1 << 16 else pa.int32())
+    name = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema(
+        [
+            pa.field("source_ids", ids),  # what the encoder reads; ends with eos
+            pa.field("target_ids", ids),  # without bos and eos
+            pa.field("source_length", pa.int32()),
+            pa.field("target_length", pa.int32()),  # one more than target_ids: with bos, or with eos
+            pa.field("corpus", name),
+            pa.field("file", name),
+            pa.field("row", pa.int64()),  # number of the row in its file, from 0
+        ]
+    )
+
+
+class Shard(NamedTuple):
+    """What the manifest says of a shard."""
+
+    name: str
+    corpus: str
+    pairs: int
+    source_tokens: int
+    """Tokens that the encoder reads, eos included."""
+    target_tokens: int
+    """Tokens that the decoder must predict, eos included."""
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -47,49 +68,75 @@ class TokenFolder:
     def task(self) -> str:
         return self.manifest["task"]
 
-    def has_split(self, split: str) -> bool:
-        return split in self.manifest["shards"]
+    @property
+    def weights(self) -> dict[str, float]:
+        """How often each training corpus' pairs are seen in an epoch, by its name."""
+        return self.manifest["weights"]
 
-    def shards(self, split: str) -> list[str]:
-        """Return the paths of a split's shards that hold pairs, in order."""
-        return [storage.join(self.folder, f"{split}/{name}") for name in self.manifest["shards"][split]]
+    def has_split(self, split: str) -> bool:
+        return bool(self.manifest["shards"].get(split))
+
+    def shards(self, split: str) -> list[Shard]:
+        """Return a split's shards, in the order of the input; each holds pairs."""
+        return [Shard(**entry) for entry in self.manifest["shards"].get(split, [])]
+
+    def paths(self, split: str) -> list[str]:
+        """Return the paths of a split's shards."""
+        return [storage.join(self.folder, f"{split}/{shard.name}") for shard in self.shards(split)]
 
     def examples(self, split: str) -> list[int]:
         """Return the number of pairs in each of a split's shards."""
-        return list(self.manifest["shards"][split].values())
+        return [shard.pairs for shard in self.shards(split)]
 
 
 def open_tokens(folder: str) -> TokenFolder:
-    """Return a finished tokens folder; raises InputError where it is missing or unfinished."""
+    """Return a finished tokens folder; raises InputError where it is missing, unfinished or of another version."""
     folder = storage.absolute(folder)
     if not storage.exists(storage.join(folder, MANIFEST)):
         raise InputError(f"tokens_folder={folder!r} is not a folder that `tfray tokenize` wrote; run that first")
     if not storage.exists(storage.join(folder, SUCCESS)):
         raise InputError(f"tokens_folder={folder!r} is not finished; start the same `tfray tokenize` again")
-    return TokenFolder(folder, storage.read_json(storage.join(folder, MANIFEST)))
+    manifest = storage.read_json(storage.join(folder, MANIFEST))
+    version = manifest.get("shard_format")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"tokens_folder={folder!r} has shards of format {version}, this tfray reads {FORMAT_VERSION}; "
+            "run `tfray tokenize` again, into a new folder"
+        )
+    return TokenFolder(folder, manifest)
 
 
-def write_shard(
-    path: str, source_ids: list[list[int]], target_ids: list[list[int]], rows: list[int], summary: dict
-) -> None:
-    """Publish one shard; the unit's summary travels in its footer."""
-    with_eos = [[*ids, EOS_ID] for ids in source_ids]
-    columns = [
-        pa.array(with_eos, SHARD_SCHEMA.field("source_ids").type),
-        pa.array(target_ids, SHARD_SCHEMA.field("target_ids").type),
-        pa.array([len(ids) for ids in with_eos], pa.int32()),
-        pa.array([len(ids) + 1 for ids in target_ids], pa.int32()),
-        pa.array(rows, pa.int64()),
-    ]
-    schema = SHARD_SCHEMA.with_metadata({SUMMARY_KEY: json.dumps(summary).encode()})
-    storage.publish_table(path, pa.table(columns, schema=schema))
+class Digest:
+    """A file that is written through, and hashed on the way."""
+
+    def __init__(self, file: IO[bytes] | pa.NativeFile) -> None:
+        self.file, self.sha256, self.closed = file, hashlib.sha256(), False
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.file.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def close(self) -> None:
+        """Leave closing to whoever opened the file."""
 
 
-def read_summary(path: str) -> dict:
-    """Return the unit's summary in a Parquet file's footer."""
-    with storage.open_input(path) as file:
-        metadata = pq.read_metadata(file).metadata or {}
-    return json.loads(metadata[SUMMARY_KEY])
+def write_shard(path: str, corpus: str, tables: list[pa.Table]) -> Shard:
+    """Publish one shard, a row group a table, and return what the manifest says of it."""
+    with storage.publish(path) as file:
+        digest = Digest(file)
+        with pq.ParquetWriter(pa.PythonFile(digest, mode="w"), tables[0].schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+    sums = [sum(int(table[name].to_numpy().sum()) for table in tables) for name in ("source_length", "target_length")]
+    name = path.partition("?")[0].rpartition("/")[2]
+    return Shard(name, corpus, sum(map(len, tables)), *sums, digest.sha256.hexdigest())
 
 
 def read_lengths(path: str) -> tuple[np.ndarray, np.ndarray]:
