@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfray import config
-from tfray.errors import InputError
+from tfray.errors import InputError, TooManyErrors
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "tokenize": (config.TokenizeJob, "tfray.tokens.tokenize"),
@@ -32,7 +32,11 @@ EXAMPLES = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command that the arguments name; exit with 2 where the user's input cannot be used."""
+    """Run the command that the arguments name.
+
+    Exit codes: 2 where the user's input cannot be used, 3 where a job did its work and lost more rows by
+    errors than it may, 130 after Ctrl-C.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -56,6 +60,9 @@ def run_command(name: str, arguments: list[str]) -> None:
         show(name, carry_out(name, module)(job))
     except InputError as error:
         fail(name, str(error))
+    except TooManyErrors as error:
+        print(f"{error}", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt:
         print(f"tfray {name}: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)

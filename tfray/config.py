@@ -132,7 +132,9 @@ class PartConfig:
     def __post_init__(self) -> None:
         fits = self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         require(fits, "corpus.parts.name", self.name, "must be letters, digits, '-', '_' and '.'")
-        require(self.name not in SPLITS, "corpus.parts.name", self.name, "is the name of a split; choose another")
+        require(
+            self.name not in (*SPLITS, "corpus"), "corpus.parts.name", self.name, "is taken by tfray; choose another"
+        )
         require(self.weight > 0, "corpus.parts.weight", self.weight, "must be positive; leave the corpus out instead")
 
 
@@ -152,6 +154,8 @@ class CorpusConfig:
     """Validation files, as in 'train'."""
     valid_target: Paths = field(default_factory=list)
     """Target side of parallel text in 'valid'."""
+    test: Paths = field(default_factory=list)
+    """Test files that should become token shards too (`tfray predict` reads text and needs none)."""
     valid_share: float = 0.0
     """Share of the training rows that become validation data, by the hash of their source text: the same
     text goes to the same side in any order, file layout or number of workers."""
@@ -182,12 +186,13 @@ class CorpusConfig:
             require(0 <= value < 1, f"corpus.{name}", value, "must be at least 0 and below 1")
         both = self.valid_share + self.test_share
         require(both < 1, "corpus.valid_share + corpus.test_share", both, "must be below 1")
-        require(
-            not (self.valid_share and as_list(self.valid)),
-            "corpus.valid_share",
-            self.valid_share,
-            "splits validation data off, and corpus.valid names files of it; use one of them",
-        )
+        for name in ("valid", "test"):
+            require(
+                not (getattr(self, f"{name}_share") and as_list(getattr(self, name))),
+                f"corpus.{name}_share",
+                getattr(self, f"{name}_share"),
+                f"splits data off, and corpus.{name} names files of it; use one of them",
+            )
         require(self.seed >= 0, "corpus.seed", self.seed, "must not be negative")
         names = [part.name for part in self.parts]
         require(len(set(names)) == len(names), "corpus.parts", names, "has a name twice; give each corpus its own")

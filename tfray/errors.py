@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class CheckpointMismatch(InputError):
     """A checkpoint or a commit log was made from something else than what is asked for now."""
+
+
+class TooManyErrors(Exception):
+    """A job did its work and lost more rows by errors than it may: the message says how many, and why."""

@@ -7,16 +7,28 @@ from tfray.report.tables import format_table
 
 def format_account(manifest: dict) -> str:
     """Return a tokens manifest as tables for people, with the first rejected rows of each reason."""
-    totals = manifest["totals"]
-    rows = [
-        [split, *(f"{t[name]:,}" for name in ("rows", "pairs", "source_tokens", "target_tokens"))]
-        for split, t in totals.items()
+    accounts = manifest["corpora"]
+    splits = list(manifest["splits"])
+    rows: list[list[object]] = [
+        [name, f"{account['bytes'] / 1e6:,.1f}", f"{account['rows']:,}"]
+        + [f"{account['pairs'].get(split, 0):,}" for split in splits]
+        + [f"{sum(account['rejected'].values()):,}"]
+        for name, account in accounts.items()
     ]
-    blocks = [format_table(["split", "rows in", "pairs out", "source tokens", "target tokens"], rows)]
-    dropped = [[split, kind, f"{count:,}"] for split, t in totals.items() for kind, count in t["rejected"].items()]
+    blocks = [format_table(["corpus", "MB in", "rows in", *(f"{split} pairs" for split in splits), "dropped"], rows)]
+    tokens: list[list[object]] = [
+        [split, *(f"{sums[name]:,}" for name in ("pairs", "source_tokens", "target_tokens"))]
+        for split, sums in manifest["splits"].items()
+    ]
+    blocks.append(format_table(["split", "pairs out", "source tokens", "target tokens"], tokens))
+    dropped: list[list[object]] = [
+        [name, kind, f"{count:,}", f"{count / account['rows']:.2%}"]
+        for name, account in accounts.items()
+        for kind, count in account["rejected"].items()
+    ]
     if dropped:
-        blocks.append(format_table(["split", "dropped because", "rows"], dropped))
-        blocks += [format_examples(t["examples"]) for t in totals.values() if t["examples"]]
+        blocks.append(format_table(["corpus", "dropped because", "rows", "share"], dropped))
+        blocks += [format_examples(account["examples"]) for account in accounts.values() if account["examples"]]
     return "\n\n".join(blocks)
 
 

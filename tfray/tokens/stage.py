@@ -1,134 +1,159 @@
-"""The stages of the tokenize job: a unit -> a sample of its texts, and a unit -> its shard."""
+"""The stage of the tokenize job: a unit of rows -> its shards, its rejected rows and its record."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tfray import storage
-from tfray.corpus.clean import Cleaned, Rejected, clean_pairs, kind_of
-from tfray.corpus.columns import Columns
-from tfray.corpus.read import read_unit
-from tfray.tokens.shards import write_shard
+from tfray.config import TokensConfig
+from tfray.corpus.clean import REJECTED_SCHEMA, Cleaned
+from tfray.corpus.read import DamagedFile
+from tfray.tokens.encoder import Encoder
+from tfray.tokens.output import Ids, UnitOutput, rejected_rows
+from tfray.tokens.recipe import Recipe
+from tfray.tokens.special import EOS_ID
+from tfray.tokens.survey import SPLIT_NAMES, split_sides
 from tfray.tokens.tokenizer import Tokenizer
+from tfray.tokens.verdicts import Verdicts
+from tfray.units.ledger import RECORDS, record_unit
 from tfray.units.plan import Unit
 
-EXAMPLES_SHOWN = 3  # of each reason, per unit and in the report
-MOST_LABELS = 1000
 
+class Assignment(NamedTuple):
+    """What every unit of a tokenize job needs besides itself."""
 
-class Recipe(NamedTuple):
-    """How a row becomes a pair."""
-
-    columns: Columns
-    schema: pa.Schema
-    label_names: dict[str, str]
-    max_characters: int
-
-    def clean(self, unit: Unit) -> Cleaned:
-        """Return a unit's usable pairs; labels by their names."""
-        source, target, task = self.columns
-        text_columns = {source} if task == "classification" else {source, target}
-        rows = read_unit(unit, self.schema, text_columns)
-        cleaned = clean_pairs(rows, source, target, self.max_characters)
-        return name_labels(cleaned, self.label_names) if task == "classification" else cleaned
-
-
-def name_labels(cleaned: Cleaned, names: dict[str, str]) -> Cleaned:
-    """Return pairs whose target is the label's name; values that have none are rejected."""
-    if not names:
-        return cleaned
-    known = Cleaned([], [], list(cleaned.rejected))
-    for position, (source, value) in zip(cleaned.positions, cleaned.pairs, strict=True):
-        if value in names:
-            known.positions.append(position)
-            known.pairs.append((source, names[value]))
-        else:
-            reason = f"unknown_label: {value!r:.40} is not in label_names ({', '.join(names)})"
-            known.rejected.append(Rejected(position, reason, f"{source!r:.60}"))
-    return known
-
-
-class SampleUnit:
-    """Stage: a unit -> some of its texts and all of its labels."""
-
-    def __init__(self, recipe: Recipe, quota: int) -> None:
-        self.recipe, self.quota = recipe, quota
-
-    def __call__(self, unit: Unit) -> dict:
-        pairs = self.recipe.clean(unit).pairs
-        chosen = [pairs[i * len(pairs) // self.quota] for i in range(self.quota)] if len(pairs) > self.quota else pairs
-        labelled = self.recipe.columns.task == "classification"
-        return {
-            "index": unit.index,
-            "rows": unit.rows,
-            "texts": [text for pair in chosen for text in (pair[:1] if labelled else pair)],
-            "labels": sorted({target for _, target in pairs})[: MOST_LABELS + 1] if labelled else [],
-        }
+    folder: str
+    recipe: Recipe
+    tokens: TokensConfig
+    tokenizer_json: str
 
 
 class TokenizeUnit:
-    """Stage: a unit -> its shard; the tokenizer is loaded once."""
+    """Stage: loads the tokenizer once; reads, cleans, encodes and writes one unit at a time."""
 
-    def __init__(self, folder: str, recipe: Recipe, tokenizer_json: str, max_length: int) -> None:
-        self.folder, self.recipe, self.max_length = folder, recipe, max_length
-        self.tokenizer = Tokenizer.from_json(tokenizer_json)
+    def __init__(self, assignment: Assignment, verdicts: Verdicts) -> None:
+        self.assignment, self.verdicts = assignment, verdicts
+        self.recipe = assignment.recipe
+        tokenizer = Tokenizer.from_json(assignment.tokenizer_json)
+        self.encoder = Encoder(tokenizer)
+        self.vocab_size = tokenizer.vocab_size
+        self.label_names = pa.array(tokenizer.labels, pa.string())
+        self.label_ids = np.array([*tokenizer.label_ids.values(), -1], np.int32)  # -1: not a label of this task
 
     def __call__(self, unit: Unit) -> dict:
-        cleaned = self.recipe.clean(unit)
-        sources = self.tokenizer.encode_batch([source for source, _ in cleaned.pairs])
-        targets = self.encode_targets([target for _, target in cleaned.pairs], cleaned)
-        rejected = list(cleaned.rejected)
-        kept: list[int] = []
-        for index, reason in enumerate(map(self.unfit, sources, targets)):
-            if reason:
-                rejected.append(Rejected(cleaned.positions[index], reason, f"{cleaned.pairs[index]!r:.120}"))
-            else:
-                kept.append(index)
-        sources, targets = [sources[i] for i in kept], [targets[i] for i in kept]
-        summary = summarize(unit, sources, targets, rejected)
-        path = storage.join(self.folder, unit.output_name)
-        write_shard(path, sources, targets, [cleaned.positions[i] for i in kept], summary)
-        return {"rows": unit.rows}
+        folder, clean = self.assignment.folder, self.recipe.config.clean
+        output = UnitOutput(folder, unit, self.vocab_size, self.assignment.tokens.shard_tokens, clean.keep_rejected)
+        with output:
+            try:
+                for cleaned in self.recipe.clean_blocks(unit):
+                    self.tokenize(unit, cleaned, output)
+            except DamagedFile as damage:
+                output.lose(damage.reason)
+        record_unit(storage.join(folder, RECORDS), unit, output.record())
+        return {"rows": output.rows, "bytes": unit.bytes, "tokens": output.tokens}
 
-    def encode_targets(self, texts: list[str], cleaned: Cleaned) -> list[list[int]]:
-        """Return target ids: one label token each, or the text's tokens; none for a new label."""
-        if self.recipe.columns.task != "classification":
-            return self.tokenizer.encode_batch(texts)
-        return [[self.tokenizer.label_ids[text]] if text in self.tokenizer.label_ids else [] for text in texts]
+    def tokenize(self, unit: Unit, cleaned: Cleaned, output: UnitOutput) -> None:
+        """Judge and encode a block, and hand everything to the output."""
+        output.reject(cleaned.rejected)
+        cleaned, sides = self.judge(unit, cleaned, output)
+        if not len(cleaned.rows):
+            return
+        source, target = ends_with_eos(*self.encoder.encode(cleaned.source)), self.encode_targets(cleaned.target)
+        lengths = [np.diff(source.offsets), np.diff(target.offsets) + 1]
+        table = output.table(source, target, lengths, cleaned.rows)
+        reasons = self.misfits(cleaned, *lengths)
+        for split in np.unique(sides):
+            kept = table.filter(pa.array((sides == split) & (reasons == 0)))
+            output.write(SPLIT_NAMES[split], kept, count_words(cleaned, (sides == split) & (reasons == 0)))
+        if reasons.any():
+            output.reject(self.explain(cleaned, reasons, *lengths))
 
-    def unfit(self, source: list[int], target: list[int]) -> str | None:
-        """Return why a pair's tokens cannot be used, or None."""
-        if not target:
-            return "unknown_label: the label does not occur in training"
-        longest = max(len(source), len(target)) + 1  # with eos
-        if longest > self.max_length:
-            return f"too_long: {longest} tokens, more than max_length={self.max_length}"
-        return None
+    def judge(self, unit: Unit, cleaned: Cleaned, output: UnitOutput) -> tuple[Cleaned, np.ndarray]:
+        """Return the rows that are neither duplicates nor held out, with the split of each."""
+        sides = split_sides(self.recipe, unit, cleaned)
+        duplicate = self.verdicts.is_duplicate(unit, cleaned.rows)
+        held_out = (sides == 0) & ~duplicate
+        if held_out.any():
+            held_out &= self.verdicts.are_held_out(cleaned.source, cleaned.target)
+        for mask, reason, message in (
+            (duplicate, "duplicate", "an equal row came before"),
+            (held_out, "held_out", "its text belongs to validation or test data"),
+        ):
+            if mask.any():
+                output.reject(rejected_rows(cleaned, mask, reason, message))
+        left = ~(duplicate | held_out)
+        return (cleaned, sides) if left.all() else (select(cleaned, left), sides[left])
+
+    def encode_targets(self, texts: pa.Array) -> Ids:
+        """Return target ids without eos: one label token each (-1 for a label that is not known), or the text's."""
+        if not self.recipe.is_classification:
+            return Ids(*self.encoder.encode(texts))
+        index = pc.index_in(texts, self.label_names).fill_null(len(self.label_names)).to_numpy()
+        return Ids(self.label_ids[index], np.arange(len(index) + 1))
+
+    def misfits(self, cleaned: Cleaned, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
+        """Return for each row the number of the reason in MISFITS for which its tokens cannot be used, or 0."""
+        reasons = np.zeros(len(source_lengths), np.uint8)
+        if self.recipe.is_classification:
+            reasons[pc.is_in(cleaned.target, self.label_names).invert().to_numpy(zero_copy_only=False)] = 3
+        elif ratio := self.recipe.config.clean.max_length_ratio:
+            longer, shorter = np.maximum(source_lengths, target_lengths), np.minimum(source_lengths, target_lengths)
+            reasons[longer - 1 > ratio * np.maximum(shorter - 1, 1)] = 2  # without eos
+        reasons[np.maximum(source_lengths, target_lengths) > self.assignment.tokens.max_length] = 1
+        return reasons
+
+    def explain(
+        self, cleaned: Cleaned, reasons: np.ndarray, source_lengths: np.ndarray, target_lengths: np.ndarray
+    ) -> pa.Table:
+        """Return the rows that do not fit, each with its reason in words."""
+        tables = []
+        for number in np.unique(reasons[reasons > 0]):
+            kind, words = MISFITS[number]
+            mask = reasons == number
+            messages = [
+                words.format(source=source, target=target, longest=self.assignment.tokens.max_length)
+                for source, target in zip(source_lengths[mask].tolist(), target_lengths[mask].tolist(), strict=True)
+            ]
+            tables.append(rejected_rows(cleaned, mask, kind, messages))
+        return pa.concat_tables(tables) if tables else REJECTED_SCHEMA.empty_table()
 
 
-def summarize(unit: Unit, sources: list[list[int]], targets: list[list[int]], rejected: list[Rejected]) -> dict:
-    """Return a unit's counts and the first rejected rows of each kind."""
-    examples: dict[str, list[str]] = {}
-    for row in sorted(rejected):
-        shown = examples.setdefault(kind_of(row.reason), [])
-        if len(shown) < EXAMPLES_SHOWN:
-            shown.append(f"{unit.path}, {place(unit, row.position)}: {row.reason}: {row.excerpt}")
-    return {
-        "pairs": len(sources),
-        "source_tokens": sum(map(len, sources)) + len(sources),
-        "target_tokens": sum(map(len, targets)) + len(targets),
-        "rejected": dict(Counter(kind_of(row.reason) for row in rejected)),
-        "examples": examples,
-    }
+MISFITS = {
+    1: ("too_long", "{source} source and {target} target tokens, more than max_length={longest}"),
+    2: ("length_ratio", "{source} source and {target} target tokens are too different"),
+    3: ("unknown_label", "the label does not occur in training"),
+}
 
 
-def place(unit: Unit, position: int) -> str:
-    """Return where a row stands, as people look it up."""
-    if unit.format == "parquet":
-        return f"row {position}"
-    header = unit.format in ("csv", "tsv")
-    after = f" after byte {unit.start}" if unit.start else ""
-    return f"line {position + 1 + header}{after}"
+def ends_with_eos(values: np.ndarray, offsets: np.ndarray) -> Ids:
+    """Return rows of ids, each followed by eos."""
+    stops = offsets + np.arange(len(offsets))
+    longer = np.full(stops[-1], EOS_ID, values.dtype)
+    is_text = np.ones(len(longer), bool)
+    is_text[stops[1:] - 1] = False
+    longer[is_text] = values
+    return Ids(longer, stops)
+
+
+def select(cleaned: Cleaned, mask: np.ndarray) -> Cleaned:
+    """Return some of the usable rows."""
+    chosen = pa.array(mask)
+    return Cleaned(
+        cleaned.rows[mask],
+        cleaned.source.filter(chosen),
+        cleaned.target.filter(chosen),
+        REJECTED_SCHEMA.empty_table(),
+    )
+
+
+def count_words(cleaned: Cleaned, mask: np.ndarray) -> int:
+    """Return how many words, separated by spaces, both sides of some rows have."""
+    chosen = pa.array(mask)
+    return sum(
+        (pc.sum(pc.count_substring(texts.filter(chosen), " ")).as_py() or 0) + int(mask.sum())
+        for texts in (cleaned.source, cleaned.target)
+    )

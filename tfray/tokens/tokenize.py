@@ -3,179 +3,226 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from tfray import storage
 from tfray.cluster import connected
-from tfray.config import TokenizeJob, as_list
-from tfray.corpus.clean import kind_of
-from tfray.corpus.columns import Columns, choose_columns
-from tfray.corpus.read import declare_schema
+from tfray.config import ClusterConfig, TokenizeJob
 from tfray.errors import InputError
 from tfray.report.progress import Progress
-from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens, read_summary
-from tfray.tokens.stage import EXAMPLES_SHOWN, MOST_LABELS, Recipe, SampleUnit, TokenizeUnit
+from tfray.tokens.adopt import adopt_tokenizer
+from tfray.tokens.manifest import WORK, finish
+from tfray.tokens.recipe import Corpus, Recipe, find_corpora, make_recipe
+from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens
+from tfray.tokens.stage import Assignment, TokenizeUnit
+from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUnit, read_notes
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
-from tfray.units.ledger import Ledger, open_ledger, store_settings
-from tfray.units.plan import InputFile, Unit, amount, find_files, plan_units
-from tfray.units.stream import stream_units
+from tfray.tokens.verdicts import Verdicts, count_partitions, judge
+from tfray.units.ledger import Ledger, open_ledger, read_records, store_settings, unrecorded
+from tfray.units.plan import Unit, plan_units
+from tfray.units.stream import stream
 
 logger = logging.getLogger(__name__)
 
+
 UNIT_ROWS = (1024, 65_536)
+BYTES_PER_TOKEN = 4.0  # about, for cutting units
+SAMPLE_MARGIN = 1.5  # the rows of text files are guessed, and some are dropped
 
 
 def tokenize(job: TokenizeJob) -> TokenFolder:
-    """Return the folder of token shards that a job describes, made now or before."""
-    splits = find_splits(job)
-    columns = choose_columns(
-        [file for files in splits.values() for file in files],
-        job.corpus.source_column,
-        job.corpus.target_column,
-        job.corpus.task,
-    )
-    recipe = make_recipe(job, columns, splits)
-    made_from = {
-        "corpus": asdict(job.corpus),
-        "tokens": asdict(job.tokens),
-        "inputs": {
-            split: [storage.file_identity(path) for file in files for path in file.paths]
-            for split, files in splits.items()
-        },
-    }
-    ledger = open_ledger(job.out, made_from, job.overwrite)
+    """Return the folder of token shards that a job describes, made now or before.
+
+    Raises TooManyErrors at the end where more rows were lost by errors than may be.
+    """
+    corpora = find_corpora(job.corpus)
+    ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
         return open_tokens(ledger.folder)
     store_settings(ledger.folder, job)
-    units = {split: plan_units(files, *UNIT_ROWS) for split, files in splits.items()}
-    with connected(job.cluster):
-        tokenizer = obtain_tokenizer(job, ledger, recipe, units)
-        for split in splits:
-            tokenize_split(job, ledger, split, units[split], recipe, tokenizer)
-    return finish(ledger, columns, tokenizer, units)
+    for lost in (lost for corpus in corpora for lost in corpus.lost):
+        logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
+    recipe, units = make_recipe(job.corpus, corpora), plan_corpora(job, corpora)
+    if ledger.remaining(units):
+        with connected(job.cluster):
+            tokenizer, verdicts = survey(job, ledger, recipe, units)
+            write_shards(job, ledger, recipe, units, tokenizer, verdicts)
+    return finish(job, ledger, corpora, units)
 
 
-def find_splits(job: TokenizeJob) -> dict[str, list[InputFile]]:
-    """Return the input files of train and valid; raises InputError where there is nothing to read."""
-    corpus = job.corpus
-    if not as_list(corpus.train):
-        raise InputError("corpus.train is empty; name the training files, e.g. --corpus.train data/train.parquet")
-    splits = {"train": find_files(as_list(corpus.train), as_list(corpus.train_target))}
-    if as_list(corpus.valid):
-        splits["valid"] = find_files(as_list(corpus.valid), as_list(corpus.valid_target))
-    for split, files in splits.items():
-        if not any(file.size for file in files):
-            raise InputError(
-                f"corpus.{split}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty"
-            )
-    return splits
+def made_from(job: TokenizeJob, corpora: list[Corpus]) -> dict[str, object]:
+    """Return everything that the shards follow from."""
+    corpus = asdict(job.corpus)
+    corpus["clean"].pop("max_error_share")  # changes what is refused, not what is written
+    files = {corpus.name: [file.path for file in corpus.files] for corpus in corpora}
+    files |= {f"{corpus.name} (lost)": [file.path for file in corpus.lost] for corpus in corpora if corpus.lost}
+    targets = {corpus.name: [file.target_path for file in corpus.files if file.target_path] for corpus in corpora}
+    return {
+        "corpus": corpus,
+        "tokens": asdict(job.tokens),
+        "tokenizer": storage.fingerprint(tokenizer_identity(job.tokens.tokenizer)),
+        "inputs": {
+            name: [storage.file_identity(path) for path in [*paths, *targets.get(name, [])]]
+            for name, paths in files.items()
+        },
+    }
 
 
-def make_recipe(job: TokenizeJob, columns: Columns, splits: dict[str, list[InputFile]]) -> Recipe:
-    """Return how the corpus' rows become pairs."""
-    text = {columns.source} if columns.task == "classification" else {columns.source, columns.target}
-    files = [file for of_split in splits.values() for file in of_split]
-    declared = declare_schema(files, text, needed={columns.source, columns.target})
-    schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
-    return Recipe(columns, schema, job.corpus.label_names, job.corpus.max_characters)
+def tokenizer_identity(path: str | None) -> list[object]:
+    """Return what tells an existing tokenizer apart from another; a folder by what is in it."""
+    if path is None:
+        return []
+    return [storage.file_identity(file) for file in storage.list_files(path) or [storage.absolute(path)]]
 
 
-def obtain_tokenizer(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: dict[str, list[Unit]]) -> Tokenizer:
-    """Return the tokenizer of an earlier start, or one trained on a sample of the stream."""
+def plan_corpora(job: TokenizeJob, corpora: list[Corpus]) -> list[Unit]:
+    """Return the units of all corpora, numbered through; none is much larger than a shard."""
+    units: list[Unit] = []
+    for corpus in corpora:
+        rows = sum(file.rows or 0 for file in corpus.files)
+        size = sum(file.bytes for file in corpus.files if file.rows)
+        tokens_per_row = max(1.0, size / max(rows, 1) / BYTES_PER_TOKEN)
+        largest = max(1, min(UNIT_ROWS[1], int(job.tokens.shard_tokens / tokens_per_row)))
+        smallest = min(UNIT_ROWS[0], largest)
+        units += plan_units(corpus.files, smallest, largest, corpus=corpus.name, first_index=len(units))
+    return units
+
+
+def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) -> tuple[Tokenizer, Verdicts]:
+    """Return the tokenizer and the verdicts, from one pass over the units that have something to tell.
+
+    The pass is repeated with a larger share only where the sample turns out to be too small, because the
+    rows of text files had to be guessed.
+    """
     path = storage.join(ledger.folder, TOKENIZER)
-    if storage.exists(path):
-        return Tokenizer.load(path)
-    texts, labels = sample(job, recipe, units["train"])
-    if not texts:
-        raise InputError(f"every row of the corpus was dropped: {describe_reasons(recipe, units['train'][0])}")
-    tokenizer = train_tokenizer(texts, job.tokens, labels)
+    tokenizer = Tokenizer.load(path) if storage.exists(path) else None
+    if tokenizer is None and job.tokens.tokenizer and not recipe.is_classification:
+        tokenizer = publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, []))
+    wanted = job.tokens.sample_rows
+    training = [unit for unit in units if recipe.splits[unit.corpus] == "train"]
+    rows = max(1, sum(unit.rows for unit in training))
+    share = 0.0 if job.tokens.tokenizer else min(1.0, SAMPLE_MARGIN * wanted / rows)
+    clean = job.corpus.clean
+    partitions = count_partitions(rows) if clean.duplicates != "off" or clean.near_duplicates else 0
+    while True:
+        folder = storage.join(ledger.folder, f"{WORK}/{round(share * 1000):04d}")
+        surveyed = units_to_survey(job, recipe, units, tokenizer is None or bool(partitions))
+        records = carry_out_survey(surveyed, recipe, Questions(folder, share, partitions), job.cluster)
+        verdicts = judge_training(job, folder, surveyed, records, recipe, partitions)
+        if tokenizer is not None:
+            return tokenizer, verdicts
+        labels = label_names(job, recipe, records)
+        if job.tokens.tokenizer:
+            return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, labels)), verdicts
+        texts = draw_sample(folder, wanted, verdicts, recipe)
+        if len(texts) >= wanted or share == 1.0:
+            return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels)), verdicts
+        share = min(1.0, 4 * share)
+
+
+def units_to_survey(job: TokenizeJob, recipe: Recipe, units: list[Unit], training: bool) -> list[Unit]:
+    """Return the units of which something must be known beforehand."""
+    corpus = job.corpus
+    training = training or (corpus.held_out != "off" and bool(corpus.valid_share or corpus.test_share))
+    splits = {"train"} if training else set()
+    if corpus.held_out != "off":
+        splits |= {"valid", "test"}
+    return [unit for unit in units if recipe.splits[unit.corpus] in splits]
+
+
+def carry_out_survey(units: list[Unit], recipe: Recipe, questions: Questions, cluster: ClusterConfig) -> list[dict]:
+    """Survey the units that are not surveyed yet, and return the records of all."""
+    remaining = unrecorded(questions.folder, units)
+    if not remaining:
+        return read_records(questions.folder, units)
+    with byte_progress("reading", units, remaining) as progress:
+        rows = 0
+        for result in stream(remaining, SurveyUnit, (recipe, questions), cluster):
+            rows += result["rows"]
+            progress.update(result["bytes"], rows=f"{rows:,}")
+    return read_records(questions.folder, units)
+
+
+def byte_progress(label: str, units: list[Unit], remaining: list[Unit]) -> Progress:
+    """Return a display of how many bytes of the input are read; what an earlier start read is said beside it."""
+    before = len(units) - len(remaining)
+    label = f"{label} ({before:,} of {len(units):,} units were done before)" if before else label
+    return Progress(label, sum(unit.bytes for unit in remaining), "B")
+
+
+def judge_training(
+    job: TokenizeJob, folder: str, units: list[Unit], records: list[dict], recipe: Recipe, partitions: int
+) -> Verdicts:
+    """Return the verdicts; only training rows are ever duplicates."""
+    pairs = [pair for pair in zip(units, records, strict=True) if recipe.splits[pair[0].corpus] == "train"]
+    held_out_targets = job.corpus.held_out == "either" and not recipe.is_classification
+    return judge(
+        folder, [unit for unit, _ in pairs], [record["rows"] for _, record in pairs], partitions, held_out_targets,
+        job.cluster,
+    )  # fmt: skip
+
+
+def draw_sample(folder: str, wanted: int, verdicts: Verdicts, recipe: Recipe) -> list[str]:
+    """Return the texts of the training rows with the smallest hashes, each once, in the order of these.
+
+    They follow from the set of the corpus' rows alone: not from their order, files, or the workers.
+    """
+    notes = read_notes(folder, "sample", SAMPLE_SCHEMA)
+    notes = notes.filter(pc.invert(verdicts.are_held_out(notes["source"], notes["target"])))
+    notes = notes.take(pc.sort_indices(notes, [(name, "ascending") for name in SAMPLE_SCHEMA.names]))
+    distinct = distinct_rows(notes["priority"].to_pylist(), wanted)
+    chosen = notes.take(distinct)
+    if recipe.is_classification:
+        return chosen["source"].to_pylist()
+    return [text for pair in zip(*(chosen[side].to_pylist() for side in ("source", "target"))) for text in pair]
+
+
+def distinct_rows(ascending: list[int], wanted: int) -> list[int]:
+    """Return the places of the first `wanted` different values."""
+    changes = (i for i, value in enumerate(ascending) if i == 0 or value != ascending[i - 1])
+    return list(islice(changes, wanted))
+
+
+def label_names(job: TokenizeJob, recipe: Recipe, records: list[dict]) -> list[str]:
+    """Return the labels of a classification task, in their order; none for other tasks."""
+    if not recipe.is_classification:
+        return []
+    found = {label for record in records for label in record["labels"]}
+    if len(found) > MOST_LABELS:
+        column = next(iter(recipe.columns.values())).target
+        raise InputError(
+            f"{column!r} has {len(found)} different labels, more than {MOST_LABELS}; "
+            "for free text set --corpus.task translation"
+        )
+    return list(dict.fromkeys(job.corpus.label_names.values())) or sorted(found)
+
+
+def publish_tokenizer(path: str, tokenizer: Tokenizer) -> Tokenizer:
+    """Store the tokenizer; a later start of the job takes it from there."""
     storage.publish_text(path, tokenizer.json)
-    logger.info("tokenizer: %d entries from %d texts -> %s", tokenizer.vocab_size, len(texts), path)
+    logger.info("tokenizer: %d entries -> %s", tokenizer.vocab_size, path)
     return tokenizer
 
 
-def sample(job: TokenizeJob, recipe: Recipe, units: list[Unit]) -> tuple[list[str], list[str]]:
-    """Return texts spread evenly over the units, and all labels of the task."""
-    quota = -(-job.tokens.sample_rows // len(units))
-    parts: dict[int, list[str]] = {}
-    labels: set[str] = set()
-    with Progress(*amount("reading", units)) as progress:
-        for result in stream_units(units, SampleUnit, (recipe, quota), job.cluster):
-            parts[result["index"]] = result["texts"]
-            labels.update(result["labels"])
-            progress.update(result["rows"])
-    if len(labels) > MOST_LABELS:
-        raise InputError(
-            f"{recipe.columns.target!r} has {len(labels)} different labels, more than {MOST_LABELS}; "
-            "for free text set --corpus.task translation"
-        )
-    named = list(dict.fromkeys(recipe.label_names.values())) or sorted(labels)
-    texts = [text for index in sorted(parts) for text in parts[index]]
-    return texts, named if recipe.columns.task == "classification" else []
-
-
-def describe_reasons(recipe: Recipe, unit: Unit) -> str:
-    """Return the reasons for which a unit's rows were dropped, with their counts."""
-    counts = Counter(kind_of(row.reason) for row in recipe.clean(unit).rejected)
-    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common()) or "there was none"
-
-
-def tokenize_split(
-    job: TokenizeJob, ledger: Ledger, split: str, units: list[Unit], recipe: Recipe, tokenizer: Tokenizer
+def write_shards(
+    job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit], tokenizer: Tokenizer, verdicts: Verdicts
 ) -> None:
-    """Write the shards of a split that are not there yet."""
-    remaining = ledger.remaining(units, split)
-    folder = storage.join(ledger.folder, split)
-    arguments = (folder, recipe, tokenizer.json, job.tokens.max_length)
-    with Progress(*amount(f"tokenizing {split}", remaining)) as progress:
-        for result in stream_units(remaining, TokenizeUnit, arguments, job.cluster):
-            progress.update(result["rows"])
+    """Write the shards of the units that are not done yet."""
+    remaining = ledger.remaining(units)
+    assignment = Assignment(ledger.folder, recipe, job.tokens, tokenizer.json)
+    with byte_progress("tokenizing", units, remaining) as progress:
+        for done in running_totals(stream(remaining, TokenizeUnit, (assignment,), job.cluster, shared=verdicts)):
+            progress.update(done["bytes"], rows=f"{done['rows']:,}", tokens=f"{done['tokens']:,}")
 
 
-def finish(ledger: Ledger, columns: Columns, tokenizer: Tokenizer, units: dict[str, list[Unit]]) -> TokenFolder:
-    """Write the manifest; raises InputError where no pair of a split is left."""
-    totals: dict[str, dict] = {}
-    shards: dict[str, dict[str, int]] = {}
-    for split, planned in units.items():
-        summaries = {
-            unit.output_name: read_summary(storage.join(ledger.folder, f"{split}/{unit.output_name}"))
-            for unit in planned
-        }
-        totals[split] = add_up(list(summaries.values()))
-        shards[split] = {name: summary["pairs"] for name, summary in summaries.items() if summary["pairs"]}
-        if not shards[split]:
-            reasons = ", ".join(f"{count} {kind}" for kind, count in totals[split]["rejected"].items())
-            raise InputError(f"corpus.{split}: every row was dropped ({reasons}); look at the rows, or at the limits")
-    ledger.finish(
-        {
-            "task": columns.task,
-            "columns": {"source": columns.source, "target": columns.target},
-            "labels": tokenizer.labels,
-            "vocab_size": tokenizer.vocab_size,
-            "fingerprint": storage.fingerprint([ledger.made_from, tokenizer.json]),
-            "totals": totals,
-            "shards": shards,
-        }
-    )
-    return open_tokens(ledger.folder)
-
-
-def add_up(summaries: list[dict]) -> dict:
-    """Return the totals of units' summaries, with the first examples of each reason."""
-    rejected: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
-    for summary in summaries:
-        rejected.update(summary["rejected"])
-        for kind, rows in summary["examples"].items():
-            examples[kind] = (examples.get(kind, []) + rows)[:EXAMPLES_SHOWN]
-    sums = {name: sum(summary[name] for summary in summaries) for name in ("pairs", "source_tokens", "target_tokens")}
-    return {
-        "rows": sums["pairs"] + rejected.total(),
-        **sums,
-        "rejected": dict(rejected.most_common()),
-        "examples": examples,
-    }
+def running_totals(results: Iterator[dict]) -> Iterator[dict]:
+    """Yield each unit's bytes, with the rows and tokens of all units so far."""
+    rows = tokens = 0
+    for result in results:
+        rows, tokens = rows + result["rows"], tokens + result["tokens"]
+        yield {"bytes": result["bytes"], "rows": rows, "tokens": tokens}

@@ -1,13 +1,15 @@
 """The commit log of a job over units: what made the output, which units are done, how it ended.
 
-Finished units are the files that stand in the folder; resume is the difference of two lists of
-names. `_manifest.json` says what the output is made from, and `_SUCCESS` that all of it is there.
+A unit is done when its record stands in `_units/`, which is written after all that the unit made;
+resume is the difference of two lists of names. `_manifest.json` says what the output is made from, and
+`_SUCCESS` that all of it is there.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import yaml
@@ -19,6 +21,8 @@ from tfray.units.plan import Unit
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 SETTINGS = "_config.yaml"
+RECORDS = "_units"
+READERS = 16  # records read at once: an object store takes its time for each
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,13 @@ class Ledger:
     def manifest(self) -> dict:
         return storage.read_json(storage.join(self.folder, MANIFEST))
 
-    def remaining(self, units: list[Unit], subfolder: str | None = None) -> list[Unit]:
-        """Return the units whose file is not there yet."""
-        folder = storage.join(self.folder, subfolder) if subfolder else self.folder
-        published = {name_of(path) for path in storage.list_files(folder)}
-        return [unit for unit in units if unit.output_name not in published]
+    def remaining(self, units: list[Unit]) -> list[Unit]:
+        """Return the units that are not recorded yet."""
+        return unrecorded(storage.join(self.folder, RECORDS), units)
+
+    def records(self, units: list[Unit]) -> list[dict]:
+        """Return the records of finished units, in the units' order."""
+        return read_records(storage.join(self.folder, RECORDS), units)
 
     def finish(self, summary: dict[str, object]) -> None:
         """Record the totals and declare the output whole."""
@@ -68,6 +74,24 @@ def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
     storage.publish_json(storage.join(folder, MANIFEST), {"format_version": 1, "made_from": ledger.made_from})
     return ledger
+
+
+def record_unit(folder: str, unit: Unit, record: dict) -> None:
+    """Commit a unit: from now on it is done, and is not done again."""
+    storage.publish_bytes(storage.join(folder, f"{unit.stem}.json"), json.dumps(record).encode())
+
+
+def unrecorded(folder: str, units: list[Unit]) -> list[Unit]:
+    """Return the units that have no record in a folder."""
+    done = {name_of(path) for path in storage.list_files(folder)}
+    return [unit for unit in units if f"{unit.stem}.json" not in done]
+
+
+def read_records(folder: str, units: list[Unit]) -> list[dict]:
+    """Return the units' records in a folder, in the units' order."""
+    paths = [storage.join(folder, f"{unit.stem}.json") for unit in units]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(storage.read_json, paths))
 
 
 def store_settings(folder: str, job: object) -> None:

@@ -1,61 +1,69 @@
-"""Units through Ray Data: each goes to one of a pool of actors and comes back as a small record."""
+"""Work through Ray Data: each item goes to one of a pool of actors, and a small result comes back."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tfray.cluster import cluster_total
 from tfray.config import ClusterConfig
 from tfray.errors import InputError
-from tfray.units.plan import Unit
 
 
-def stream_units(
-    units: list[Unit],
+def stream(
+    items: Sequence[object],
     stage: type,
     arguments: tuple,
     cluster: ClusterConfig,
     *,
+    shared: object = None,
     actors: int | None = None,
     gpus: float = 0,
-) -> Iterator[dict]:
-    """Yield what `stage(*arguments)` returns for each unit, in the order in which they finish.
+) -> Iterator[Any]:
+    """Yield what `stage(*arguments)` returns for each item, in the order in which they finish.
 
-    A stage is a class whose `__init__` loads and whose `__call__` maps one unit to a dict of plain
-    values. Default: one actor a CPU core; in a cluster that grows, as many as it comes to hold.
+    A stage is a class whose `__init__` loads and whose `__call__` maps one item, most often a unit, to a
+    small result. `shared` is put into the object store once and comes as the last argument where it is
+    given. Default: one actor a CPU core; in a cluster that grows, as many as it comes to hold.
     """
+    import ray
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    if not units:
+    if not items:
         return
-    smallest = min(len(units), actors or max(1, int(cluster_total("CPU"))))
-    largest = len(units) if cluster.autoscaling and actors is None else smallest
-    items = [{"unit": json.dumps(asdict(unit))} for unit in units]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        UnitStage,  # type: ignore[arg-type]
-        fn_constructor_args=(stage, arguments),
+    smallest = min(len(items), actors or max(1, int(cluster_total("CPU"))))
+    largest = len(items) if cluster.autoscaling and actors is None else smallest
+    rows = [{"item": pickle.dumps(item)} for item in items]
+    reference = None if shared is None else ray.put(shared)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        StreamStage,  # type: ignore[arg-type]
+        fn_constructor_args=(stage, arguments, reference),
         compute=ActorPoolStrategy(min_size=smallest, max_size=max(smallest, largest)),
         num_cpus=1,
         num_gpus=gpus or None,
     )
     try:
         for row in dataset.iter_rows():
-            yield json.loads(row["result"])
+            yield pickle.loads(row["result"])
     except Exception as error:
         raise find_input_error(error) or error from None
 
 
-class UnitStage:
-    """Ray Data stage: builds the real stage once, and carries units and results as JSON text."""
+class StreamStage:
+    """Ray Data stage: builds the real stage once, and carries items and results as bytes."""
 
-    def __init__(self, stage: type, arguments: tuple) -> None:
-        self.stage = stage(*arguments)
+    def __init__(self, stage: type, arguments: tuple, reference: object) -> None:
+        import pyarrow as pa
+        import ray
+
+        pa.set_cpu_count(1)  # an actor has one core; threads beyond it take turns with the other actors
+        shared = () if reference is None else (ray.get(reference),)  # type: ignore[call-overload]
+        self.stage = stage(*arguments, *shared)
 
     def __call__(self, row: dict) -> dict:
-        return {"result": json.dumps(self.stage(Unit(**json.loads(row["unit"]))))}
+        return {"result": pickle.dumps(self.stage(pickle.loads(row["item"])))}
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:

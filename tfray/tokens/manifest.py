@@ -1,0 +1,114 @@
+"""The end of the tokenize job: the units' records -> the account of every row, and the manifest."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from tfray import storage
+from tfray.config import SPLITS, TokenizeJob
+from tfray.corpus.clean import ERROR_KINDS
+from tfray.errors import InputError, TooManyErrors
+from tfray.report.account import format_account
+from tfray.tokens.output import EXAMPLES_SHOWN
+from tfray.tokens.recipe import Corpus, LostFile
+from tfray.tokens.shards import FORMAT_VERSION, TOKENIZER, TokenFolder, open_tokens
+from tfray.tokens.tokenizer import Tokenizer
+from tfray.units.ledger import Ledger
+from tfray.units.plan import Unit
+
+LOST_WITH_FILES = ("unreadable_file", "other_schema")
+WORK = "_work"
+
+
+def finish(job: TokenizeJob, ledger: Ledger, corpora: list[Corpus], units: list[Unit]) -> TokenFolder:
+    """Return the finished folder with its manifest.
+
+    Raises InputError where no training pair is left, and TooManyErrors where more rows were lost by errors
+    than may be; with a higher limit the same job then ends at once.
+    """
+    records = ledger.records(units)
+    accounts = {corpus.name: account_for(corpus, records) for corpus in corpora}
+    tokenizer = Tokenizer.load(storage.join(ledger.folder, TOKENIZER))
+    shards = {split: [shard for record in records for shard in record["shards"].get(split, [])] for split in SPLITS}
+    manifest = {
+        "shard_format": FORMAT_VERSION,
+        "task": corpora[0].columns.task,
+        "labels": tokenizer.labels,
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": storage.fingerprint([tokenizer.json, [shard["sha256"] for s in SPLITS for shard in shards[s]]]),
+        "weights": {corpus.name: corpus.weight for corpus in corpora if corpus.split == "train"},
+        "corpora": accounts,
+        "splits": {split: add_up(shards[split]) for split in SPLITS if shards[split]},
+        "words": sum(record["words"] for record in records),
+        "shards": {split: found for split, found in shards.items() if found},
+    }
+    check_account(job, manifest)
+    storage.remove(storage.join(ledger.folder, WORK))
+    ledger.finish(manifest)
+    return open_tokens(ledger.folder)
+
+
+def account_for(corpus: Corpus, records: list[dict]) -> dict:
+    """Return what became of a corpus' rows; the first rows of each reason as examples."""
+    own = [record for record in records if record["corpus"] == corpus.name]
+    rejected: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for record in own:
+        rejected.update(record["rejected"])
+        for reason, shown in record["examples"].items():
+            examples[reason] = (examples.get(reason, []) + shown)[:EXAMPLES_SHOWN]
+    size = sum(file.bytes for file in corpus.files)
+    rows = sum(record["rows"] for record in own)
+    for file in corpus.lost:
+        kind = file.reason.partition(":")[0]
+        rejected[kind] += estimate_rows(file, rows, size)
+        examples.setdefault(kind, []).append(f"{file.path}: {file.reason}")
+    pairs = {split: count_pairs(own, split) for split in SPLITS}
+    return {
+        "split": corpus.split,
+        "columns": {"source": corpus.columns.source, "target": corpus.columns.target},
+        "files": len(corpus.files),
+        "bytes": size,
+        "rows": sum(pairs.values()) + rejected.total(),
+        "pairs": pairs,
+        "rejected": dict(rejected.most_common()),
+        "examples": examples,
+        "damaged_files": [f"{file.path}: {file.reason}" for file in corpus.lost]
+        + [record["damage"] for record in own if record["damage"]],
+    }
+
+
+def estimate_rows(file: LostFile, rows: int, size: int) -> int:
+    """Return how many rows a lost file has or may have had, by its size beside the corpus' other files."""
+    return file.rows if file.rows is not None else max(1, math.ceil(file.bytes * rows / max(size, 1)))
+
+
+def count_pairs(records: list[dict], split: str) -> int:
+    """Return the pairs of a split in some units."""
+    return sum(shard["pairs"] for record in records for shard in record["shards"].get(split, []))
+
+
+def add_up(shards: list[dict]) -> dict[str, int]:
+    """Return the totals of a split's shards."""
+    return {name: sum(shard[name] for shard in shards) for name in ("pairs", "source_tokens", "target_tokens")}
+
+
+def check_account(job: TokenizeJob, manifest: dict) -> None:
+    """Raise InputError or TooManyErrors where the corpus cannot be used as it came out."""
+    accounts = manifest["corpora"].values()
+    rejected = sum((Counter(account["rejected"]) for account in accounts), Counter())
+    for split in ("train", "valid"):
+        is_wanted = split == "train" or job.corpus.valid or job.corpus.valid_share
+        if is_wanted and split not in manifest["splits"]:
+            reasons = ", ".join(f"{count:,} {kind}" for kind, count in rejected.most_common())
+            raise InputError(f"corpus.{split}: every row was dropped ({reasons}); look at the rows, or at the limits")
+    rows = sum(account["rows"] for account in accounts)
+    errors = sum(count for kind, count in rejected.items() if kind in ERROR_KINDS)
+    limit = job.corpus.clean.max_error_share
+    if errors > limit * rows:
+        raise TooManyErrors(
+            f"{format_account(manifest)}\n\n{errors:,} of {rows:,} rows ({errors / rows:.1%}) were lost by errors, more "
+            f"than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or set a higher share "
+            "and start the job again: what is done stays done"
+        )

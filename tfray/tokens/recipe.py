@@ -1,0 +1,142 @@
+"""The corpora of a job: their files and columns, and how a unit's rows become clean pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from tfray.config import CorpusConfig, PartConfig, Paths, as_list
+from tfray.corpus.clean import Cleaned, clean_pairs
+from tfray.corpus.columns import Columns, choose_columns, missing_columns
+from tfray.corpus.read import declare_schema, read_blocks
+from tfray.corpus.scripts import check_script
+from tfray.errors import InputError
+from tfray.units.plan import InputFile, Unit, find_files
+
+
+class LostFile(NamedTuple):
+    """A file that is not used at all."""
+
+    corpus: str
+    path: str
+    reason: str
+    """`kind: message`."""
+    bytes: int
+    rows: int | None
+    """None where nobody can tell."""
+
+
+class Corpus(NamedTuple):
+    """One corpus: the files that can be used and those that cannot."""
+
+    name: str
+    split: str
+    """What its rows are for: train, valid or test."""
+    files: list[InputFile]
+    lost: list[LostFile]
+    columns: Columns
+    schema: pa.Schema
+    weight: float
+
+
+class Recipe(NamedTuple):
+    """How rows become pairs, for every worker."""
+
+    config: CorpusConfig
+    columns: dict[str, Columns]
+    """By corpus, as the schemas and splits are."""
+    schemas: dict[str, pa.Schema]
+    splits: dict[str, str]
+
+    @property
+    def is_classification(self) -> bool:
+        return next(iter(self.columns.values())).task == "classification"
+
+    def clean_blocks(self, unit: Unit) -> Iterator[Cleaned]:
+        """Yield a unit's pairs, block by block; raises DamagedFile where the file ends too early."""
+        columns = self.columns[unit.corpus]
+        text = text_columns(columns)
+        for rows in read_blocks(unit, self.schemas[unit.corpus], text):
+            yield clean_pairs(rows, columns, self.config.text, self.config.clean, self.config.label_names)
+
+
+def make_recipe(config: CorpusConfig, corpora: list[Corpus]) -> Recipe:
+    """Return the recipe of all corpora."""
+    return Recipe(
+        config,
+        {corpus.name: corpus.columns for corpus in corpora},
+        {corpus.name: corpus.schema for corpus in corpora},
+        {corpus.name: corpus.split for corpus in corpora},
+    )
+
+
+def find_corpora(config: CorpusConfig) -> list[Corpus]:
+    """Return the corpora of a configuration, training first.
+
+    Raises InputError where there is nothing to read, or no file has the columns.
+    """
+    check_script(config.clean.source_script, "corpus.clean.source_script")
+    check_script(config.clean.target_script, "corpus.clean.target_script")
+    parts = [PartConfig(name="corpus", files=config.train, target_files=config.train_target), *config.parts]
+    parts = [part for part in parts if as_list(part.files)]
+    if not parts:
+        raise InputError("corpus.train is empty; name the training files, e.g. --corpus.train data/train.parquet")
+    corpora: list[Corpus] = []
+    for part in parts:
+        corpora.append(find_corpus(config, part.name, "train", part, corpora))
+    for split, files, targets in (("valid", config.valid, config.valid_target), ("test", config.test, [])):
+        if as_list(files):
+            held_out = HeldOut(files, targets)
+            corpora.append(find_corpus(config, split, split, held_out, corpora))
+    return corpora
+
+
+class HeldOut(NamedTuple):
+    """The files of validation or test data, as those of a PartConfig."""
+
+    files: Paths
+    target_files: Paths
+    source_column: str | None = None
+    target_column: str | None = None
+    weight: float = 1.0
+
+
+def find_corpus(
+    config: CorpusConfig, name: str, split: str, part: PartConfig | HeldOut, before: list[Corpus]
+) -> Corpus:
+    """Return one corpus; its task is that of the corpora before it."""
+    files = find_files(as_list(part.files), as_list(part.target_files))
+    lost = [lose(name, file, f"unreadable_file: {file.damage}") for file in files if file.damage]
+    files = [file for file in files if not file.damage]
+    setting = f"corpus.{split}" if name in ("corpus", split) else f"corpus.parts ({name})"
+    if not files:
+        raise InputError(f"{setting}: none of its files can be read: {lost[0].path}: {lost[0].reason}")
+    task = before[0].columns.task if before else config.task
+    source, target = part.source_column or config.source_column, part.target_column or config.target_column
+    columns = choose_columns(files, source, target, task)
+    unfit = {file.path: reason for file in files if (reason := unfit_reason(file, columns))}
+    lost += [lose(name, file, f"other_schema: {unfit[file.path]}") for file in files if file.path in unfit]
+    files = [file for file in files if file.path not in unfit]
+    if not any(file.bytes for file in files):
+        raise InputError(f"{setting}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty")
+    text = text_columns(columns)
+    declared = declare_schema(files, text, needed={columns.source, columns.target})
+    schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
+    return Corpus(name, split, files, lost, columns, schema, part.weight)
+
+
+def text_columns(columns: Columns) -> set[str]:
+    """Return the columns whose values must be text: a label may be a number."""
+    return {columns.source} if columns.task == "classification" else {columns.source, columns.target}
+
+
+def unfit_reason(file: InputFile, columns: Columns) -> str | None:
+    """Return why a file has not the corpus' columns, or None."""
+    return missing_columns(file, {columns.source, columns.target}, text_columns(columns))
+
+
+def lose(corpus: str, file: InputFile, reason: str) -> LostFile:
+    """Return a file that is counted and named, but not used."""
+    return LostFile(corpus, file.path, reason, file.bytes, file.rows)
