@@ -15,6 +15,7 @@ from tfray.errors import InputError, TooManyErrors
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "tokenize": (config.TokenizeJob, "tfray.tokens.tokenize"),
+    "inspect": (config.InspectJob, "tfray.inspect"),
     "train": (config.TrainJob, "tfray.training.train"),
     "predict": (config.PredictJob, "tfray.inference.predict"),
     "evaluate": (config.EvaluateJob, "tfray.evaluation.evaluate"),
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
 }
 EXAMPLES = {
     "tokenize": "tfray tokenize --corpus.train data/train.parquet --corpus.valid data/valid.parquet --out out/tokens",
+    "inspect": "tfray inspect out/tokens",
     "train": "tfray train --tokens_folder out/tokens --out out/training --model.preset small",
     "predict": "tfray predict --model_folder out/training/best --input data/test.parquet --out out/predictions",
     "evaluate": "tfray evaluate --predictions out/predictions --reference_column target",
@@ -56,7 +58,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     logging.getLogger("tfray").setLevel(logging.INFO)
     kind, module = COMMANDS[name]
     try:
-        job = read_job(name, kind, arguments)
+        job = read_job(name, kind, name_folder(name, arguments))
         show(name, carry_out(name, module)(job))
     except InputError as error:
         fail(name, str(error))
@@ -66,6 +68,12 @@ def run_command(name: str, arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print(f"tfray {name}: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
+
+
+def name_folder(name: str, arguments: list[str]) -> list[str]:
+    """Return arguments in which the one thing that a command is about may stand without its flag."""
+    flag = {"inspect": "--tokens_folder"}.get(name)
+    return [flag, *arguments] if flag and arguments and not arguments[0].startswith("-") else arguments
 
 
 def carry_out(name: str, module: str) -> Callable[[Any], object]:
@@ -79,7 +87,7 @@ def show(name: str, result: Any) -> None:
         print(importlib.import_module("tfray.evaluation.evaluate").format_scores(result))
     elif name == "tokenize":
         print(importlib.import_module("tfray.report.account").format_account(result.manifest))
-    elif name == "demo":
+    elif name in ("demo", "inspect"):
         print(result)
 
 

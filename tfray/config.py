@@ -444,6 +444,15 @@ class TokenizeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectJob:
+    """Show a tokens folder to people: counts, lengths, padding, examples."""
+
+    tokens_folder: str
+    """Folder that `tfray tokenize` wrote."""
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """Train a Transformer on token shards."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -44,6 +46,21 @@ class Progress:
         self.close()
 
 
+class Intake(Progress):
+    """How much of an input is read, in bytes, and what was counted in it."""
+
+    def __init__(self, label: str, total_bytes: int) -> None:
+        super().__init__(label, total_bytes, "B")
+        self._counts: Counter[str] = Counter()
+        self._begun = time.monotonic()
+
+    def take(self, size: int, **counts: int) -> None:
+        """Count bytes as read, and what was found in them; each count is shown with its rate."""
+        self._counts.update(counts)
+        seconds = max(time.monotonic() - self._begun, 1e-3)
+        self.update(size, **{name: f"{n:,} ({n / seconds:,.0f}/s)" for name, n in self._counts.items()})
+
+
 class TerminalLine:
     """One line, kept up to date in place."""
 
@@ -51,7 +68,7 @@ class TerminalLine:
         self._bar = tqdm(
             desc=label,
             total=total,
-            unit=f" {unit}",
+            **unit_format(unit),
             # The bar takes what is left of the line; without one, tqdm would not cut a long line.
             bar_format=line_format(total) + " {bar}",
             dynamic_ncols=True,
@@ -98,12 +115,17 @@ class LogLines:
             self._total or 0,
             elapsed=self._written - self._started,
             prefix=self._label,
-            unit=f" {self._unit}",
+            **unit_format(self._unit),
             postfix=self._postfix,
             bar_format=line_format(self._total),
         )
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+
+def unit_format(unit: str) -> dict[str, Any]:
+    """Return how tqdm writes counts of a unit: bytes as 1.23MB, others as they are."""
+    return {"unit": "B", "unit_scale": True} if unit == "B" else {"unit": f" {unit}"}
 
 
 def line_format(total: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
@@ -145,16 +146,18 @@ def read_lengths(path: str) -> tuple[np.ndarray, np.ndarray]:
     return table["source_length"].to_numpy(), table["target_length"].to_numpy()
 
 
-def read_pairs(paths: list[str]) -> pa.Table:
-    """Return the ids and lengths of several shards' pairs, one shard after the other."""
-    names = ["source_ids", "target_ids", "source_length", "target_length"]
+PAIR_COLUMNS = ("source_ids", "target_ids", "source_length", "target_length")
+
+
+def read_pairs(paths: list[str], names: Sequence[str] = PAIR_COLUMNS) -> pa.Table:
+    """Return columns of several shards' pairs, one shard after the other; ids and lengths by default."""
     return pa.concat_tables([read_columns(path, names) for path in paths])
 
 
-def read_columns(path: str, names: list[str]) -> pa.Table:
+def read_columns(path: str, names: Sequence[str]) -> pa.Table:
     """Return columns of a shard; raises InputError where it is missing or damaged."""
     try:
         with storage.open_input(path) as file:
-            return pq.read_table(file, columns=names)
+            return pq.read_table(file, columns=list(names))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"shard {path!r} is missing or damaged: {error}; run `tfray tokenize` again") from error

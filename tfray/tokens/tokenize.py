@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 
@@ -13,7 +12,7 @@ from tfray import storage
 from tfray.cluster import connected
 from tfray.config import ClusterConfig, TokenizeJob
 from tfray.errors import InputError
-from tfray.report.progress import Progress
+from tfray.report.progress import Intake
 from tfray.tokens.adopt import adopt_tokenizer
 from tfray.tokens.manifest import WORK, finish
 from tfray.tokens.recipe import Corpus, Recipe, find_corpora, make_recipe
@@ -140,19 +139,17 @@ def carry_out_survey(units: list[Unit], recipe: Recipe, questions: Questions, cl
     remaining = unrecorded(questions.folder, units)
     if not remaining:
         return read_records(questions.folder, units)
-    with byte_progress("reading", units, remaining) as progress:
-        rows = 0
-        for result in stream(remaining, SurveyUnit, (recipe, questions), cluster):
-            rows += result["rows"]
-            progress.update(result["bytes"], rows=f"{rows:,}")
+    with intake("reading", units, remaining) as progress:
+        for done in stream(remaining, SurveyUnit, (recipe, questions), cluster):
+            progress.take(done["bytes"], rows=done["rows"])
     return read_records(questions.folder, units)
 
 
-def byte_progress(label: str, units: list[Unit], remaining: list[Unit]) -> Progress:
-    """Return a display of how many bytes of the input are read; what an earlier start read is said beside it."""
+def intake(label: str, units: list[Unit], remaining: list[Unit]) -> Intake:
+    """Return a display of how much of the input is read; what an earlier start read is said beside it."""
     before = len(units) - len(remaining)
     label = f"{label} ({before:,} of {len(units):,} units were done before)" if before else label
-    return Progress(label, sum(unit.bytes for unit in remaining), "B")
+    return Intake(label, sum(unit.bytes for unit in remaining))
 
 
 def judge_training(
@@ -215,14 +212,6 @@ def write_shards(
     """Write the shards of the units that are not done yet."""
     remaining = ledger.remaining(units)
     assignment = Assignment(ledger.folder, recipe, job.tokens, tokenizer.json)
-    with byte_progress("tokenizing", units, remaining) as progress:
-        for done in running_totals(stream(remaining, TokenizeUnit, (assignment,), job.cluster, shared=verdicts)):
-            progress.update(done["bytes"], rows=f"{done['rows']:,}", tokens=f"{done['tokens']:,}")
-
-
-def running_totals(results: Iterator[dict]) -> Iterator[dict]:
-    """Yield each unit's bytes, with the rows and tokens of all units so far."""
-    rows = tokens = 0
-    for result in results:
-        rows, tokens = rows + result["rows"], tokens + result["tokens"]
-        yield {"bytes": result["bytes"], "rows": rows, "tokens": tokens}
+    with intake("tokenizing", units, remaining) as progress:
+        for done in stream(remaining, TokenizeUnit, (assignment,), job.cluster, shared=verdicts):
+            progress.take(done["bytes"], rows=done["rows"], tokens=done["tokens"])
