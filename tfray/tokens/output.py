@@ -61,9 +61,7 @@ class UnitOutput:
             for side in (source, target)
         ]
         same = pa.array(np.zeros(len(rows), np.int32))
-        names = [
-            pa.DictionaryArray.from_arrays(same, pa.array([name])) for name in (self.unit.corpus, self.unit.path)
-        ]
+        names = [pa.DictionaryArray.from_arrays(same, pa.array([name])) for name in (self.unit.corpus, self.unit.path)]
         counts = [pa.array(side.astype(np.int32)) for side in lengths]
         return pa.table([*ids, *counts, *names, pa.array(rows)], schema=self.schema)
 

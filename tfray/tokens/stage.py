@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class TokenizeUnit:
         self.label_ids = np.array([*tokenizer.label_ids.values(), -1], np.int32)  # -1: not a label of this task
 
     def __call__(self, unit: Unit) -> dict:
+        began = time.time()
         folder, clean = self.assignment.folder, self.recipe.config.clean
         output = UnitOutput(folder, unit, self.vocab_size, self.assignment.tokens.shard_tokens, clean.keep_rejected)
         with output:
@@ -53,7 +55,8 @@ class TokenizeUnit:
                     self.tokenize(unit, cleaned, output)
             except DamagedFile as damage:
                 output.lose(damage.reason)
-        record_unit(storage.join(folder, RECORDS), unit, output.record())
+        record = {**output.record(), "began": began, "seconds": round(time.time() - began, 3)}
+        record_unit(storage.join(folder, RECORDS), unit, record)
         return {"rows": output.rows, "bytes": unit.bytes, "tokens": output.tokens}
 
     def tokenize(self, unit: Unit, cleaned: Cleaned, output: UnitOutput) -> None:

@@ -70,9 +70,7 @@ def judge(
     return Verdicts(first, duplicates, sources, targets if held_out_targets else targets[:0])
 
 
-def mark_duplicates(
-    folder: str, first: dict[int, int], rows: int, partitions: int, cluster: ClusterConfig
-) -> Bitmap:
+def mark_duplicates(folder: str, first: dict[int, int], rows: int, partitions: int, cluster: ClusterConfig) -> Bitmap:
     """Return the bitmap of duplicates; kept in the survey's folder, so that a later start finds it there."""
     path = storage.join(folder, "duplicates.npy")
     if storage.exists(path):

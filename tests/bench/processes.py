@@ -1,0 +1,82 @@
+"""Memory of a whole process tree while a command runs."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+EVERY_SECONDS = 0.25
+
+
+@dataclass
+class Measured:
+    """One run of a command."""
+
+    seconds: float = 0.0
+    returncode: int = 0
+    output: str = ""
+    samples: list[tuple[float, float]] = field(default_factory=list)
+    """Seconds since the start, and MB of the whole process tree (proportional set size: shared pages, the
+    object store among them, count once)."""
+    first: float | None = None
+    """Seconds until `happened` held for the first time."""
+
+    @property
+    def peak(self) -> float:
+        return max((megabytes for _, megabytes in self.samples), default=0.0)
+
+
+def measure(
+    command: list[str], log: Path, happened: Callable[[], bool] = lambda: False, memory: bool = True
+) -> Measured:
+    """Run a command to its end; its output goes to a log."""
+    result = Measured()
+    begun = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        watcher = threading.Thread(target=watch, args=(process, result, begun, happened, memory))
+        watcher.start()
+        result.returncode = process.wait()
+        result.seconds = time.monotonic() - begun
+        watcher.join()
+    result.output = log.read_text(errors="replace")
+    return result
+
+
+def watch(
+    process: subprocess.Popen, result: Measured, begun: float, happened: Callable[[], bool], memory: bool
+) -> None:
+    """Take samples until a process ends."""
+    while process.poll() is None:
+        now = time.monotonic() - begun
+        if memory:
+            result.samples.append((now, tree_megabytes(process.pid)))
+        if result.first is None and happened():
+            result.first = now
+        time.sleep(EVERY_SECONDS)
+
+
+def tree_megabytes(pid: int) -> float:
+    """Return the proportional set size of a process and all below it, in MB."""
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return sum(map(proportional_bytes, processes)) / 1e6
+
+
+def proportional_bytes(process: psutil.Process) -> int:
+    """Return a process' proportional set size, 0 where it has just ended."""
+    try:
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
