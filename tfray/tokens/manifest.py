@@ -108,7 +108,7 @@ def check_account(job: TokenizeJob, manifest: dict) -> None:
     limit = job.corpus.clean.max_error_share
     if errors > limit * rows:
         raise TooManyErrors(
-            f"{format_account(manifest)}\n\n{errors:,} of {rows:,} rows ({errors / rows:.1%}) were lost by errors, more "
-            f"than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or set a higher share "
+            f"{format_account(manifest)}\n\n{errors:,} of {rows:,} rows ({errors / rows:.1%}) were lost by errors, "
+            f"more than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or set a higher share "
             "and start the job again: what is done stays done"
         )

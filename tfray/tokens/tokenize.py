@@ -176,7 +176,8 @@ def draw_sample(folder: str, wanted: int, verdicts: Verdicts, recipe: Recipe) ->
     chosen = notes.take(distinct)
     if recipe.is_classification:
         return chosen["source"].to_pylist()
-    return [text for pair in zip(*(chosen[side].to_pylist() for side in ("source", "target"))) for text in pair]
+    pairs = zip(chosen["source"].to_pylist(), chosen["target"].to_pylist(), strict=True)
+    return [text for pair in pairs for text in pair]
 
 
 def distinct_rows(ascending: list[int], wanted: int) -> list[int]:
