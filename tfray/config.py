@@ -513,8 +513,8 @@ class RunJob:
 
     out: str
     """Folder for everything: tokens/, training/, predictions/."""
-    test: Paths
-    """Files to predict and to evaluate on, as in corpus.train."""
+    test: Paths = field(default_factory=list)
+    """Files to predict and to evaluate on, as in corpus.train. Default: what corpus.test_share holds out."""
     test_target: str | None = None
     """Plain text file of references, where 'test' is plain text."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
@@ -530,6 +530,12 @@ class RunJob:
 
     def __post_init__(self) -> None:
         check_lanes(self.batches, self.training)
+        require(
+            bool(as_list(self.test) or self.corpus.test_share),
+            "test",
+            self.test,
+            "names no file; name test files, or hold some rows out with corpus.test_share",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from tfray.cluster import connected_once
 from tfray.config import EvaluateJob, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
 from tfray.evaluation.evaluate import evaluate
 from tfray.inference.predict import predict
+from tfray.tokens.output import TEST_TEXT
 from tfray.tokens.tokenize import tokenize
 from tfray.training.train import train
 from tfray.units.plan import find_files
@@ -20,6 +21,7 @@ def run(job: RunJob) -> dict:
     """Return the scores on the test files; every stage that is done and unchanged is skipped."""
     out = storage.absolute(job.out)
     find_files(as_list(job.test))  # a missing test file should not wait for the training to end
+    held_out = storage.join(out, f"tokens/{TEST_TEXT}")
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
     with connected_once():
         tokens = tokenize(TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared))
@@ -36,8 +38,8 @@ def run(job: RunJob) -> dict:
         predictions = predict(
             PredictJob(
                 model_folder=model,
-                input=job.test,
-                source_column=job.corpus.source_column,
+                input=job.test or held_out,
+                source_column=job.corpus.source_column if job.test else "source",
                 out=storage.join(out, "predictions"),
                 generation=job.generation,
                 inference=job.inference,
@@ -47,8 +49,8 @@ def run(job: RunJob) -> dict:
     return evaluate(
         EvaluateJob(
             predictions=predictions,
-            reference_column=None if job.test_target else job.corpus.target_column,
+            reference_column=(None if job.test_target else job.corpus.target_column) if job.test else "target",
             reference_file=job.test_target,
-            label_names=job.corpus.label_names,
+            label_names=job.corpus.label_names if job.test else {},
         )
     )

@@ -109,6 +109,6 @@ def check_account(job: TokenizeJob, manifest: dict) -> None:
     if errors > limit * rows:
         raise TooManyErrors(
             f"{format_account(manifest)}\n\n{errors:,} of {rows:,} rows ({errors / rows:.1%}) were lost by errors, "
-            f"more than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or set a higher share "
+            f"more than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or raise the share "
             "and start the job again: what is done stays done"
         )

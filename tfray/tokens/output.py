@@ -18,6 +18,7 @@ from tfray.tokens.shards import Shard, shard_schema, write_shard
 from tfray.units.plan import Unit
 
 EXAMPLES_SHOWN = 3  # of each reason, per unit and in the report
+REJECTED, TEST_TEXT = "rejected", "test_text"
 EXCERPT = 60  # characters of a row in an example
 
 
@@ -42,7 +43,7 @@ class UnitOutput:
         self.words = 0
         self.damage: str | None = None
         self.stack = ExitStack()
-        self.writer: pq.ParquetWriter | None = None
+        self.writers: dict[str, pq.ParquetWriter] = {}
 
     def __enter__(self) -> UnitOutput:
         return self
@@ -96,17 +97,18 @@ class UnitOutput:
                 chosen = rows.filter(pc.equal(rows["reason"], reason)).slice(0, EXAMPLES_SHOWN - len(shown)).to_pylist()
                 shown += [describe(self.unit, row) for row in chosen]
         if self.keep_rejected:
-            self.store_rejected(rows)
+            self.store_text(REJECTED, rows)
 
-    def store_rejected(self, rows: pa.Table) -> None:
-        """Write rejected rows to the unit's file of them, with their place."""
-        names = [pa.array([name] * len(rows), pa.string()) for name in (self.unit.corpus, self.unit.path)]
-        table = pa.table([*names, *rows.columns], names=["corpus", "file", *rows.column_names])
-        if self.writer is None:
-            path = storage.join(self.folder, f"rejected/{self.unit.stem}.parquet")
+    def store_text(self, folder: str, table: pa.Table) -> None:
+        """Add rows of text to the unit's file in a folder, with their place in the input."""
+        names = [pa.array([name] * len(table), pa.string()) for name in (self.unit.corpus, self.unit.path)]
+        placed = pa.table([*names, *table.columns], names=["corpus", "file", *table.column_names])
+        if folder not in self.writers:
+            path = storage.join(self.folder, f"{folder}/{self.unit.stem}.parquet")
             file = self.stack.enter_context(storage.publish(path))
-            self.writer = self.stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
-        self.writer.write_table(table)
+            writer = pq.ParquetWriter(file, placed.schema, compression="zstd")
+            self.writers[folder] = self.stack.enter_context(writer)
+        self.writers[folder].write_table(placed)
 
     def lose(self, reason: str) -> None:
         """Count the rows that the unit still had when its file turned out to be damaged, at least one."""

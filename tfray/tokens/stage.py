@@ -14,7 +14,7 @@ from tfray.config import TokensConfig
 from tfray.corpus.clean import REJECTED_SCHEMA, Cleaned
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.encoder import Encoder
-from tfray.tokens.output import Ids, UnitOutput, rejected_rows
+from tfray.tokens.output import TEST_TEXT, Ids, UnitOutput, rejected_rows
 from tfray.tokens.recipe import Recipe
 from tfray.tokens.special import EOS_ID
 from tfray.tokens.survey import SPLIT_NAMES, split_sides
@@ -69,9 +69,11 @@ class TokenizeUnit:
         lengths = [np.diff(source.offsets), np.diff(target.offsets) + 1]
         table = output.table(source, target, lengths, cleaned.rows)
         reasons = self.misfits(cleaned, *lengths)
-        for split in np.unique(sides):
-            kept = table.filter(pa.array((sides == split) & (reasons == 0)))
-            output.write(SPLIT_NAMES[split], kept, count_words(cleaned, (sides == split) & (reasons == 0)))
+        for number in np.unique(sides):
+            chosen, split = (sides == number) & (reasons == 0), SPLIT_NAMES[number]
+            output.write(split, table.filter(pa.array(chosen)), count_words(cleaned, chosen))
+            if split == "test" and self.recipe.config.test_share and chosen.any():
+                output.store_text(TEST_TEXT, as_text(cleaned, chosen))
         if reasons.any():
             output.reject(self.explain(cleaned, reasons, *lengths))
 
@@ -151,6 +153,12 @@ def select(cleaned: Cleaned, mask: np.ndarray) -> Cleaned:
         cleaned.target.filter(chosen),
         REJECTED_SCHEMA.empty_table(),
     )
+
+
+def as_text(cleaned: Cleaned, mask: np.ndarray) -> pa.Table:
+    """Return some rows as the text that they were."""
+    rows = select(cleaned, mask)
+    return pa.table({"row": rows.rows, "source": rows.source, "target": rows.target})
 
 
 def count_words(cleaned: Cleaned, mask: np.ndarray) -> int:

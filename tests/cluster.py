@@ -1,0 +1,104 @@
+"""A real Ray of several nodes on this machine, in a process of its own, for tests that kill parts of it.
+
+Run as a program: it starts a head and some nodes, prints the address, and then does what it is told by
+the lines of its input: `add` starts a node, `lose` kills the last one's raylet, an end of input stops all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+class Nodes:
+    """A cluster with a head of one core and nodes of one core each."""
+
+    def __init__(self, nodes: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(nodes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
+        self.address = self.answer()
+
+    def answer(self) -> str:
+        """Return the next line that the cluster's process prints about itself."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("cluster: "):
+                return line.removeprefix("cluster: ").strip()
+        raise RuntimeError("the cluster's process has ended")
+
+    def tell(self, order: str) -> None:
+        """Have a node added or lost, and wait until it is."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(order + "\n")
+        self.process.stdin.flush()
+        self.answer()
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes that run actors or tasks of Ray Data."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                name = " ".join(process.cmdline())
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            if name.startswith("ray::") and "IDLE" not in name and "Split" not in name:
+                found.append(process)
+        return found
+
+    def stop(self) -> None:
+        """Stop all nodes."""
+        assert self.process.stdin is not None
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def serve(nodes: int) -> None:
+    """Run a cluster and obey the lines of the input."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    others = [cluster.add_node(num_cpus=1) for _ in range(nodes - 1)]
+    print(f"cluster: {cluster.address}", flush=True)
+    for order in sys.stdin:
+        if order.strip() == "add":
+            others.append(cluster.add_node(num_cpus=1))
+        elif others:
+            lose(cluster, others.pop())
+        print("cluster: done", flush=True)
+    cluster.shutdown()
+
+
+def lose(cluster: object, node: object) -> None:
+    """Kill a node as a power cut does: its raylet and every process below it, at once."""
+    raylet = node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
+    for process in [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
+    serve(int(sys.argv[1]))
