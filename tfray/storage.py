@@ -10,7 +10,9 @@ import fnmatch
 import hashlib
 import json
 import os
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +23,10 @@ import pyarrow.parquet as pq
 from tfray.errors import InputError
 
 GLOB_CHARACTERS = "*?["
+CHUNK_BYTES = 1 << 20
+COMPRESSED_BYTES = 64 << 10  # less, for what is read with a damaged place is lost with it
+READ_ERRORS = (OSError, EOFError, pa.ArrowException)  # what a missing or damaged file raises
+TRIES = 3  # to read from another machine
 
 
 def is_remote(path: str) -> bool:
@@ -149,6 +155,40 @@ def open_input(path: str) -> pa.NativeFile:
     """Return a file opened for random access."""
     fs, inner = filesystem(path)
     return fs.open_input_file(inner)
+
+
+def open_stream(path: str, compression: str | None = None) -> pa.NativeFile:
+    """Return a file opened for reading its uncompressed bytes from the start."""
+    fs, inner = filesystem(path)
+    return fs.open_input_stream(inner, compression=compression)
+
+
+def read_chunks(path: str, compression: str | None = None, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Yield a file's uncompressed bytes from start to stop (default: its end); a broken connection is made anew."""
+    position, failures = start, 0
+    while True:
+        try:
+            with open_stream(path, compression) if compression else open_input(path) as file:
+                advance(file, position, compression)
+                size = COMPRESSED_BYTES if compression else CHUNK_BYTES
+                while chunk := file.read(size if stop is None else min(size, stop - position)):
+                    position, failures = position + len(chunk), 0
+                    yield chunk
+                return
+        except OSError:
+            failures += 1
+            if failures == TRIES or not is_remote(path):
+                raise
+            time.sleep(2.0**failures / 2)
+
+
+def advance(file: pa.NativeFile, position: int, compression: str | None) -> None:
+    """Move an open file to a position of its uncompressed bytes."""
+    if not compression:
+        file.seek(position)
+        return
+    while position > 0 and (skipped := file.read(min(position, CHUNK_BYTES))):
+        position -= len(skipped)
 
 
 def read_bytes(path: str) -> bytes:

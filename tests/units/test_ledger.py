@@ -14,7 +14,7 @@ from tfray.units import ledger as ledger_module
 from tfray.units.ledger import MANIFEST, open_ledger
 from tfray.units.plan import Unit
 
-UNITS = [Unit(index, "/a.txt", "text", None, index, index + 1, 1) for index in range(8)]
+UNITS = [Unit(index, "/a.txt", "text", None, index, index + 1, index, 1, 1) for index in range(8)]
 MADE_FROM = {"model": "abc", "generation": {"beam_size": 4}, "inputs": [["/a.txt", 8, 1]]}
 
 

@@ -31,7 +31,7 @@ def read_all(units: list[Unit], files: list[InputFile]) -> list[str | None]:
     """Return the source column of all units, one after the other."""
     schema = declare_schema(files, {"source"})
     rows = [read_unit(unit, schema, {"source"}) for unit in units]
-    assert all(not any(part.errors) for part in rows)
+    assert not any(part.errors for part in rows)
     return [text for part in rows for text in part.table["source"].to_pylist()]
 
 

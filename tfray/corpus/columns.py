@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from tfray.corpus.read import file_schema
+from tfray.corpus.read import DamagedFile, file_schema
 from tfray.errors import InputError
 from tfray.units.plan import InputFile
 
@@ -22,26 +22,63 @@ class Columns(NamedTuple):
     target: str
     task: Task
 
+    @property
+    def needed(self) -> set[str]:
+        """The names of both."""
+        return {self.source, self.target}
+
+    @property
+    def text(self) -> set[str]:
+        """The names of those that must be text; a label may be anything."""
+        return {self.source} if self.task == "classification" else {self.source, self.target}
+
 
 def choose_columns(files: list[InputFile], source: str | None, target: str | None, task: str = "auto") -> Columns:
-    """Return the corpus' columns; raises InputError naming those that there are."""
-    schema = file_schema(files[0], set())
-    source = choose(source, SOURCE_NAMES, schema, "source_column", files[0].path)
-    target = choose(target, TARGET_NAMES, schema, "target_column", files[0].path)
+    """Return the columns of the first file that has what is wanted.
+
+    Raises InputError naming the columns that there are where no file has it; `missing_columns` tells of each
+    file whether it has them.
+    """
+    refusals = []
+    for file in files:
+        try:
+            columns = columns_of(file, source, target, task)
+            check_columns(file, columns.needed, columns.text)
+            return columns
+        except InputError as error:
+            refusals.append(error)
+    raise most_telling(files, refusals)
+
+
+def columns_of(file: InputFile, source: str | None, target: str | None, task: str) -> Columns:
+    """Return a file's columns of source and target; raises InputError where it lacks one."""
+    schema = readable_schema(file, set())
+    source = choose(source, SOURCE_NAMES, schema, "source_column", file.path)
+    target = choose(target, TARGET_NAMES, schema, "target_column", file.path)
     if task == "auto":
         task = "classification" if target == "label" else "translation"
-    for file in files:
-        check_columns(file, {source} if task == "classification" else {source, target}, {source, target})
     return Columns(source, target, task)  # type: ignore[arg-type]
 
 
 def choose_source(files: list[InputFile], source: str | None) -> str:
-    """Return the column of the source text; raises InputError naming those that there are."""
-    schema = file_schema(files[0], set())
-    source = choose(source, SOURCE_NAMES, schema, "source_column", files[0].path)
+    """Return the source column of the first file that has one; raises InputError where none has."""
+    refusals = []
     for file in files:
-        check_columns(file, {source}, {source})
-    return source
+        try:
+            name = choose(source, SOURCE_NAMES, readable_schema(file, set()), "source_column", file.path)
+            check_columns(file, {name}, {name})
+            return name
+        except InputError as error:
+            refusals.append(error)
+    raise most_telling(files, refusals)
+
+
+def most_telling(files: list[InputFile], refusals: list[InputError]) -> InputError:
+    """Return the refusal of the first file that can be read, else of the first one."""
+    for file, refusal in zip(files, refusals, strict=True):
+        if not file.damage and not file.is_empty:
+            return refusal
+    return refusals[0]
 
 
 def choose(wanted: str | None, usual: tuple[str, ...], schema: pa.Schema, setting: str, path: str) -> str:
@@ -56,13 +93,39 @@ def choose(wanted: str | None, usual: tuple[str, ...], schema: pa.Schema, settin
     )
 
 
-def check_columns(file: InputFile, text: set[str], needed: set[str]) -> None:
-    """Raise InputError where a file lacks a column, or has no text in a text column."""
-    schema = file_schema(file, text)
+def check_columns(file: InputFile, needed: set[str], text: set[str]) -> None:
+    """Raise InputError where a file cannot be read, lacks a column, or has no text in a text column."""
+    reason = missing_columns(file, needed, text)
+    if reason:
+        raise InputError(f"{file.path!r} cannot be used: {reason}; replace or remove it")
+
+
+def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | None:
+    """Return why a file cannot give the needed columns, those in `text` as text; None where it can.
+
+    A file without rows lacks nothing.
+    """
+    if file.is_empty:
+        return None
+    try:
+        schema = file_schema(file, text)
+    except DamagedFile as error:
+        return error.reason
+    except InputError as error:
+        return str(error)
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "(none)"
     for name in sorted(needed):
-        choose(name, (), schema, "column", file.path)
-    for name in sorted(text):
+        if name not in schema.names:
+            return f"there is no column {name!r}; its columns are {columns}"
         kind = schema.field(name).type
-        if not (pa.types.is_string(kind) or pa.types.is_null(kind)):
-            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise InputError(f"column {name!r} of {file.path!r} is {kind}, not text; its columns are {columns}")
+        if name in text and not (pa.types.is_string(kind) or pa.types.is_null(kind)):
+            return f"column {name!r} is {kind}, not text; its columns are {columns}"
+    return None
+
+
+def readable_schema(file: InputFile, text: set[str]) -> pa.Schema:
+    """Return a file's columns; raises InputError where it cannot be read."""
+    try:
+        return file_schema(file, text)
+    except DamagedFile as error:
+        raise InputError(f"{error}; replace or remove it") from error

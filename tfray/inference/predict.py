@@ -10,7 +10,7 @@ from tfray import storage
 from tfray.checkpoint.folder import ModelFolder, open_model_folder
 from tfray.cluster import cluster_total, connected
 from tfray.config import ClusterConfig, InferenceConfig, PredictJob, as_list
-from tfray.corpus.columns import choose_source
+from tfray.corpus.columns import check_columns, choose_source
 from tfray.corpus.read import declare_schema
 from tfray.errors import InputError
 from tfray.inference.columns import output_schema
@@ -31,6 +31,8 @@ def predict(job: PredictJob) -> str:
     folder = open_model_folder(job.model_folder)
     files = find_files(as_list(job.input))
     source = choose_source(files, job.source_column)
+    for file in files:
+        check_columns(file, {source}, {source})
     schema = declare_schema(files, {source})
     output_schema(schema)
     ledger = open_ledger(job.out, made_from(job, folder, files), job.overwrite)

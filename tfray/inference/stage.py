@@ -13,7 +13,8 @@ from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
 from tfray.config import GenerationConfig
 from tfray.corpus.clean import kind_of, normalize, unusable
-from tfray.corpus.read import Rows, read_unit
+from tfray.corpus.read import DamagedFile, Rows, read_unit
+from tfray.errors import InputError
 from tfray.generation.generate import classify, generate
 from tfray.inference.columns import Prediction, with_predictions
 from tfray.model.precision import choose_dtype, prepare_cpu
@@ -47,7 +48,10 @@ class PredictUnit:
         self.model = folder.load_model().to(self.device, dtype)
 
     def __call__(self, unit: Unit) -> dict:
-        rows = read_unit(unit, self.assignment.schema, {self.assignment.source_column})
+        try:
+            rows = read_unit(unit, self.assignment.schema, {self.assignment.source_column})
+        except DamagedFile as error:
+            raise InputError(f"{error}; replace or remove it") from error
         predictions = self.predict(rows)
         errors = Counter(kind_of(p.error) for p in predictions if p.error)
         summary = {"rows": len(predictions), "errors": dict(errors)}
@@ -62,8 +66,8 @@ class PredictUnit:
         limit = self.assignment.max_characters
         # A row whose text can be used is predicted even where another of its columns is bad.
         errors = [
-            (error if text is None else None) or unusable("source", text, limit)
-            for text, error in zip(texts, rows.errors, strict=True)
+            (rows.errors.get(index) if text is None else None) or unusable("source", text, limit)
+            for index, text in enumerate(texts)
         ]
         usable = [index for index, error in enumerate(errors) if error is None]
         ids = self.tokenizer.encode_batch([normalize(texts[index]) for index in usable])
@@ -79,7 +83,7 @@ class PredictUnit:
                 fitting.append((index, source))
         found = self.search([source for _, source in fitting])
         for (index, _), (text, score) in zip(fitting, found, strict=True):
-            predictions[index] = Prediction(text, score, rows.errors[index])
+            predictions[index] = Prediction(text, score, rows.errors.get(index))
         return predictions
 
     def search(self, sources: list[list[int]]) -> list[tuple[str, float]]:

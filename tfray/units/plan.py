@@ -1,15 +1,16 @@
-"""Input files -> units, from footers and sizes alone.
+"""Input files -> units: by footers, sizes and, for lines, where they begin.
 
 A unit is (file, row range) of Parquet, or (file, byte range) of uncompressed lines; it is read,
 worked on and written as one, into one output file with a name that follows from the unit. Where a
-file cannot be cut without reading it (compressed, CSV, parallel text), the unit is the whole file.
+file cannot be cut (compressed, or CSV, whose quotes go over lines), the unit is the whole file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError
+from tfray.units.lines import LineIndex, index_files
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
 FORMATS: dict[str, Format] = {
@@ -29,7 +31,10 @@ FORMATS: dict[str, Format] = {
     ".tsv": "tsv",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-BYTES_PER_ROW = 100  # to weigh lines against the rows of Parquet
+COMPRESSION_RATIO = 3  # of text, about
+BYTES_PER_ROW = 100  # of text that is not looked at, about
+SAMPLE_BYTES = 64 << 10  # of text that is
+THREADS = 16  # which wait for storage
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,18 @@ class InputFile:
     path: str
     format: Format
     compression: str | None
-    size: int
-    """Rows of Parquet, bytes otherwise."""
+    bytes: int
+    """Size of the file; of Parquet the uncompressed size of all columns."""
+    rows: int | None
+    """Exact; None where only reading tells (text)."""
     schema: pa.Schema | None = None
     """Of Parquet only."""
+    row_groups: tuple[int, ...] = ()
+    """Rows of each row group; of Parquet only."""
     target_path: str | None = None
     """The target side of parallel text."""
-
-    @property
-    def rows(self) -> int:
-        """Rows; estimated from the bytes where there is no footer."""
-        return self.size if self.format == "parquet" else math.ceil(self.size / BYTES_PER_ROW)
+    damage: str | None = None
+    """Why the file cannot be used; None where nothing is known against it."""
 
     @property
     def paths(self) -> list[str]:
@@ -57,9 +63,14 @@ class InputFile:
         return [self.path, self.target_path] if self.target_path else [self.path]
 
     @property
-    def can_be_cut(self) -> bool:
-        lines = self.format in ("jsonl", "text") and not self.compression and not self.target_path
-        return lines or self.format == "parquet"
+    def is_empty(self) -> bool:
+        """There is no row in it, and nothing wrong with that."""
+        return not self.damage and (self.rows == 0 if self.format == "parquet" else self.bytes == 0)
+
+    @property
+    def has_lines(self) -> bool:
+        """It can be cut where its lines begin."""
+        return self.format in ("jsonl", "tsv", "text") and not self.compression
 
 
 @dataclass(frozen=True)
@@ -71,21 +82,36 @@ class Unit:
     format: Format
     compression: str | None
     start: int
+    """First row of Parquet, first byte otherwise."""
     stop: int
+    first_row: int
+    """Number in the file of the unit's first row, from 0."""
     rows: int
-    """Rows; an estimate for lines."""
+    """Exact for Parquet and for lines that were counted, else an estimate."""
+    bytes: int
+    """Uncompressed bytes, about."""
+    corpus: str = ""
     target_path: str | None = None
+    target_start: int = 0
+    """Parallel text: the byte of the target side from which to read, ..."""
+    target_skip: int = 0
+    """... and the lines to leave out there."""
+
+    @property
+    def stem(self) -> str:
+        """The name of what the unit becomes; follows from its number, file and range alone."""
+        return f"part-{self.index:06d}-{storage.fingerprint([self.index, self.path, self.start, self.stop])[:8]}"
 
     @property
     def output_name(self) -> str:
         """The name of the one file that the unit becomes."""
-        return f"part-{self.index:06d}-{storage.fingerprint(asdict(self))[:8]}.parquet"
+        return f"{self.stem}.parquet"
 
 
 def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[InputFile]:
-    """Return the input files behind paths, globs and folders, in order.
+    """Return the input files behind paths, globs and folders, in order; damaged Parquet says so in `damage`.
 
-    Raises InputError for a missing, unreadable or unpaired file.
+    Raises InputError for a missing or unpaired file.
     """
     files = [path for pattern in paths for path in storage.expand(pattern)]
     targets = [path for pattern in target_paths or [] for path in storage.expand(pattern)]
@@ -94,7 +120,8 @@ def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[
             f"parallel text needs one target file for each source file; got {len(files)} source files "
             f"({', '.join(files[:3])}) and {len(targets)} target files ({', '.join(targets[:3])})"
         )
-    return [describe(path, target) for path, target in zip(files, targets or [None] * len(files), strict=True)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(describe, files, targets or [None] * len(files)))
 
 
 def describe(path: str, target_path: str | None) -> InputFile:
@@ -105,9 +132,8 @@ def describe(path: str, target_path: str | None) -> InputFile:
     if target_path is not None and file_format != "text":
         raise InputError(f"{path!r} is {file_format} and has its own columns; a target file belongs to plain text")
     if file_format == "parquet":
-        footer = read_footer(path)
-        return InputFile(path, "parquet", None, footer.num_rows, footer.schema.to_arrow_schema())
-    return InputFile(path, file_format, compression, storage.file_size(path), None, target_path)
+        return read_footer(path)
+    return InputFile(path, file_format, compression, storage.file_size(path), None, target_path=target_path)
 
 
 def split_compression(path: str) -> tuple[str, str | None]:
@@ -119,38 +145,132 @@ def split_compression(path: str) -> tuple[str, str | None]:
     return stem, None
 
 
-def read_footer(path: str) -> pq.FileMetaData:
-    """Return a Parquet file's footer; raises InputError where it is damaged."""
+def read_footer(path: str) -> InputFile:
+    """Return a Parquet file as its footer describes it."""
     try:
         with storage.open_input(path) as file:
-            return pq.read_metadata(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path!r} is not a readable Parquet file: {error}; replace or remove it") from error
+            footer = pq.read_metadata(file)
+        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+        rows = tuple(group.num_rows for group in groups)
+        size = sum(group.total_byte_size for group in groups)
+        return InputFile(path, "parquet", None, size, sum(rows), footer.schema.to_arrow_schema(), rows)
+    except storage.READ_ERRORS as error:
+        return InputFile(path, "parquet", None, 0, None, damage=f"it is not a readable Parquet file: {error}")
 
 
-def plan_units(files: list[InputFile], smallest: int, largest: int, wanted: int = 64) -> list[Unit]:
-    """Return units of smallest to largest rows, about `wanted` of them; a function of the input alone."""
-    total = sum(file.rows for file in files)
-    unit_rows = max(smallest, min(largest, math.ceil(total / wanted)))
-    ranges = [(file, start, stop) for file in files for start, stop in cut(file, unit_rows)]
-    return [make_unit(index, *unit_range) for index, unit_range in enumerate(ranges)]
+def plan_units(
+    files: list[InputFile], smallest: int, largest: int, wanted: int = 64, corpus: str = "", first_index: int = 0
+) -> list[Unit]:
+    """Return units of smallest to largest rows, about `wanted` of them; a function of the input alone.
+
+    Raises InputError for parallel text whose sides differ in length.
+    """
+    files = [file for file in files if not file.damage and not file.is_empty]
+    with ThreadPoolExecutor(THREADS) as threads:
+        rows = list(threads.map(estimate_rows, files))
+    unit_rows = max(smallest, min(largest, math.ceil(sum(rows) / wanted)))
+    stride = max(1, unit_rows // 16)  # finer costs memory, coarser makes units uneven
+    indexes = index_files(places_to_count(files, rows, unit_rows), stride)
+    check_lengths(files, indexes)
+    ranges = [
+        unit
+        for file, file_rows in zip(files, rows, strict=True)
+        for unit in cut(file, file_rows, unit_rows, stride, indexes)
+    ]
+    return [replace(unit, index=first_index + index, corpus=corpus) for index, unit in enumerate(ranges)]
 
 
-def cut(file: InputFile, unit_rows: int) -> Iterator[tuple[int, int]]:
-    """Yield a file's ranges: about equal, none above unit_rows rows."""
-    pieces = max(1, math.ceil(file.rows / unit_rows)) if file.can_be_cut else 1
-    if file.size:
-        bounds = [file.size * piece // pieces for piece in range(pieces + 1)]
-        yield from pairwise(bounds)
+def estimate_rows(file: InputFile) -> int:
+    """Return a file's rows; where there is no footer, from its size and its first lines."""
+    if file.rows is not None:
+        return file.rows
+    if file.compression:
+        return math.ceil(file.bytes * COMPRESSION_RATIO / BYTES_PER_ROW)
+    try:
+        head = b"".join(storage.read_chunks(file.path, stop=min(SAMPLE_BYTES, file.bytes)))
+    except storage.READ_ERRORS:  # whoever reads the unit will say so
+        return math.ceil(file.bytes / BYTES_PER_ROW)
+    if len(head) >= file.bytes:
+        return head.count(b"\n") + (not head.endswith(b"\n"))
+    return math.ceil(file.bytes * head.count(b"\n") / max(1, len(head))) or 1
 
 
-def make_unit(index: int, file: InputFile, start: int, stop: int) -> Unit:
-    """Return the unit of a file's range."""
-    rows = stop - start if file.format == "parquet" else math.ceil((stop - start) / BYTES_PER_ROW)
-    return Unit(index, file.path, file.format, file.compression, start, stop, rows, file.target_path)
+def places_to_count(files: list[InputFile], rows: list[int], unit_rows: int) -> list[tuple[str, str | None]]:
+    """Return the files whose lines must be counted, with their compressions: those to cut, and parallel text."""
+    places = []
+    for file, file_rows in zip(files, rows, strict=True):
+        if file.target_path or (file.has_lines and file_rows > unit_rows):
+            places += [(path, split_compression(path)[1]) for path in file.paths]
+    return places
+
+
+def check_lengths(files: list[InputFile], indexes: dict[str, LineIndex | None]) -> None:
+    """Raise InputError where the sides of parallel text have not as many lines."""
+    for file in files:
+        source, target = indexes.get(file.path), indexes.get(file.target_path or "")
+        if source and target and source.lines != target.lines:
+            raise InputError(
+                f"parallel text must have as many lines on both sides; {file.path!r} has {source.lines}, "
+                f"{file.target_path!r} has {target.lines}; repair or replace them"
+            )
+
+
+def cut(
+    file: InputFile, rows: int, unit_rows: int, stride: int, indexes: dict[str, LineIndex | None]
+) -> Iterator[Unit]:
+    """Yield a file's units, none above unit_rows rows where it can be cut."""
+    if file.format == "parquet":
+        for start, stop in pairwise(cut_groups(file.row_groups, unit_rows)):
+            yield make_unit(file, (start, stop), start, stop - start, rows)
+        return
+    index = indexes.get(file.path)
+    if index is None or not index.lines or not file.has_lines or compression_of_target(file):
+        yield make_unit(file, (0, file.bytes), 0, index.lines if index else rows, index.lines if index else rows)
+        return
+    header = file.format == "tsv"
+    # A place in the index lies at most stride - 1 lines before the line that is looked for.
+    pieces = max(1, math.ceil(index.lines / (unit_rows - stride + 1)))
+    bounds = sorted({index.place(index.lines * piece // pieces) for piece in range(pieces)})
+    for (first, start), (last, stop) in pairwise([*bounds, (index.lines, file.bytes)]):
+        first_row = max(0, first - header)
+        unit = make_unit(file, (start, stop), first_row, last - header - first_row, index.lines)
+        target = indexes.get(file.target_path or "")
+        if target:
+            number, offset = target.place(first)
+            unit = replace(unit, target_start=offset, target_skip=first - number)
+        yield unit
+
+
+def cut_groups(groups: tuple[int, ...], unit_rows: int) -> list[int]:
+    """Return where the units of a Parquet file begin, and its end: at row groups, or inside those that are larger."""
+    bounds, row = [0], 0
+    for rows in groups:
+        if row > bounds[-1] and row + rows - bounds[-1] > unit_rows:
+            bounds.append(row)
+        pieces = math.ceil(rows / unit_rows)
+        bounds += [row + rows * piece // pieces for piece in range(1, pieces)]
+        row += rows
+        if pieces > 1:
+            bounds.append(row)
+    return bounds if bounds[-1] == row else [*bounds, row]
+
+
+def compression_of_target(file: InputFile) -> str | None:
+    """Return the compression of parallel text's target side."""
+    return split_compression(file.target_path)[1] if file.target_path else None
+
+
+def make_unit(file: InputFile, span: tuple[int, int], first_row: int, rows: int, of_rows: int) -> Unit:
+    """Return the unit of a file's range, not numbered yet."""
+    size = file.bytes * (COMPRESSION_RATIO if file.compression else 1)
+    share = size * rows // max(1, of_rows)
+    return Unit(
+        0, file.path, file.format, file.compression, *span, first_row, rows, share, target_path=file.target_path
+    )
 
 
 def amount(label: str, units: list[Unit]) -> tuple[str, int, str]:
     """Return what a progress display shows of units: its label, the rows in all, and how they are called."""
-    is_exact = all(unit.format == "parquet" for unit in units)
+    cut = {unit.path for unit in units if unit.first_row}
+    is_exact = all(unit.format == "parquet" or unit.target_path or unit.path in cut for unit in units)
     return label if is_exact else f"{label} (rows guessed by size)", sum(unit.rows for unit in units), "row"

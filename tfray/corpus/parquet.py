@@ -1,0 +1,93 @@
+"""Parquet -> rows, a few thousand at a time, from the row groups and columns that are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tfray import storage
+from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, DamagedFile, Rows, check_text
+from tfray.units.plan import Unit
+
+
+def read_parquet(unit: Unit, schema: pa.Schema) -> Iterator[Rows]:
+    """Yield a unit's rows; a row group that is damaged is left out, and DamagedFile raised after the others."""
+    damage = None
+    try:
+        with storage.open_input(unit.path) as source:
+            file = pq.ParquetFile(source)
+            if file.metadata.num_rows < unit.stop:
+                raise DamagedFile(unit.path, "it has lost rows since the job was planned")
+            for group, first_row in groups_of(file.metadata, unit):
+                try:
+                    yield from read_group(file, group, first_row, unit, schema)
+                except storage.READ_ERRORS as error:
+                    damage = damage or DamagedFile(unit.path, f"row group {group}: {error}")
+    except storage.READ_ERRORS as error:
+        raise DamagedFile(unit.path, str(error)) from error
+    if damage:
+        raise damage
+
+
+def groups_of(footer: pq.FileMetaData, unit: Unit) -> Iterator[tuple[int, int]]:
+    """Yield the number and first row of each row group that holds rows of a unit."""
+    row = 0
+    for group in range(footer.num_row_groups):
+        rows = footer.row_group(group).num_rows
+        if row < unit.stop and row + rows > unit.start:
+            yield group, row
+        row += rows
+
+
+def read_group(file: pq.ParquetFile, group: int, first_row: int, unit: Unit, schema: pa.Schema) -> Iterator[Rows]:
+    """Yield a unit's rows of one row group."""
+    present = [name for name in schema.names if name in file.schema_arrow.names]
+    size = block_rows(file.metadata.row_group(group), present)
+    row = first_row
+    for batch in file.iter_batches(size, row_groups=[group], columns=present, use_threads=False):
+        first, last = max(row, unit.start), min(row + len(batch), unit.stop)
+        if first < last:
+            yield declared(batch.slice(first - row, last - first), schema, first)
+        row += len(batch)
+        if row >= unit.stop:
+            return
+
+
+def block_rows(group: pq.RowGroupMetaData, names: list[str]) -> int:
+    """Return how many rows of a row group make a block of bounded size."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] in names)
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES * group.num_rows // max(1, size)))
+
+
+def declared(batch: pa.RecordBatch, schema: pa.Schema, first_row: int) -> Rows:
+    """Return a batch's declared columns; text that is not UTF-8 (which Parquet's readers do not check) is null."""
+    arrays, errors = [], {}
+    for field in schema:
+        if field.name not in batch.schema.names:
+            arrays.append(pa.nulls(len(batch), field.type))
+            continue
+        array = batch.column(field.name)
+        if is_text(array.type):
+            array, bad = check_text(as_binary(array))
+            errors = {**bad, **errors}
+        arrays.append(array.cast(field.type))
+    return Rows(pa.table(arrays, schema=schema), errors, first_row)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether a column holds text, in one of the ways in which Parquet's writers hold it."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def as_binary(array: pa.Array) -> pa.Array:
+    """Return text as the bytes that it is made of."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_string(array.type):
+        return array.view(pa.binary())
+    large = pa.types.is_large_string(array.type)
+    return (array.view(pa.large_binary()) if large else array.cast(pa.binary_view())).cast(pa.binary())

@@ -1,0 +1,98 @@
+"""Where lines begin: counted once, so that units of lines have exact row numbers.
+
+A file is scanned in ranges side by side; what is kept is the number of its lines and where every
+so-many-th of them begins.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from tfray import storage
+
+RANGE_BYTES = 64 << 20
+THREADS = min(8, os.cpu_count() or 1)
+
+
+class LineIndex(NamedTuple):
+    """The lines of a file, and where some of them begin."""
+
+    lines: int
+    numbers: np.ndarray  # int64, ascending, from line 0
+    offsets: np.ndarray  # int64: the byte at which each begins
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Return number and byte of the last known beginning at or before a line."""
+        at = int(np.searchsorted(self.numbers, number, side="right")) - 1
+        return int(self.numbers[at]), int(self.offsets[at])
+
+
+class Range(NamedTuple):
+    """What a scan finds in a range of bytes."""
+
+    line_ends: int
+    numbers: np.ndarray  # of line ends in the range, from 1: the lines that begin after them
+    offsets: np.ndarray
+    stop: int
+    is_closed: bool  # ends with a line end, or is empty
+
+
+def index_files(places: list[tuple[str, str | None]], stride: int) -> dict[str, LineIndex | None]:
+    """Return the lines of files (given with their compression) by path, every stride-th place kept.
+
+    A file that cannot be read has none: whoever reads its unit will say so.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        scans = [
+            (path, [threads.submit(scan, path, compression, *span, stride) for span in spans(path, compression)])
+            for path, compression in places
+        ]
+        return {path: join_ranges(futures) for path, futures in scans}
+
+
+def spans(path: str, compression: str | None) -> list[tuple[int, int | None]]:
+    """Return the ranges in which a file is scanned: one where it is compressed."""
+    if compression:
+        return [(0, None)]
+    size = storage.file_size(path) or 0
+    return [(start, min(start + RANGE_BYTES, size)) for start in range(0, size, RANGE_BYTES)]
+
+
+def scan(path: str, compression: str | None, start: int, stop: int | None, stride: int) -> Range:
+    """Return the line ends of a range, and where the first and every stride-th line after it begins."""
+    count, position, is_closed = 0, start, True
+    numbers: list[np.ndarray] = []
+    offsets: list[np.ndarray] = []
+    for chunk in storage.read_chunks(path, compression, start, stop):
+        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
+        kept = ends[-count % stride :: stride]  # those whose number from 0 is a multiple of stride
+        numbers.append(count + 1 + np.arange(-count % stride, len(ends), stride, dtype=np.int64))
+        offsets.append(position + kept + 1)
+        count, position, is_closed = count + len(ends), position + len(chunk), chunk.endswith(b"\n")
+    return Range(count, join_arrays(numbers), join_arrays(offsets), position, is_closed)
+
+
+def join_arrays(parts: list[np.ndarray]) -> np.ndarray:
+    """Return arrays one after the other, as int64."""
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def join_ranges(futures: list[Future[Range]]) -> LineIndex | None:
+    """Return the lines of a file from its ranges, none where one could not be read."""
+    try:
+        ranges = [future.result() for future in futures]
+    except storage.READ_ERRORS:
+        return None
+    numbers, offsets, ended = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], 0
+    for part in ranges:
+        numbers.append(part.numbers + ended)
+        offsets.append(part.offsets)
+        ended += part.line_ends
+    lines = ended + (not ranges[-1].is_closed if ranges else 0)
+    all_numbers, all_offsets = join_arrays(numbers), join_arrays(offsets)
+    begins = all_numbers < lines  # no line begins after the last line end of a file
+    return LineIndex(int(lines), all_numbers[begins], all_offsets[begins])
