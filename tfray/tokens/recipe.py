@@ -57,8 +57,7 @@ class Recipe(NamedTuple):
     def clean_blocks(self, unit: Unit) -> Iterator[Cleaned]:
         """Yield a unit's pairs, block by block; raises DamagedFile where the file ends too early."""
         columns = self.columns[unit.corpus]
-        text = text_columns(columns)
-        for rows in read_blocks(unit, self.schemas[unit.corpus], text):
+        for rows in read_blocks(unit, self.schemas[unit.corpus], columns.text):
             yield clean_pairs(rows, columns, self.config.text, self.config.clean, self.config.label_names)
 
 
@@ -116,25 +115,14 @@ def find_corpus(
     task = before[0].columns.task if before else config.task
     source, target = part.source_column or config.source_column, part.target_column or config.target_column
     columns = choose_columns(files, source, target, task)
-    unfit = {file.path: reason for file in files if (reason := unfit_reason(file, columns))}
+    unfit = {file.path: reason for file in files if (reason := missing_columns(file, columns.needed, columns.text))}
     lost += [lose(name, file, f"other_schema: {unfit[file.path]}") for file in files if file.path in unfit]
     files = [file for file in files if file.path not in unfit]
-    if not any(file.bytes for file in files):
+    if all(file.is_empty for file in files):
         raise InputError(f"{setting}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty")
-    text = text_columns(columns)
-    declared = declare_schema(files, text, needed={columns.source, columns.target})
+    declared = declare_schema(files, columns.text, columns.needed)
     schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
     return Corpus(name, split, files, lost, columns, schema, part.weight)
-
-
-def text_columns(columns: Columns) -> set[str]:
-    """Return the columns whose values must be text: a label may be a number."""
-    return {columns.source} if columns.task == "classification" else {columns.source, columns.target}
-
-
-def unfit_reason(file: InputFile, columns: Columns) -> str | None:
-    """Return why a file has not the corpus' columns, or None."""
-    return missing_columns(file, {columns.source, columns.target}, text_columns(columns))
 
 
 def lose(corpus: str, file: InputFile, reason: str) -> LostFile:
