@@ -1,81 +1,157 @@
-"""Cleaning: every row is a pair or has a reason, and text is only composed, never changed otherwise."""
+"""Cleaning: every row is a pair or has the first reason that fits, as plain Python finds it row by row."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.corpus.clean import clean_pairs, kind_of, normalize, value_text
+from tfray.config import CleanConfig, TextConfig
+from tfray.corpus.clean import ERROR_KINDS, Cleaned, REJECTED_SCHEMA, clean_pairs, kind_of, unusable, value_text
+from tfray.corpus.columns import Columns
+from tfray.corpus.normalize import normalize
 from tfray.corpus.read import Rows
 
-SIDES = (
-    st.none()
-    | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-    | st.sampled_from(["", " \u3000\xa0", "ok"])
+PAIRS = Columns("source", "target", "translation")
+LABELLED = Columns("source", "target", "classification")
+TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["", " \u3000", "ok"])
+ERRORS = st.sampled_from([None, None, "bad_json: no"])
+
+
+def clean(
+    sources: list,
+    targets: list,
+    columns: Columns = PAIRS,
+    errors: dict[int, str] | None = None,
+    names: dict[str, str] | None = None,
+    first_row: int = 0,
+    text: TextConfig | None = None,
+    **settings: object,
+) -> Cleaned:
+    """Return what comes of two columns of values."""
+    targets_ = pa.array(targets, pa.string()) if columns is PAIRS else pa.array(targets)
+    table = pa.table({"source": pa.array(sources, pa.string()), "target": targets_})
+    rows = Rows(table, errors or {}, first_row)
+    cleaned = clean_pairs(rows, columns, text or TextConfig(), CleanConfig(**settings), names or {})  # type: ignore[arg-type]
+    assert cleaned.rejected.schema.equals(REJECTED_SCHEMA)
+    assert cleaned.rows.dtype == np.int64
+    assert cleaned.source.type == cleaned.target.type == pa.string()
+    return cleaned
+
+
+def kinds(cleaned: Cleaned) -> list[str]:
+    return cleaned.rejected["reason"].to_pylist()
+
+
+@given(
+    st.lists(st.tuples(TEXTS, TEXTS, ERRORS)),
+    st.integers(1, 3),
+    st.integers(3, 10),
+    st.booleans(),
+    st.booleans(),
 )
+def test_cleaning_columns_is_cleaning_row_by_row(rows: list, shortest: int, longest: int, drop: bool, space: bool) -> None:
+    config = TextConfig(whitespace=space)
 
+    def reason(source: str | None, target: str | None, error: str | None) -> str | None:
+        if error:
+            return "bad_json"
+        for side, text in (("source", source), ("target", target)):
+            if text is None:
+                return f"missing_{side}"
+            if not text.strip():
+                return f"empty_{side}"
+            if len(text) < shortest:
+                return "too_short"
+            if len(text) > longest:
+                return "too_long"
+        return "equal" if drop and source == target else None
 
-def make_rows(sources: list, targets: list, errors: list | None = None) -> Rows:
-    table = pa.table({"source": pa.array(sources, pa.string()), "target": pa.array(targets)})
-    return Rows(table, errors or [None] * len(table), list(range(100, 100 + len(table))))
-
-
-@given(st.lists(st.tuples(SIDES, SIDES, st.sampled_from([None, None, "bad_json: no"]))))
-def test_every_row_is_either_a_pair_or_rejected_with_a_reason(rows: list[tuple]) -> None:
-    sources, targets, errors = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
-    table = pa.table({"source": pa.array(sources, pa.string()), "target": pa.array(targets, pa.string())})
-    cleaned = clean_pairs(Rows(table, errors, list(range(len(rows)))), "source", "target", 10)
-    assert sorted([*cleaned.positions, *(row.position for row in cleaned.rejected)]) == list(range(len(rows)))
-    for position, pair in zip(cleaned.positions, cleaned.pairs, strict=True):
-        assert rows[position][2] is None
-        assert pair == tuple(unicodedata.normalize("NFC", text) for text in rows[position][:2])
-        assert all(text.strip() for text in pair)
-    assert all(kind_of(row.reason) != row.reason for row in cleaned.rejected)
+    sources, targets, errors = ([row[side] for row in rows] for side in range(3))
+    plain = [normalize(pa.array(side, pa.string()), config).to_pylist() for side in (sources, targets)]
+    expected = list(map(reason, *plain, errors))
+    cleaned = clean(
+        sources,
+        targets,
+        errors={index: error for index, error in enumerate(errors) if error},
+        first_row=100,
+        text=config,
+        min_characters=shortest,
+        max_characters=longest,
+        drop_equal=drop,
+    )
+    kept = [index for index, kind in enumerate(expected) if kind is None]
+    lost = [index for index, kind in enumerate(expected) if kind]
+    assert cleaned.rows.tolist() == [100 + index for index in kept]
+    assert cleaned.source.to_pylist() == [plain[0][index] for index in kept]
+    assert cleaned.target.to_pylist() == [plain[1][index] for index in kept]
+    assert cleaned.rejected["row"].to_pylist() == [100 + index for index in lost]
+    assert kinds(cleaned) == [expected[index] for index in lost]
+    assert cleaned.rejected["source"].to_pylist() == [sources[index] for index in lost]
+    assert cleaned.rejected["target"].to_pylist() == [targets[index] for index in lost]
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "error", "kind"),
+    ("source", "target", "error", "message"),
     [
-        ("a", "b", "bad_json: cut", "bad_json"),
-        (None, "b", "not_text: source", "not_text"),
-        (None, "b", None, "missing_source"),
-        ("a", None, None, "missing_target"),
-        ("", "b", None, "empty_source"),
-        (" \t\u3000\xa0", "b", None, "empty_source"),
-        ("a", "\n", None, "empty_target"),
-        ("a" * 11, "b", None, "too_long"),
-        ("a", "b" * 11, None, "too_long"),
+        ("a", "b", "bad_json: cut", "bad_json: cut"),
+        (None, "b", "not_text: source", "not_text: source"),
+        (None, "b", None, "missing_source: there is no source"),
+        ("a", None, None, "missing_target: there is no target"),
+        ("", "b", None, "empty_source: the source has no visible character"),
+        (" \t\u3000\xa0\x00", "b", None, "empty_source: the source has no visible character"),
+        ("ab", "\n", None, "empty_target: the target has no visible character"),
+        ("a", "bc", None, "too_short: the source has 1 characters, fewer than min_characters=2"),
+        ("a" * 11, "b", None, "too_long: the source has 11 characters, more than max_characters=10"),
+        ("ab", "ß" * 11, None, "too_long: the target has 11 characters, more than max_characters=10"),
+        ("ab", " ab\t", None, "equal: source and target are the same"),
+        ("abc1 яя", "ab", None, "wrong_script: 60% of the source's letters are Latin, less than min_script_share=0.7"),
         ("a" * 10, "b" * 10, None, None),
     ],
 )
 def test_a_rejected_row_has_the_reason_that_fits(
-    source: str | None, target: str | None, error: str | None, kind: str | None
+    source: str | None, target: str | None, error: str | None, message: str | None
 ) -> None:
-    table = pa.table({"source": pa.array([source], pa.string()), "target": pa.array([target], pa.string())})
-    cleaned = clean_pairs(Rows(table, [error], [5]), "source", "target", 10)
-    assert [kind_of(row.reason) for row in cleaned.rejected] == ([kind] if kind else [])
-    assert [row.position for row in cleaned.rejected] + cleaned.positions == [5]
+    cleaned = clean(
+        [source],
+        [target],
+        errors={0: error} if error else {},
+        first_row=5,
+        min_characters=2 if source != " \t\u3000\xa0\x00" else 1,
+        max_characters=10,
+        drop_equal=True,
+        source_script="Latin",
+        min_script_share=0.7,
+    )
+    if message == "missing_target: there is no target":
+        message = "too_short: the source has 1 characters, fewer than min_characters=2"  # the source comes first
+    assert cleaned.rejected["message"].to_pylist() == ([message] if message else [])
+    assert cleaned.rejected["row"].to_pylist() + cleaned.rows.tolist() == [5]
 
 
-def test_an_excerpt_is_short_however_long_the_row() -> None:
-    text = "x" * 10**6
-    (row,) = clean_pairs(make_rows([text], [text]), "source", "target", 10).rejected
-    assert len(row.excerpt) < 200
+def test_rejected_texts_are_kept_as_they_were_but_cut() -> None:
+    (row,) = clean(["é\t" * 10**5], [None], max_characters=10).rejected.to_pylist()
+    assert row["source"] == "é\t" * 500
+    assert row["target"] is None
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_equal_text_is_equal_after_normalizing_and_stays_so(text: str) -> None:
-    assert normalize(unicodedata.normalize("NFD", text)) == normalize(normalize(text)) == normalize(text)
+def test_white_space_that_is_kept_still_does_not_fill_a_text() -> None:
+    cleaned = clean([" \u2028", " a "], ["b", "b"], text=TextConfig(whitespace=False))
+    assert kinds(cleaned) == ["empty_source"]
+    assert cleaned.source.to_pylist() == [" a "]
 
 
-@pytest.mark.parametrize("text", ["ﬁ", "①", "Ａ", "ß", "İ", "a\u200bb", "x\u2028y", " a "])
-def test_compatibility_letters_case_and_spaces_are_left_alone(text: str) -> None:
-    assert normalize(text) == text
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+def test_prediction_refuses_the_texts_that_cleaning_refuses(text: str) -> None:
+    normalized = normalize(pa.array([text]), TextConfig())[0].as_py()
+    assert unusable("source", normalized, 9) == next(
+        iter(clean([text], ["b"], max_characters=9).rejected["message"].to_pylist()), None
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,9 +171,61 @@ def test_compatibility_letters_case_and_spaces_are_left_alone(text: str) -> None
 )
 def test_a_label_has_one_spelling_whatever_type_its_column_has(value: object, text: str | None) -> None:
     assert value_text(value) == text
+    assert clean(["a"], [value], LABELLED).target.to_pylist() == ([text] if text else [])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([["x"], ["y"]]),
+        pa.array([{"a": 1}, {"a": 2}]),
+        pa.array([1, 2]).dictionary_encode(),
+        pa.array([b"x", b"y"]),
+        pa.nulls(2),
+    ],
+    ids=str,
+)
+def test_labels_of_any_type_have_a_text(labels: pa.Array) -> None:
+    table = pa.table({"source": ["a", "b"], "target": labels})
+    cleaned = clean_pairs(Rows(table, {}, 0), LABELLED, TextConfig(), CleanConfig(), {})
+    assert cleaned.target.to_pylist() == [value_text(value) for value in labels.to_pylist() if value is not None]
 
 
 def test_labels_that_a_missing_one_made_floats_are_still_digits() -> None:
-    cleaned = clean_pairs(make_rows(["a", "b", "c"], [1.0, math.nan, 0.0]), "source", "target", 10)
-    assert cleaned.pairs == [("a", "1"), ("c", "0")]
-    assert [kind_of(row.reason) for row in cleaned.rejected] == ["missing_target"]
+    cleaned = clean(["a", "b", "c"], [1.0, math.nan, 0.0], LABELLED)
+    assert cleaned.target.to_pylist() == ["1", "0"]
+    assert kinds(cleaned) == ["missing_target"]
+
+
+def test_labels_get_their_names_and_values_without_one_are_refused() -> None:
+    cleaned = clean(["a", "b", "c", "d"], [1, 0, 2, None], LABELLED, names={"0": "bad", "1": "good"})
+    assert cleaned.target.to_pylist() == ["good", "bad"]
+    assert cleaned.rejected["message"].to_pylist() == [
+        "unknown_label: '2' is not in label_names (0, 1)",
+        "missing_target: there is no target",
+    ]
+
+
+def test_a_label_is_not_measured_as_a_text_is() -> None:
+    labels = ["x", " very  positive ", "e\u0301", "long" * 10, " ", "plain text"]
+    cleaned = clean(
+        ["plain text"] * 6,
+        labels,
+        LABELLED,
+        min_characters=2,
+        max_characters=15,
+        drop_equal=True,
+        target_script="han",
+    )
+    assert cleaned.target.to_pylist() == [*labels[:4], "plain text"]
+    assert kinds(cleaned) == ["empty_target"]
+
+
+def test_no_rows_give_no_pairs() -> None:
+    cleaned = clean([], [])
+    assert len(cleaned.rows) == len(cleaned.source) == len(cleaned.rejected) == 0
+
+
+def test_a_kind_is_what_stands_before_the_colon() -> None:
+    assert kind_of("too_long: 7: more") == "too_long"
+    assert all(re.fullmatch("[a-z_0-9]+", kind) for kind in ERROR_KINDS)
