@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from fractions import Fraction
@@ -35,9 +36,7 @@ def seen(portions: list[Portion], epochs: range, seed: int = 1) -> list[np.ndarr
     st.integers(1, 15),
     st.integers(0, 5),
 )
-def test_every_pair_is_seen_floor_or_ceil_of_its_repeats_in_all_epochs(
-    portions: list[Portion], epochs: int, seed: int
-):
+def test_every_pair_is_seen_floor_or_ceil_of_its_repeats_in_all_epochs(portions: list[Portion], epochs: int, seed: int):
     for portion, counts in zip(portions, seen(portions, range(epochs), seed), strict=True):
         exact = Fraction(portion.repeats) * epochs
         assert math.floor(exact) <= counts.min() and counts.max() <= math.ceil(exact)
@@ -71,7 +70,7 @@ def test_once_an_epoch_is_every_shard_whole_in_the_order_of_its_file(sizes: list
 @given(st.integers(1, 40), REPEATS, st.integers(0, 20))
 def test_epochs_follow_each_other_without_a_gap(size: int, repeats: float, epoch: int):
     draws = [draw for e in (epoch, epoch + 1) for draw in draw_epoch([Portion(size, repeats)], e)]
-    assert all(before.stop == after.start for before, after in zip(draws, draws[1:], strict=False))
+    assert all(before.stop == after.start for before, after in itertools.pairwise(draws))
 
 
 def test_a_fraction_is_a_random_subset_and_follows_from_seed_and_shard():

@@ -150,9 +150,7 @@ def test_one_corpus_of_weight_one_is_shuffled_shard_by_shard(examples: list[int]
 
 
 @given(PORTIONS, CONFIGS, st.integers(0, 9))
-def test_pools_hold_all_that_an_epoch_draws_and_are_bounded(
-    portions: list[Portion], config: BatchesConfig, epoch: int
-):
+def test_pools_hold_all_that_an_epoch_draws_and_are_bounded(portions: list[Portion], config: BatchesConfig, epoch: int):
     pools = plan_pools(portions, config, epoch)
     assert sorted(draw for pool in pools for draw in pool.draws) == sorted(draw_epoch(portions, epoch))
     for pool in pools:

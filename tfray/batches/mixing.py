@@ -11,6 +11,7 @@ its number alone. NumPy only.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def draw_epoch(portions: list[Portion], epoch: int) -> list[Draw]:
         start, stop = first_position(portion, epoch), first_position(portion, epoch + 1)
         parts = -(-(stop - start) // portion.pairs)
         bounds = [start + part * (stop - start) // parts for part in range(parts + 1)] if parts else []
-        draws += [Draw(shard, *ends) for ends in zip(bounds, bounds[1:], strict=False)]
+        draws += [Draw(shard, *ends) for ends in itertools.pairwise(bounds)]
     return draws
 
 
