@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +60,20 @@ def test_steps_are_those_of_the_first_epoch_times_the_epochs(
     first_epoch = sum(len(lane["rows"][0]) for lane in lanes)
     assert count_steps(replace(job, batches=config), tokens) == 3 * first_epoch
     assert count_steps(replace(job, training=TrainingConfig(epochs=3, max_steps=2)), tokens) == 2
+
+
+def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
+    tokens: TokenFolder, job: TrainJob, monkeypatch: pytest.MonkeyPatch
+):
+    class Doubling:
+        def resegment(self, values: np.ndarray, offsets: np.ndarray, rate: float, seed: list[int]):
+            return np.repeat(values, 2), 2 * offsets
+
+    monkeypatch.setitem(sys.modules, "tfray.tokens.dropout", SimpleNamespace(BpeDropout=lambda tokenizer: Doubling()))
+    monkeypatch.setattr(TokenFolder, "tokenizer", None)
+    longer = replace(tokens, manifest=tokens.manifest | {"made_from": {"tokens": {"max_length": 99}}})
+    steps = count_steps(replace(job, batches=replace(job.batches, bpe_dropout=0.5)), longer)
+    assert 1.6 < steps / count_steps(job, tokens) < 2.4
 
 
 def test_the_mixture_is_logged_where_there_is_one(tokens: TokenFolder, job: TrainJob, caplog: pytest.LogCaptureFixture):
