@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +13,17 @@ import pyarrow as pa
 import pytest
 
 from tfray.batches.batch import Batch
-from tfray.batches.feed import LANE_SCHEMA, Cursor, FeedOrderError, PoolLanes, lane_batches, open_feed, read_feed
+from tfray.batches.feed import Cursor, FeedOrderError, PoolLanes, lane_batches, lane_schema, open_feed, read_feed
+from tfray.batches.pool import mix_shards
 from tfray.config import BatchesConfig
-from tfray.tokens.shards import TokenFolder, write_shard
+from tfray.tokens.shards import TokenFolder, read_columns
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 CONFIG = BatchesConfig(max_tokens=48, lanes=4, pool_examples=30)
+MIXED = BatchesConfig(max_tokens=48, lanes=4, pool_examples=30, weights={"a": 0.7, "b": 1.6}, temperature=2.0)
 EPOCHS = 2
+CORPORA = "aababaa"
+"""Of each shard."""
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 Steps = dict[Cursor, list[list[Pair]]]
@@ -54,21 +58,17 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def corpus() -> list[list[Pair]]:
     """The pairs of each shard, all different."""
     random = np.random.default_rng(3)
-    sizes = [7, 19, 1, 28, 12, 23, 5]
-    return [
-        [tuple(tuple(random.integers(3, 1000, random.integers(0, 12)).tolist()) for _ in "st") for _ in range(size)]  # type: ignore[misc]
-        for size in sizes
-    ]
+
+    def ids(least: int) -> tuple[int, ...]:
+        return tuple(random.integers(3, 1000, random.integers(least, 12)).tolist())
+
+    return [[(ids(1), ids(0)) for _ in range(size)] for size in (7, 19, 1, 28, 12, 23, 5)]
 
 
-@pytest.fixture(scope="module")
-def tokens(corpus: list[list[Pair]], tmp_path_factory: pytest.TempPathFactory) -> TokenFolder:
-    folder: Path = tmp_path_factory.mktemp("tokens")
-    for index, pairs in enumerate(corpus):
-        sides = [[list(ids) for ids in side] for side in zip(*pairs, strict=True)]
-        write_shard(f"{folder}/train/{index}.parquet", *sides, rows=list(range(len(pairs))), summary={})
-    shards = {f"{index}.parquet": len(pairs) for index, pairs in enumerate(corpus)}
-    return TokenFolder(str(folder), {"shards": {"train": shards}})
+@pytest.fixture(scope="module", params=[1000, 100_000], ids=["two bytes", "four bytes"])
+def tokens(corpus: list[list[Pair]], tmp_path_factory: pytest.TempPathFactory, write_tokens, request) -> TokenFolder:
+    folder = str(tmp_path_factory.mktemp("tokens"))
+    return write_tokens(folder, list(zip(CORPORA, corpus, strict=True)), vocab_size=request.param)
 
 
 def pairs_of(batch: Batch) -> list[Pair]:
@@ -81,9 +81,15 @@ def pairs_of(batch: Batch) -> list[Pair]:
     return list(zip(*sides, strict=True))
 
 
-def read_all(tokens: TokenFolder, workers: int = 1, cursor: Cursor = Cursor()) -> Steps:  # noqa: B008
+def read_all(
+    tokens: TokenFolder,
+    workers: int = 1,
+    cursor: Cursor = Cursor(),  # noqa: B008
+    config: BatchesConfig = CONFIG,
+    epochs: int = EPOCHS,
+) -> Steps:
     """Return all steps from a cursor on, put together from what each worker reads."""
-    rows = open_feed(tokens, CONFIG, EPOCHS, cursor)
+    rows = open_feed(tokens, config, epochs, cursor)
     steps: Steps = {}
     for worker in range(workers):
         lanes = list(range(worker, CONFIG.lanes, workers))
@@ -104,19 +110,37 @@ def test_the_feed_holds_every_pair_in_every_epoch(tokens: TokenFolder, corpus: l
         assert Counter(pair for _, pairs in micro_batches for pair in pairs) == expected
 
 
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_over_all_epochs_the_feed_holds_each_corpus_pairs_as_often_as_its_weight_says(
+    tokens: TokenFolder, corpus: list[list[Pair]], epochs: int
+):
+    steps = read_all(tokens, config=MIXED, epochs=epochs)
+    micro_batches = {(*cursor[:2], tuple(pairs)) for cursor, lanes in steps.items() for pairs in lanes}
+    seen = Counter(pair for *_, pairs in micro_batches for pair in pairs)
+    for portion, pairs in zip(mix_shards(tokens, MIXED), corpus, strict=True):
+        assert portion.repeats != 1
+        counts = [seen[pair] for pair in pairs]
+        assert math.floor(portion.repeats * epochs) <= min(counts)
+        assert max(counts) <= math.ceil(portion.repeats * epochs)
+
+
+@pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixed"])
 @pytest.mark.parametrize("workers", [2, 4])
-def test_steps_do_not_depend_on_the_number_of_workers(tokens: TokenFolder, workers: int):
-    alone, together = read_all(tokens), read_all(tokens, workers)
+def test_steps_do_not_depend_on_the_number_of_workers(tokens: TokenFolder, workers: int, config: BatchesConfig):
+    alone, together = read_all(tokens, config=config), read_all(tokens, workers, config=config)
     assert list(alone) == list(together)
     assert alone == together
 
 
-def test_resuming_from_any_cursor_with_any_number_of_workers_goes_on_as_if_never_stopped(tokens: TokenFolder):
-    whole = list(read_all(tokens).items())
+@pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixed"])
+def test_resuming_from_any_cursor_with_any_number_of_workers_goes_on_as_if_never_stopped(
+    tokens: TokenFolder, config: BatchesConfig
+):
+    whole = list(read_all(tokens, config=config).items())
     assert len({cursor[:2] for cursor, _ in whole}) > EPOCHS, "several pools an epoch are wanted here"
     for position, (cursor, _) in enumerate(whole):
         workers = (1, 2, 4)[position % 3]
-        assert list(read_all(tokens, workers, cursor).items()) == whole[position:]
+        assert list(read_all(tokens, workers, cursor, config).items()) == whole[position:]
 
 
 def test_after_a_step_comes_the_next_ones_cursor(tokens: TokenFolder):
@@ -162,11 +186,12 @@ def test_a_feed_opened_elsewhere_than_the_cursor_is_refused(tokens: TokenFolder)
 
 def test_a_lane_row_holds_its_micro_batches_one_after_the_other(tokens: TokenFolder):
     stage = PoolLanes(tokens, CONFIG)
-    place = {"epoch": 0, "pool": 0, "shards": [1, 4], "is_last": True}
+    place = {"epoch": 0, "pool": 0, "shards": [1, 4], "starts": [0, 0], "stops": [19, 12], "is_last": True}
     lanes = [pa.Table.from_batches([lane]) for lane in stage.lanes(place)]
+    ids = read_columns(tokens.paths("train")[0], ["source_ids"]).schema.field("source_ids").type.value_type
     assert [lane["lane"].to_pylist() for lane in lanes] == [[0], [1], [2], [3]]
     for lane in lanes:
-        assert lane.schema.equals(LANE_SCHEMA)
+        assert lane.schema.equals(lane_schema(ids))
         counts = lane["rows"][0].as_py()
         batches = list(lane_batches(lane))
         assert [len(source.offsets) - 1 for source, _ in batches] == counts

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.batches.plan import Step, cut_by_tokens, padded_length, plan_pool, plan_pools
+from tfray.batches.mixing import Portion, draw_epoch
+from tfray.batches.plan import Pool, Step, cut_by_tokens, padded_length, plan_pool, plan_pools
 from tfray.config import BatchesConfig
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=150)
@@ -17,6 +20,16 @@ CONFIGS = st.builds(
     lanes=st.integers(1, 6),
     pool_examples=st.integers(1, 60),
     seed=st.integers(0, 9),
+)
+PORTIONS = st.lists(
+    st.builds(
+        Portion,
+        pairs=st.integers(1, 50),
+        repeats=st.floats(0.01, 5) | st.sampled_from([1.0, 2.0, 0.5]),
+        corpus=st.sampled_from("abc"),
+    ),
+    min_size=1,
+    max_size=30,
 )
 
 
@@ -113,17 +126,47 @@ def test_cuts_are_contiguous_and_could_take_no_row_more(lengths: list[int], max_
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), CONFIGS, st.integers(0, 3))
 def test_pools_hold_every_shard_once_and_are_just_full(examples: list[int], config: BatchesConfig, epoch: int):
-    pools = plan_pools(examples, config, epoch)
-    assert sorted(shard for pool in pools for shard in pool.shards) == list(range(len(examples)))
+    pools = plan_pools([Portion(pairs) for pairs in examples], config, epoch)
+    assert sorted(shard for pool in pools for shard in shards(pool)) == list(range(len(examples)))
     assert [pool.index for pool in pools] == list(range(len(pools)))
     for pool in pools[:-1]:
-        assert sum(examples[shard] for shard in pool.shards) >= config.pool_examples
+        assert sum(examples[shard] for shard in shards(pool)) >= config.pool_examples
     for pool in pools:
-        assert sum(examples[shard] for shard in pool.shards[:-1]) < config.pool_examples
+        assert sum(examples[shard] for shard in shards(pool)[:-1]) < config.pool_examples
 
 
 def test_pools_follow_from_seed_and_epoch_alone():
-    examples, config = [10] * 40, BatchesConfig(pool_examples=50)
-    assert plan_pools(examples, config, 3) == plan_pools(examples, config, 3)
-    assert plan_pools(examples, config, 3) != plan_pools(examples, config, 4)
-    assert plan_pools(examples, config, 3) != plan_pools(examples, BatchesConfig(pool_examples=50, seed=2), 3)
+    portions, config = [Portion(10)] * 40, BatchesConfig(pool_examples=50)
+    assert plan_pools(portions, config, 3) == plan_pools(portions, config, 3)
+    assert plan_pools(portions, config, 3) != plan_pools(portions, config, 4)
+    assert plan_pools(portions, config, 3) != plan_pools(portions, BatchesConfig(pool_examples=50, seed=2), 3)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), CONFIGS, st.integers(0, 3))
+def test_one_corpus_of_weight_one_is_shuffled_shard_by_shard(examples: list[int], config: BatchesConfig, epoch: int):
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(examples))
+    pools = plan_pools([Portion(pairs) for pairs in examples], config, epoch)
+    assert [shard for pool in pools for shard in shards(pool)] == order.tolist()
+
+
+@given(PORTIONS, CONFIGS, st.integers(0, 9))
+def test_pools_hold_all_that_an_epoch_draws_and_are_bounded(portions: list[Portion], config: BatchesConfig, epoch: int):
+    pools = plan_pools(portions, config, epoch)
+    assert sorted(draw for pool in pools for draw in pool.draws) == sorted(draw_epoch(portions, epoch))
+    for pool in pools:
+        assert sum(draw.pairs for draw in pool.draws[:-1]) < config.pool_examples
+        assert all(draw.pairs <= portions[draw.shard].pairs for draw in pool.draws)
+
+
+def test_every_pool_sees_the_corpora_in_about_their_proportions():
+    portions = [Portion(50, corpus="a")] * 60 + [Portion(10, 2.0, corpus="b")] * 75 + [Portion(25, 0.4, "c")] * 100
+    for epoch in range(5):
+        for pool in plan_pools(portions, BatchesConfig(pool_examples=600), epoch)[:-1]:
+            seen = Counter()
+            for draw in pool.draws:
+                seen[portions[draw.shard].corpus] += draw.pairs
+            assert abs(seen["a"] - 333) <= 67 + 50 and abs(seen["b"] - 167) <= 30 and abs(seen["c"] - 111) <= 30
+
+
+def shards(pool: Pool) -> list[int]:
+    return [draw.shard for draw in pool.draws]

@@ -13,7 +13,7 @@ from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
 class Ragged(NamedTuple):
-    """Rows of different lengths in one buffer: row i is values[offsets[i]:offsets[i + 1]]."""
+    """Rows of different lengths in one buffer: row i is values[offsets[i]:offsets[i + 1]]; offsets[0] is 0."""
 
     values: np.ndarray
     offsets: np.ndarray
@@ -24,6 +24,12 @@ class Ragged(NamedTuple):
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.values[places], offsets)
+
+    @staticmethod
+    def concat(parts: list[Ragged]) -> Ragged:
+        """Return the rows of several, one after the other."""
+        lengths = [np.diff(part.offsets) for part in parts]
+        return Ragged(np.concatenate([part.values for part in parts]), np.cumsum(np.concatenate([[0], *lengths])))
 
 
 class Batch(NamedTuple):

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.mixing import Draw
 from tfray.batches.plan import Pool, plan_pool, plan_pools
+from tfray.batches.pool import PoolReader, mix_shards, ragged
 from tfray.config import BatchesConfig
-from tfray.tokens.shards import TokenFolder, read_pairs
+from tfray.tokens.shards import TokenFolder
 
 
 class FeedOrderError(RuntimeError):
@@ -44,28 +45,30 @@ class FeedStep(NamedTuple):
     micro_batches: list[Batch]
 
 
-LANE_SCHEMA = pa.schema(
-    {
-        "epoch": pa.int64(),
-        "pool": pa.int64(),
-        "lane": pa.int64(),
-        "is_last_pool": pa.bool_(),
-        "rows": pa.list_(pa.int64()),  # of each micro-batch
-        "source_ids": pa.list_(pa.list_(pa.int32())),  # of all micro-batches, one after the other
-        "target_ids": pa.list_(pa.list_(pa.int32())),
-    }
-)
+def lane_schema(ids: pa.DataType) -> pa.Schema:
+    """Return the columns of a lane row; ids take as many bytes as in the shards."""
+    return pa.schema(
+        {
+            "epoch": pa.int64(),
+            "pool": pa.int64(),
+            "lane": pa.int64(),
+            "is_last_pool": pa.bool_(),
+            "rows": pa.list_(pa.int64()),  # of each micro-batch
+            "source_ids": pa.list_(pa.list_(ids)),  # of all micro-batches, one after the other
+            "target_ids": pa.list_(pa.list_(ids)),
+        }
+    )
 
 
 def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: Cursor):
     """Return a Ray Dataset of lane rows, in order, from the cursor's pool on."""
     import ray.data
 
-    examples = tokens.examples("train")
+    portions = mix_shards(tokens, config)
     places = [
-        {"epoch": epoch, "pool": pool.index, "shards": list(pool.shards), "is_last": pool is pools[-1]}
+        place_of(epoch, pool, is_last=pool is pools[-1])
         for epoch in range(cursor.epoch, epochs)
-        for pools in [plan_pools(examples, config, epoch)]
+        for pools in [plan_pools(portions, config, epoch)]
         for pool in pools
         if (epoch, pool.index) >= (cursor.epoch, cursor.pool)
     ]
@@ -83,11 +86,24 @@ def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: C
     return lanes.repartition(target_num_rows_per_block=1)
 
 
+def place_of(epoch: int, pool: Pool, is_last: bool) -> dict:
+    """Return a pool and its epoch as a row of flat lists, since Ray makes tensors of nested ones."""
+    shards, starts, stops = (list(column) for column in zip(*pool.draws, strict=True))
+    return {
+        "epoch": epoch,
+        "pool": pool.index,
+        "shards": shards,
+        "starts": starts,
+        "stops": stops,
+        "is_last": is_last,
+    }
+
+
 class PoolLanes:
     """Ray Data stage: a pool's place -> one row for each lane."""
 
     def __init__(self, tokens: TokenFolder, config: BatchesConfig) -> None:
-        self.shards, self.config = tokens.shards("train"), config
+        self.reader, self.config = PoolReader(tokens, config), config
 
     def __call__(self, places: pa.Table) -> pa.Table:
         lanes = [lane for place in places.to_pylist() for lane in self.lanes(place)]
@@ -95,23 +111,29 @@ class PoolLanes:
 
     def lanes(self, place: dict) -> Iterator[pa.RecordBatch]:
         """Yield a pool's lanes as batches of one row."""
-        pool = Pool(place["pool"], tuple(place["shards"]))
-        table = read_pairs([self.shards[shard] for shard in pool.shards])
-        lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
-        steps = plan_pool(lengths[0], lengths[1], self.config, place["epoch"], pool.index)
+        draws = map(Draw, place["shards"], place["starts"], place["stops"])
+        pool = Pool(place["pool"], tuple(draws))
+        pairs = self.reader.read(pool, place["epoch"])
+        steps = plan_pool(*pairs.lengths, self.config, place["epoch"], pool.index)
+        schema = lane_schema(pa.from_numpy_dtype(pairs.source.values.dtype))
         for lane in range(self.config.lanes):
             micro_batches = [step[lane] for step in steps]
-            chosen = table.take(pa.array(np.concatenate(micro_batches)))
+            rows = np.concatenate(micro_batches)
             columns = [
                 pa.array([place["epoch"]]),
                 pa.array([pool.index]),
                 pa.array([lane]),
                 pa.array([place["is_last"]]),
                 one_list(pa.array([len(rows) for rows in micro_batches], pa.int64())),
-                one_list(chosen["source_ids"].combine_chunks()),
-                one_list(chosen["target_ids"].combine_chunks()),
+                one_list(lists(pairs.source.take(rows))),
+                one_list(lists(pairs.target.take(rows))),
             ]
-            yield pa.RecordBatch.from_arrays(columns, schema=LANE_SCHEMA)
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def lists(rows: Ragged) -> pa.ListArray:
+    """Return rows as an array of lists."""
+    return pa.ListArray.from_arrays(pa.array(rows.offsets, pa.int32()), pa.array(rows.values))
 
 
 def one_list(values: pa.Array) -> pa.ListArray:
@@ -160,9 +182,3 @@ def lane_batches(row: pa.Table) -> Iterator[tuple[Ragged, Ragged]]:
         rows = np.arange(start, stop)
         source, target = (side.take(rows) for side in sides)
         yield source, target
-
-
-def ragged(lists: pa.ListArray) -> Ragged:
-    """Return an array of lists as one buffer with offsets."""
-    lengths = pc.list_value_length(lists).to_numpy()  # type: ignore[attr-defined]
-    return Ragged(lists.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)]))

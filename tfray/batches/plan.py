@@ -1,6 +1,6 @@
 """The data order as a pure function: lengths -> steps x lanes of micro-batches. NumPy only.
 
-A pool is a run of shards shuffled together. Inside it, examples sorted by length are cut into
+A pool is what an epoch draws of several shards, shuffled together. Inside it, examples sorted by length are cut into
 micro-batches of at most `max_tokens` padded tokens, `lanes` neighbours make a step, and the steps
 are shuffled. Nothing here knows the number of workers, so the order cannot depend on it.
 """
@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from tfray.batches.mixing import Draw, Portion, draw_epoch, interleave
 from tfray.config import BatchesConfig
 
 LENGTH_MULTIPLE = 4
@@ -24,26 +25,31 @@ Step = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Pool:
-    """Shards that are shuffled together, as their numbers in the manifest."""
+    """What is drawn of several shards and shuffled together."""
 
     index: int
-    shards: tuple[int, ...]
+    draws: tuple[Draw, ...]
 
 
-def plan_pools(examples: list[int], config: BatchesConfig, epoch: int) -> list[Pool]:
-    """Return an epoch's pools over shards with these numbers of examples.
+def plan_pools(portions: list[Portion], config: BatchesConfig, epoch: int) -> list[Pool]:
+    """Return an epoch's pools over shards with these parts in the mixture.
 
-    Shards are shuffled by (seed, epoch) and gathered until a pool holds `pool_examples`.
+    What is drawn of the shards is shuffled by (seed, epoch), the corpora interleaved, and gathered
+    until a pool holds `pool_examples`; a pool exceeds that by less than its last shard.
     """
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(examples))
+    draws = draw_epoch(portions, epoch)
+    sizes = np.array([draw.pairs for draw in draws], dtype=np.int64)
+    corpora = np.array([portions[draw.shard].corpus for draw in draws])
+    order = interleave(sizes, corpora, np.random.default_rng([config.seed, epoch]))
     pools: list[Pool] = []
-    gathered: list[int] = []
-    for position, shard in enumerate(order):
-        gathered.append(int(shard))
-        is_full = sum(examples[number] for number in gathered) >= config.pool_examples
-        if is_full or position == len(order) - 1:
+    gathered: list[Draw] = []
+    pairs = 0
+    for position, number in enumerate(order):
+        gathered.append(draws[number])
+        pairs += draws[number].pairs
+        if pairs >= config.pool_examples or position == len(order) - 1:
             pools.append(Pool(len(pools), tuple(gathered)))
-            gathered = []
+            gathered, pairs = [], 0
     return pools
 
 

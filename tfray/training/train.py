@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +15,9 @@ import numpy as np
 
 from tfray import storage
 from tfray.batches.feed import open_feed
+from tfray.batches.mixing import Draw, Portion, drawn_rows
 from tfray.batches.plan import plan_pool, plan_pools
+from tfray.batches.pool import PoolReader, check_dropout, mix_shards
 from tfray.checkpoint.state import newest_progress
 from tfray.cluster import cluster_total, connected
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
@@ -45,6 +48,8 @@ def train(job: TrainJob) -> str:
     """Return the folder of the trained model, trained now or before."""
     tokens = open_tokens(job.tokens_folder)
     resolve(job.model, tokens.manifest["vocab_size"], 1)
+    mix_shards(tokens, job.batches)
+    check_dropout(tokens, job.batches)
     job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
     ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite)
     if ledger.is_finished:
@@ -109,15 +114,39 @@ def reopen_feed(job: TrainJob, tokens: TokenFolder):
 def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
     """Return about how many steps training has: those of the first epoch, planned pool by pool, times the epochs.
 
-    Other epochs gather the shards into other pools, so their number can differ by a few.
+    Other epochs gather the shards into other pools, so their number can differ by a few; BPE dropout makes
+    pairs longer, by as much as it does those of the first pool.
     """
-    shards = tokens.shards("train")
-    first_epoch = 0
-    for pool in plan_pools(tokens.examples("train"), job.batches, 0):
-        lengths = [read_lengths(shards[number]) for number in pool.shards]
-        source, target = (np.concatenate(side) for side in zip(*lengths, strict=True))
-        first_epoch += len(plan_pool(source, target, job.batches, 0, pool.index))
+    paths, portions, config = tokens.paths("train"), mix_shards(tokens, job.batches), job.batches
+    log_mixture(portions)
+    steps: list[int] = []
+    pools = plan_pools(portions, config, 0)
+    for pool in pools:
+        drawn = [draw_lengths(paths[draw.shard], draw, portions[draw.shard], config.seed) for draw in pool.draws]
+        source, target = (np.concatenate(side) for side in zip(*drawn, strict=True))
+        steps.append(len(plan_pool(source, target, config, 0, pool.index)))
+    first_epoch = sum(steps)
+    if config.bpe_dropout:
+        longer = plan_pool(*PoolReader(tokens, config).read(pools[0], 0).lengths, config, 0, 0)
+        first_epoch = round(first_epoch * len(longer) / steps[0])
     return min(first_epoch * job.training.epochs, job.training.max_steps or sys.maxsize)
+
+
+def draw_lengths(path: str, draw: Draw, portion: Portion, seed: int) -> list[np.ndarray]:
+    """Return the source and target lengths of what is drawn of a shard."""
+    rows = drawn_rows(draw, portion, seed)
+    return [lengths[rows] for lengths in read_lengths(path)]
+
+
+def log_mixture(portions: list[Portion]) -> None:
+    """Say how often each corpus is seen, where that is not once an epoch."""
+    pairs: Counter[str] = Counter()
+    for portion in portions:
+        pairs[portion.corpus] += portion.pairs
+    repeats = {portion.corpus: portion.repeats for portion in portions}
+    if any(times != 1 for times in repeats.values()):
+        parts = (f"{name}: {pairs[name]:,} pairs x {times:.4g}" for name, times in repeats.items())
+        logger.info("an epoch sees %s", "; ".join(parts))
 
 
 def place_workers(config: TrainingConfig, cluster: ClusterConfig) -> tuple[bool, dict[str, float]]:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from tfray.batches.batch import Batch, collate
-from tfray.batches.feed import ragged
 from tfray.batches.plan import plan_pool
+from tfray.batches.pool import read_shards
 from tfray.config import BatchesConfig
-from tfray.tokens.shards import TokenFolder, read_pairs
+from tfray.tokens.shards import TokenFolder
 from tfray.training.step import sum_over_workers
 
 
@@ -17,10 +17,8 @@ def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: in
     """Return one worker's micro-batches of the validation shards; none where there are no shards."""
     if not tokens.has_split("valid"):
         return []
-    table = read_pairs(tokens.shards("valid"))
-    lengths = [table[f"{side}_length"].to_numpy() for side in ("source", "target")]
-    steps = plan_pool(lengths[0], lengths[1], BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
-    source, target = (ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids"))
+    source, target = pairs = read_shards(tokens.paths("valid"))
+    steps = plan_pool(*pairs.lengths, BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
     return [collate(source.take(rows), target.take(rows)) for (rows,) in steps[rank::workers]]
 
 

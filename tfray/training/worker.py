@@ -196,7 +196,7 @@ class Worker:
     def log_step(self) -> None:
         """Say how training went since the last line."""
         rates = self.meter.take()
-        left = (self.steps - self.progress.step) * rates.pop("seconds_per_step")
+        left = max(0, self.steps - self.progress.step) * rates.pop("seconds_per_step")
         rate = learning_rate(self.progress.step - 1, self.steps, self.job.training)
         self.log(
             {

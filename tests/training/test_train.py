@@ -1,0 +1,89 @@
+"""The train job before Ray: what it refuses, and how many steps it counts on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tfray.batches.feed import PoolLanes, place_of
+from tfray.batches.plan import plan_pools
+from tfray.batches.pool import mix_shards
+from tfray.config import BatchesConfig, TrainingConfig, TrainJob
+from tfray.errors import InputError
+from tfray.tokens.shards import TokenFolder
+from tfray.training import train as train_file
+from tfray.training.train import count_steps, made_from, train
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory, write_tokens) -> TokenFolder:
+    random = np.random.default_rng(2)
+
+    def ids() -> list[int]:
+        return random.integers(3, 300, random.integers(1, 20)).tolist()
+
+    shards = [(corpus, [(ids(), ids()) for _ in range(30)]) for corpus in "aab"]
+    folder = str(tmp_path_factory.mktemp("tokens"))
+    return write_tokens(folder, shards, vocab_size=300, fingerprint="f")
+
+
+@pytest.fixture
+def job(tokens: TokenFolder, tmp_path: Path) -> TrainJob:
+    batches = BatchesConfig(max_tokens=100, pool_examples=50, lanes=2)
+    training = TrainingConfig(epochs=3)
+    return TrainJob(tokens_folder=tokens.folder, out=str(tmp_path / "out"), batches=batches, training=training)
+
+
+def test_a_weight_of_an_unknown_corpus_is_refused_before_anything_is_made(
+    tokens: TokenFolder, job: TrainJob, monkeypatch: pytest.MonkeyPatch
+):
+    folder = replace(tokens, manifest=tokens.manifest | {"vocab_size": 300})
+    monkeypatch.setattr(train_file, "open_tokens", lambda _: folder)
+    with pytest.raises(InputError, match=r"batches\.weights\.c=2 .* there are: a, b"):
+        train(replace(job, batches=BatchesConfig(weights={"c": 2.0})))
+    assert not Path(job.out).exists()
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 0.5, "b": 3.0}])
+def test_steps_are_those_of_the_first_epoch_times_the_epochs(
+    tokens: TokenFolder, job: TrainJob, weights: dict[str, float]
+):
+    config = replace(job.batches, weights=weights)
+    stage, pools = PoolLanes(tokens, config), plan_pools(mix_shards(tokens, config), config, 0)
+    lanes = [next(stage.lanes(place_of(0, pool, is_last=False))) for pool in pools]
+    first_epoch = sum(len(lane["rows"][0]) for lane in lanes)
+    assert count_steps(replace(job, batches=config), tokens) == 3 * first_epoch
+    assert count_steps(replace(job, training=TrainingConfig(epochs=3, max_steps=2)), tokens) == 2
+
+
+def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
+    tokens: TokenFolder, job: TrainJob, monkeypatch: pytest.MonkeyPatch
+):
+    class Doubling:
+        def resegment(self, values: np.ndarray, offsets: np.ndarray, rate: float, seed: list[int]):
+            return np.repeat(values, 2), 2 * offsets
+
+    monkeypatch.setitem(sys.modules, "tfray.tokens.dropout", SimpleNamespace(BpeDropout=lambda tokenizer: Doubling()))
+    monkeypatch.setattr(TokenFolder, "tokenizer", None)
+    longer = replace(tokens, manifest=tokens.manifest | {"made_from": {"tokens": {"max_length": 99}}})
+    steps = count_steps(replace(job, batches=replace(job.batches, bpe_dropout=0.5)), longer)
+    assert 1.6 < steps / count_steps(job, tokens) < 2.4
+
+
+def test_the_mixture_is_logged_where_there_is_one(tokens: TokenFolder, job: TrainJob, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        count_steps(job, tokens)
+        assert not caplog.messages
+        count_steps(replace(job, batches=BatchesConfig(weights={"b": 2.5})), tokens)
+    assert caplog.messages == ["an epoch sees a: 60 pairs x 1; b: 30 pairs x 2.5"]
+
+
+@pytest.mark.parametrize("change", [{"weights": {"a": 2.0}}, {"temperature": 5.0}, {"bpe_dropout": 0.1}])
+def test_another_mixture_is_another_training(tokens: TokenFolder, job: TrainJob, change: dict):
+    assert made_from(job, tokens) != made_from(replace(job, batches=replace(job.batches, **change)), tokens)
