@@ -149,7 +149,7 @@ def reject(first_row: int, indices: np.ndarray, checks: list[Check], source: pa.
     columns = [
         pa.array(first_row + indices),
         pa.array([kind_of(message) for message in messages], pa.string()),
-        pa.array(messages, pa.string()),
+        pa.array([message.partition(": ")[2] for message in messages], pa.string()),
         *(pc.utf8_slice_codeunits(side.take(pa.array(indices)), 0, MOST_CHARACTERS_KEPT) for side in (source, target)),
     ]
     return pa.table(columns, schema=REJECTED_SCHEMA)

@@ -78,22 +78,23 @@ def find_corpora(config: CorpusConfig) -> list[Corpus]:
     """
     check_script(config.clean.source_script, "corpus.clean.source_script")
     check_script(config.clean.target_script, "corpus.clean.target_script")
-    parts = [PartConfig(name="corpus", files=config.train, target_files=config.train_target), *config.parts]
-    parts = [part for part in parts if as_list(part.files)]
-    if not parts:
+    if not (as_list(config.train) or config.parts):
         raise InputError("corpus.train is empty; name the training files, e.g. --corpus.train data/train.parquet")
+    wanted = [
+        ("corpus", "train", Files(config.train, config.train_target)),
+        *((part.name, "train", part) for part in config.parts),
+        ("valid", "valid", Files(config.valid, config.valid_target)),
+        ("test", "test", Files(config.test, [])),
+    ]
     corpora: list[Corpus] = []
-    for part in parts:
-        corpora.append(find_corpus(config, part.name, "train", part, corpora))
-    for split, files, targets in (("valid", config.valid, config.valid_target), ("test", config.test, [])):
-        if as_list(files):
-            held_out = HeldOut(files, targets)
-            corpora.append(find_corpus(config, split, split, held_out, corpora))
+    for name, split, files in wanted:
+        if as_list(files.files):
+            corpora.append(find_corpus(config, name, split, files, corpora))
     return corpora
 
 
-class HeldOut(NamedTuple):
-    """The files of validation or test data, as those of a PartConfig."""
+class Files(NamedTuple):
+    """Files that have no part of the configuration for themselves; read as a PartConfig."""
 
     files: Paths
     target_files: Paths
@@ -103,7 +104,7 @@ class HeldOut(NamedTuple):
 
 
 def find_corpus(
-    config: CorpusConfig, name: str, split: str, part: PartConfig | HeldOut, before: list[Corpus]
+    config: CorpusConfig, name: str, split: str, part: PartConfig | Files, before: list[Corpus]
 ) -> Corpus:
     """Return one corpus; its task is that of the corpora before it."""
     files = find_files(as_list(part.files), as_list(part.target_files))
