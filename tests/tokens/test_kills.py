@@ -61,7 +61,9 @@ def write_corpus(folder: Path, chance: random.Random) -> dict[str, int]:
     (folder / "b.jsonl").write_text("".join(f"{line}\n" for line in lines))
     rest = pairs[2 * third :]
     (folder / "c.tsv").write_text("source\ttarget\n" + "".join(f"{source}\t{target}\n" for source, target in rest))
-    return {str(folder / name): count for name, count in (("a.parquet", third), ("b.jsonl", third), ("c.tsv", len(rest)))}
+    return {
+        str(folder / name): count for name, count in (("a.parquet", third), ("b.jsonl", third), ("c.tsv", len(rest)))
+    }
 
 
 def start(corpus: Path, out: Path, address: str) -> subprocess.Popen[bytes]:
@@ -118,9 +120,7 @@ def places(out: Path) -> Counter[tuple[str, int]]:
     return found
 
 
-def test_every_row_is_in_exactly_one_place_and_the_same_bytes_whatever_is_killed(
-    nodes: Nodes, tmp_path: Path
-) -> None:
+def test_every_row_is_in_exactly_one_place_and_the_same_bytes_whatever_is_killed(nodes: Nodes, tmp_path: Path) -> None:
     killed: Counter[str] = Counter()
     chance = random.Random(KILLS)
     while killed.total() < KILLS:

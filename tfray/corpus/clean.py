@@ -113,8 +113,10 @@ def check_text(side: str, texts: pa.Array, script: str | None, clean: CleanConfi
         shares = script_shares(texts, script)
         yield Check(
             shares < clean.min_script_share,
-            lambda row: f"wrong_script: {shares[row]:.0%} of the {side}'s letters are {script}, less than "
-            f"min_script_share={clean.min_script_share}",
+            lambda row: (
+                f"wrong_script: {shares[row]:.0%} of the {side}'s letters are {script}, less than "
+                f"min_script_share={clean.min_script_share}"
+            ),
         )
 
 

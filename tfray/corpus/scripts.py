@@ -35,7 +35,9 @@ def script_shares(texts: pa.Array, script: str) -> np.ndarray:
     points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), np.uint32)
     ends = np.cumsum(pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False), dtype=np.int64)
     letters = count(is_letter()[points], ends)
-    return np.divide(count(in_script(script.lower())[points], ends), letters, out=np.ones(len(texts)), where=letters > 0)
+    return np.divide(
+        count(in_script(script.lower())[points], ends), letters, out=np.ones(len(texts)), where=letters > 0
+    )
 
 
 def count(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -103,9 +103,7 @@ class Files(NamedTuple):
     weight: float = 1.0
 
 
-def find_corpus(
-    config: CorpusConfig, name: str, split: str, part: PartConfig | Files, before: list[Corpus]
-) -> Corpus:
+def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | Files, before: list[Corpus]) -> Corpus:
     """Return one corpus; its task is that of the corpora before it."""
     files = find_files(as_list(part.files), as_list(part.target_files))
     lost = [lose(name, file, f"unreadable_file: {file.damage}") for file in files if file.damage]

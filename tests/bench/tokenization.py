@@ -1,9 +1,9 @@
 """Tokenization: speed beside the peers, memory and cost by size of the corpus.
 
     pip install -e '.[bench]'
-    python tests/bench/tokenize.py speed               # ratios to tokenizers, datasets and datatrove
-    python tests/bench/tokenize.py memory --plot m.png # peak memory at 1x, 4x and 16x
-    python tests/bench/tokenize.py cost                # seconds per million rows: three sizes; 1, 2 and 4 nodes
+    python tests/bench/tokenization.py speed               # ratios to tokenizers, datasets and datatrove
+    python tests/bench/tokenization.py memory --plot m.png # peak memory at 1x, 4x and 16x
+    python tests/bench/tokenization.py cost                # seconds per million rows: three sizes; 1, 2 and 4 nodes
 
 The text is the prose in installed Python packages, each line once; --data takes Parquet files with the
 columns source and target in its place. Everything compared is run in turn, several times, in one run.
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[0] = str(Path(__file__).parents[2])
 
 import numpy as np
 import pyarrow as pa
