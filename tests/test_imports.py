@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "tfray"
 ORDER = [
     {"errors"},
-    {"config"},
+    {"config", "web"},
     {"storage"},
     {"cluster", "report"},
     {"units"},

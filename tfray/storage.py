@@ -1,6 +1,7 @@
 """Places: local folders and object stores alike, atomic publishing, fingerprints.
 
-A place is a path, or a URI that pyarrow knows (`s3://bucket/folder`, `gs://...`). What is published
+A place is a path, or a URI that pyarrow knows (`s3://bucket/folder`, `gs://...`); input may be a web
+address (`https://...`). What is published
 appears whole or not at all: by a rename locally, by a single put in an object store.
 """
 
@@ -10,11 +11,13 @@ import fnmatch
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
@@ -22,6 +25,7 @@ import pyarrow.parquet as pq
 
 from tfray.errors import InputError
 
+Result = TypeVar("Result")
 GLOB_CHARACTERS = "*?["
 CHUNK_BYTES = 1 << 20
 COMPRESSED_BYTES = 64 << 10  # less, for what is read with a damaged place is lost with it
@@ -30,12 +34,21 @@ TRIES = 3  # to read from another machine
 
 
 def is_remote(path: str) -> bool:
-    """Say whether a path is a URI of an object store."""
+    """Say whether a path is a URI of an object store or a web address."""
     return "://" in path and not path.startswith("file://")
+
+
+def is_web(path: str) -> bool:
+    """Say whether a path is a web address."""
+    return path.startswith(("http://", "https://"))
 
 
 def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system of a place and the path inside it."""
+    if is_web(path):
+        from tfray import web  # takes a while to import, and few need it
+
+        return web.web_filesystem(), web.encoded(path)
     if is_remote(path):
         try:
             return pyarrow.fs.FileSystem.from_uri(path)
@@ -57,14 +70,37 @@ def join(folder: str, name: str) -> str:
 
 def exists(path: str) -> bool:
     """Say whether there is a file or folder."""
-    fs, inner = filesystem(path)
-    return fs.get_file_info(inner).type != pyarrow.fs.FileType.NotFound
+    return file_info(path).type != pyarrow.fs.FileType.NotFound
 
 
 def file_size(path: str) -> int:
     """Return a file's size in bytes."""
+    return file_info(path).size
+
+
+def file_info(path: str) -> pyarrow.fs.FileInfo:
+    """Return a place's type and size."""
     fs, inner = filesystem(path)
-    return fs.get_file_info(inner).size
+    return retried(path, lambda: fs.get_file_info(inner))
+
+
+def retried(path: str, read: Callable[[], Result]) -> Result:
+    """Return what a read gives; on another machine, what fails is tried again a little later."""
+    for failures in range(1, TRIES):
+        try:
+            return read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if not is_remote(path):
+                raise
+            time.sleep(pause(failures))
+    return read()
+
+
+def pause(failures: int) -> float:
+    """Return the seconds to wait after so many failures."""
+    return 2.0**failures / 4
 
 
 def list_files(folder: str) -> list[str]:
@@ -105,8 +141,10 @@ def expand(pattern: str) -> list[str]:
     Raises InputError where there is none.
     """
     pattern = absolute(pattern)
+    if is_web(pattern):
+        return [expand_web(pattern)]
     fs, inner = filesystem(pattern)
-    info = fs.get_file_info(inner)
+    info = file_info(pattern)
     if info.is_file:
         found, rule = [inner], ""
     elif info.type == pyarrow.fs.FileType.Directory:
@@ -120,6 +158,18 @@ def expand(pattern: str) -> list[str]:
     if not found:
         raise InputError(f"input {pattern!r} {rule}; check the path")
     return sorted(found) if not is_remote(pattern) else [remote_path(pattern, path) for path in sorted(found)]
+
+
+def expand_web(address: str) -> str:
+    """Return a web address behind which there is a file; raises InputError where there is none."""
+    if any(character in address for character in "*["):
+        raise InputError(f"input {address!r} is a glob, and web servers do not list files; name each file")
+    try:
+        if not exists(address):
+            raise InputError(f"input {address!r} does not exist; check the address")
+    except OSError as error:
+        raise InputError(f"input {address!r} cannot be read: {error}") from error
+    return address
 
 
 def matches(parts: list[str], pattern: list[str]) -> bool:
@@ -154,13 +204,13 @@ def remote_path(uri: str, inner: str) -> str:
 def open_input(path: str) -> pa.NativeFile:
     """Return a file opened for random access."""
     fs, inner = filesystem(path)
-    return fs.open_input_file(inner)
+    return retried(path, lambda: fs.open_input_file(inner))
 
 
 def open_stream(path: str, compression: str | None = None) -> pa.NativeFile:
     """Return a file opened for reading its uncompressed bytes from the start."""
     fs, inner = filesystem(path)
-    return fs.open_input_stream(inner, compression=compression)
+    return retried(path, lambda: fs.open_input_stream(inner, compression=compression))
 
 
 def read_chunks(path: str, compression: str | None = None, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -179,7 +229,7 @@ def read_chunks(path: str, compression: str | None = None, start: int = 0, stop:
             failures += 1
             if failures == TRIES or not is_remote(path):
                 raise
-            time.sleep(2.0**failures / 2)
+            time.sleep(pause(failures))
 
 
 def advance(file: pa.NativeFile, position: int, compression: str | None) -> None:
@@ -193,8 +243,7 @@ def advance(file: pa.NativeFile, position: int, compression: str | None) -> None
 
 def read_bytes(path: str) -> bytes:
     """Return a whole file."""
-    with open_input(path) as file:
-        return file.read()
+    return b"".join(read_chunks(path))
 
 
 def read_text(path: str) -> str:
@@ -214,25 +263,34 @@ class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
         self.fs, self.final = filesystem(path)
         self.is_local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
         folder, _, name = self.final.rpartition("/")
-        self.written = f"{folder}/.{name}.{uuid.uuid4().hex}" if self.is_local else self.final
+        self.written = f"{folder}/.{name}.{uuid.uuid4().hex}"
         if self.is_local:
             self.fs.create_dir(folder, recursive=True)
 
-    def __enter__(self) -> IO[bytes] | pa.NativeFile:
-        self.file = open(self.written, "wb") if self.is_local else self.fs.open_output_stream(self.written)
+    def __enter__(self) -> IO[bytes]:
+        # pyarrow's streams to object stores publish what they have when they are garbage: write aside first.
+        self.file = open(self.written, "wb") if self.is_local else tempfile.TemporaryFile()
         return self.file
 
     def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        if kind is not None and not self.is_local:
-            return  # an upload that is never closed never appears
-        if self.is_local and kind is None:
-            self.file.flush()
+        try:
+            if kind is None:
+                self.put()
+        finally:
+            self.file.close()
+            if self.is_local:
+                Path(self.written).unlink(missing_ok=True)
+
+    def put(self) -> None:
+        """Bring what was written to its place."""
+        self.file.flush()
+        if self.is_local:
             os.fsync(self.file.fileno())
-        self.file.close()
-        if self.is_local and kind is None:
             os.replace(self.written, self.final)
-        elif self.is_local:
-            Path(self.written).unlink(missing_ok=True)
+        else:
+            self.file.seek(0)
+            with self.fs.open_output_stream(self.final) as stream:
+                shutil.copyfileobj(self.file, stream, 8 << 20)
 
 
 def publish_bytes(path: str, data: bytes) -> None:
@@ -269,6 +327,8 @@ def remove(path: str) -> None:
 
 def check_writable(folder: str) -> None:
     """Raise InputError unless files can be written in a folder (made if need be)."""
+    if is_web(folder):
+        raise InputError(f"out={folder!r} cannot be written: web addresses can only be read; choose another folder")
     probe = join(folder, f".probe-{uuid.uuid4().hex}")
     try:
         publish_bytes(probe, b"")
@@ -293,7 +353,10 @@ def file_fingerprint(path: str) -> str:
 
 
 def file_identity(path: str) -> list[object]:
-    """Return what tells a file apart without reading it: path, size, time of change."""
-    fs, inner = filesystem(path)
-    info = fs.get_file_info(inner)
+    """Return what tells a file apart without reading it: path, size, time of change (on the web: ETag or date)."""
+    if is_web(path):
+        from tfray import web
+
+        return [path, *retried(path, lambda: web.identity(web.encoded(path)))]
+    info = file_info(path)
     return [path, info.size, info.mtime_ns]

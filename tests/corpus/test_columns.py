@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfray.corpus.columns import choose_columns, choose_source
+from tfray.corpus.columns import check_columns, choose_columns, choose_source, missing_columns
 from tfray.errors import InputError
 from tfray.units.plan import InputFile, find_files
 
@@ -63,17 +63,42 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
         choose_source(files, "en")
 
 
-def test_a_column_that_only_a_later_file_lacks_is_refused_by_that_files_name(tmp_path: Path) -> None:
-    files = jsonl(tmp_path, {"source": "a", "target": "b"}, {"source": "a"})
-    with pytest.raises(InputError, match=r"1\.jsonl"):
-        choose_columns(files, None, None)
+def test_a_file_that_lacks_a_column_is_known_by_its_name_and_does_not_hide_the_others(tmp_path: Path) -> None:
+    files = jsonl(tmp_path, {"other": 1}, {"source": "a", "target": "b"}, {"source": "a"}, {"source": 7, "target": "b"})
+    columns = choose_columns(files, None, None)
+    assert columns == ("source", "target", "translation")
     assert choose_source(files, None) == "source"
+    reasons = [missing_columns(file, columns.needed, columns.text) for file in files]
+    assert [reason is None for reason in reasons] == [False, True, False, True]
+    assert "no column 'source'" in str(reasons[0]) and "other (int64)" in str(reasons[0])
+    with pytest.raises(InputError, match=r"2\.jsonl.*no column 'target'"):
+        check_columns(files[2], columns.needed, columns.text)
+
+
+def test_columns_are_those_of_the_first_file_that_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "0.parquet").write_bytes(b"")
+    (tmp_path / "1.jsonl.gz").write_bytes(b"not gzip")
+    (tmp_path / "2.csv").write_bytes(b"")
+    (tmp_path / "3.csv").write_bytes(b"\nx,y\n")
+    pq.write_table(pa.table({"source": [1], "target": ["b"]}), tmp_path / "4.parquet")
+    pq.write_table(pa.table({"source": ["a"], "target": ["b"]}), tmp_path / "5.parquet")
+    files = find_files([str(tmp_path)])
+    columns = choose_columns(files, None, None)
+    assert columns == ("source", "target", "translation")
+    reasons = [missing_columns(file, columns.needed, columns.text) for file in files]
+    words = ["not a readable Parquet file", "", None, "must name the columns", "is int64, not text", None]
+    for reason, word in zip(reasons, words, strict=True):
+        assert reason is None if word is None else word in str(reason)
+    with pytest.raises(InputError, match=r"4\.parquet.*is int64, not text"):
+        choose_columns(files[4:5], None, None)
+    with pytest.raises(InputError, match=r"0\.parquet.*not a readable Parquet file"):
+        choose_source(files[:1], None)
 
 
 @pytest.mark.parametrize("values", [pa.array([1]), pa.array([b"x"]), pa.array([["x"]])], ids=str)
 def test_a_parquet_source_that_is_not_text_is_refused_with_its_type(tmp_path: Path, values: pa.Array) -> None:
     pq.write_table(pa.table({"source": values, "target": ["b"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=f"'source' .* is {str(values.type).partition('<')[0]}.*, not text"):
+    with pytest.raises(InputError, match=f"'source' is {str(values.type).partition('<')[0]}.*, not text"):
         choose_columns(find_files([str(tmp_path)]), None, None)
 
 

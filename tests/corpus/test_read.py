@@ -9,6 +9,10 @@ import io
 import json
 import math
 import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_unit
+from tfray.corpus.lines import LONGEST_LINE
+from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_blocks, read_unit
 from tfray.errors import InputError
 from tfray.units.plan import InputFile, find_files, plan_units
 
@@ -37,7 +42,9 @@ def read_files(files: list[InputFile], text_columns: set[str]) -> Rows:
     parts = [read_unit(unit, schema, text_columns) for unit in plan_units(files, 1 << 20, 1 << 20)]
     tables = [schema.empty_table(), *(part.table for part in parts)]
     starts = np.cumsum([len(table) for table in tables]).tolist()
-    errors = {start + index: error for start, part in zip(starts, parts) for index, error in part.errors.items()}
+    errors = {  # by their index in all files together
+        start + index: error for start, part in zip(starts, parts, strict=False) for index, error in part.errors.items()
+    }
     table = pa.concat_tables(tables)
     table.validate(full=True)
     return Rows(table, errors, parts[0].first_row if parts else 0)
@@ -314,39 +321,238 @@ def test_files_whose_columns_disagree_are_refused_by_name(tmp_path: Path) -> Non
         declare_schema(find_files([str(tmp_path)]), {"source"})
 
 
+# ---- any cut into units and blocks
+
+
+FILES = st.sampled_from(["a.jsonl", "a.tsv", "a.csv", "a.txt", "a.parquet"])
+
+
+def write_lines(path: Path, lines: list[str], end: str) -> None:
+    """Write texts as the source column of a file; its name says the format."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"source": pa.array(lines, pa.string())}), path, row_group_size=7)
+        return
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"source": line}, ensure_ascii=False) for line in lines]
+    elif path.suffix in (".tsv", ".csv"):
+        lines = ["source", *(f'"{line}"' if path.suffix == ".csv" else line for line in lines)]
+    path.write_bytes("".join(line + end for line in lines).encode())
+
+
+@given(
+    name=FILES,
+    lines=st.lists(LINE_TEXT.map(lambda text: "x" + text.replace('"', "'")), min_size=1, max_size=60),
+    end=st.sampled_from(["\n", "\r\n"]),
+    largest=st.integers(1, 70),
+    rows=st.integers(1, 30),
+    size=st.integers(1, 200),
+    chunk=st.integers(1, 100),
+)
+def test_any_cut_into_units_and_any_size_of_blocks_gives_the_same_rows_with_the_same_numbers(
+    tmp_path: Path, name: str, lines: list[str], end: str, largest: int, rows: int, size: int, chunk: int
+) -> None:
+    path = tmp_path / name
+    write_lines(path, lines, end)
+    files = find_files([str(path)])
+    schema = declare_schema(files, {"source"})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("lines", "parquet", "delimited"):
+            patch.setattr(f"tfray.corpus.{module}.BLOCK_ROWS", rows)
+            patch.setattr(f"tfray.corpus.{module}.BLOCK_BYTES", size)
+        patch.setattr("tfray.storage.CHUNK_BYTES", chunk)
+        patch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
+        units = plan_units(files, 1, largest)
+        found: dict[int, str] = {}
+        for unit in units:
+            row = unit.first_row
+            for block in read_blocks(unit, schema, {"source"}):
+                assert block.first_row == row and 0 < len(block.table) <= rows and not block.errors
+                found.update(enumerate(block.table["source"].to_pylist(), block.first_row))
+                row += len(block.table)
+            assert row - unit.first_row == unit.rows
+    assert [found[number] for number in range(len(lines))] == lines
+    assert len(found) == len(lines) == sum(unit.rows for unit in units)
+
+
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=1, max_size=3),
+    ending=st.sampled_from(["", ".gz"]),
+    largest=st.integers(1, 40),
+    chunk=st.integers(1, 100),
+    is_closed=st.booleans(),
+)
+def test_any_cut_of_parallel_text_stays_aligned(
+    tmp_path: Path, counts: list[int], ending: str, largest: int, chunk: int, is_closed: bool
+) -> None:
+    expected = []
+    for old in tmp_path.iterdir():
+        old.unlink()
+    for number, count in enumerate(counts):
+        sources = [f"s{number}-{line}" * (line % 3) for line in range(count)]
+        targets = [f"target {number}-{line}" * (line % 4) for line in range(count)]
+        (tmp_path / f"{number}.en").write_text("".join(f"{line}\n" for line in sources))
+        text = "".join(f"{line}\r\n" for line in targets).encode()
+        text = text if is_closed or not targets or not targets[-1] else text[:-2]
+        (tmp_path / f"{number}.de{ending}").write_bytes(gzip.compress(text) if ending else text)
+        expected += list(zip(range(count), sources, targets, strict=True))
+    files = find_files([f"{tmp_path}/*.en"], [f"{tmp_path}/*.de*"])
+    schema = pa.schema({"source": pa.string(), "target": pa.string()})
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tfray.storage.CHUNK_BYTES", chunk)
+        patch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
+        for unit in plan_units(files, 1, largest):
+            rows = read_unit(unit, schema, set(schema.names))
+            assert len(rows.table) == unit.rows and not rows.errors
+            numbers = range(unit.first_row, unit.first_row + unit.rows)
+            found += list(zip(numbers, *rows.table.to_pydict().values(), strict=True))
+    assert found == expected
+
+
+# ---- lines and records that never seem to end
+
+
+def test_a_line_that_is_too_long_is_one_row_with_an_error(tmp_path: Path) -> None:
+    long = b"x" * (LONGEST_LINE + 1)
+    (tmp_path / "a.txt").write_bytes(b"a\n" + long + b"\nb\n" + long)
+    rows = read_files(find_files([f"{tmp_path}/a.txt"]), {"source"})
+    assert rows.table["source"].to_pylist() == ["a", None, "b", None]
+    assert kinds(rows) == [None, "too_long", None, "too_long"]
+    (tmp_path / "a.tsv").write_bytes(b"source\tb\na\tb\n" + long + b"\nc\td\n")
+    rows = read_files(find_files([f"{tmp_path}/a.tsv"]), {"source"})
+    assert rows.table["source"].to_pylist() == ["a", None, "c"] and kinds(rows) == [None, "too_long", None]
+    (tmp_path / "a.csv").write_bytes(b'source,b\na,"b\n' + long + b"\nc,d\n")
+    rows = read_files(find_files([f"{tmp_path}/a.csv"]), {"source"})
+    assert rows.table["source"].to_pylist() == [None, None, "c"] and kinds(rows) == ["bad_csv", "too_long", None]
+
+
+MEASURE = """
+import resource, sys
+from tfray.corpus.read import declare_schema, read_blocks
+from tfray.units.plan import find_files, plan_units
+files = find_files([sys.argv[1]])
+schema = declare_schema(files, {"source"})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = [block for unit in plan_units(files, 1, 1 << 20) for block in read_blocks(unit, schema, {"source"})]
+print(sum(len(block.table) for block in rows), sum(len(block.errors) for block in rows))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.txt"])
+def test_a_line_of_200_mb_does_not_take_200_mb_of_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    header = b"source\n" if path.suffix in (".csv", ".tsv") else b""
+    with gzip.open(path, "wb", 1) if name.endswith("gz") else path.open("wb") as file:
+        file.write(header + b'{"source": "a"}\n{"source": "')
+        for _ in range(200):
+            file.write(b"x" * (1 << 20))
+        file.write(b'"}\n{"source": "b"}\n')
+    ended = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+    counts, kilobytes = ended.stdout.splitlines()
+    assert counts == "3 1"
+    assert int(kilobytes) < 100_000
+
+
+@given(
+    rows=st.lists(st.lists(st.text("ab ,\u00e9", max_size=5), min_size=2, max_size=2), max_size=8),
+    place=st.integers(0, 8),
+    broken=st.sampled_from(['"open', 'x,"open', '"a"b,c', 'x,"open and, more', "one", "one,two,three"]),
+)
+def test_every_good_record_after_a_broken_one_survives(
+    tmp_path: Path, rows: list[list[str]], place: int, broken: str
+) -> None:
+    place = min(place, len(rows))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerows([("source", "target"), *rows[:place]])
+    text.write(broken + "\n")
+    writer.writerows(rows[place:])
+    found = read_bytes(tmp_path / "a.csv", text.getvalue().encode(), frozenset({"source", "target"}))
+    good = [list(row.values()) for index, row in enumerate(found.table.to_pylist()) if index not in found.errors]
+    assert good == rows
+    assert list(found.errors) == [place]
+
+
+def test_an_open_quote_costs_its_line_and_not_the_rest_of_the_file(tmp_path: Path) -> None:
+    good = "".join(f"{number},plain text\n" for number in range(5000))
+    rows = read_bytes(tmp_path / "a.csv", f'source,target\n{good}x,"open\n{good}'.encode())
+    assert list(rows.errors) == [5000] and rows.errors[5000].startswith("bad_csv")
+    assert rows.table["source"].to_pylist() == [*map(str, range(5000)), None, *map(str, range(5000))]
+
+
 # ---- files that cannot be read
 
 
-def incompressible(lines: int) -> bytes:
-    return b"".join(json.dumps({"source": os.urandom(30).hex()}).encode() + b"\n" for _ in range(lines))
+def read_until_damage(path: Path) -> tuple[list, list[tuple[str, str]]]:
+    """Return the source texts that can be read, with their numbers, and the damages met."""
+    files = find_files([str(path)])
+    texts, damages = [], []
+    for unit in plan_units(files, 1 << 20, 1 << 20):
+        try:
+            for rows in read_blocks(unit, pa.schema({"source": pa.string()}), {"source"}):
+                texts += list(enumerate(rows.table["source"].to_pylist(), rows.first_row))
+        except DamagedFile as error:
+            damages.append((error.path, error.reason))
+    return texts, damages
+
+
+def numbered(lines: int) -> bytes:
+    return b"".join(json.dumps({"source": f"{n} {os.urandom(30).hex()}"}).encode() + b"\n" for n in range(lines))
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("name", "compress", "cut", "readable"),
     [
-        ("cut.jsonl.gz", gzip.compress(incompressible(3000))[:-100]),
-        ("no_checksum.jsonl.gz", gzip.compress(incompressible(3000))[:-4]),
-        ("cut.jsonl.bz2", bz2.compress(incompressible(3000))[:-100]),
-        ("cut.jsonl.zst", pa.compress(incompressible(3000), "zstd", asbytes=True)[:-100]),
-        ("cut.csv.gz", gzip.compress(b"source\n" + incompressible(3000))[:-100]),
-        ("plain.jsonl.gz", b'{"source": "not compressed"}\n'),
-        ("plain.jsonl.zst", b'{"source": "not compressed"}\n'),
-        ("plain.csv.bz2", b"source\nnot compressed\n"),
+        ("cut.jsonl.gz", gzip.compress, 20_000, 4000),
+        ("no_checksum.jsonl.gz", gzip.compress, 4, 9000),
+        ("cut.jsonl.bz2", bz2.compress, 100, 0),
+        ("cut.jsonl.zst", lambda data: pa.compress(data, "zstd", asbytes=True), 20_000, 4000),
+        ("plain.jsonl.gz", bytes, 0, 0),
+        ("plain.jsonl.zst", bytes, 0, 0),
     ],
 )
-def test_a_damaged_archive_is_refused_by_its_name(tmp_path: Path, name: str, data: bytes) -> None:
-    with pytest.raises(InputError, match=name):
-        read_bytes(tmp_path / name, data)
+def test_a_damaged_archive_gives_what_can_be_read_and_then_its_name(
+    tmp_path: Path, name: str, compress: Callable[[bytes], bytes], cut: int, readable: int
+) -> None:
+    data = numbered(10_000)
+    packed = compress(data)
+    (tmp_path / name).write_bytes(packed[: len(packed) - cut])
+    texts, damages = read_until_damage(tmp_path / name)
+    assert [path for path, _ in damages] == [str(tmp_path / name)]
+    assert readable <= len(texts) < 10_000 or name.startswith("no_checksum")
+    expected = [json.loads(line)["source"] for line in data.splitlines()]
+    assert texts == list(enumerate(expected[: len(texts)]))
 
 
-def test_a_parquet_file_with_damaged_pages_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_parallel_text_with_a_damaged_side_gives_the_pairs_before_the_damage(tmp_path: Path) -> None:
+    lines = [f"{number} {os.urandom(20).hex()}\n" for number in range(5000)]
+    (tmp_path / "a.en").write_text("".join(lines))
+    (tmp_path / "a.de.gz").write_bytes(gzip.compress("".join(lines).encode())[:-20_000])
+    files = find_files([f"{tmp_path}/a.en"], [f"{tmp_path}/a.de.gz"])
+    (unit,) = plan_units(files, 1, 100)
+    pairs = []
+    with pytest.raises(DamagedFile, match=r"a\.de\.gz"):
+        for rows in read_blocks(unit, pa.schema({"source": pa.string(), "target": pa.string()}), {"source", "target"}):
+            pairs += rows.table.to_pylist()
+    assert 1000 < len(pairs) < 5000
+    assert all(pair["source"] == pair["target"] == line[:-1] for pair, line in zip(pairs, lines, strict=False))
+
+
+def test_a_damaged_row_group_costs_its_own_rows_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"source": [f"{n} " * 9 for n in range(2000)]}), path, use_dictionary=False)
+    table = pa.table({"source": [f"{number} {os.urandom(20).hex()}" for number in range(4000)]})
+    pq.write_table(table, path, row_group_size=1000, use_dictionary=False)
+    column = pq.read_metadata(path).row_group(1).column(0)
     data = bytearray(path.read_bytes())
-    data[100:2000] = b"\xab" * 1900
+    middle = column.data_page_offset + column.total_compressed_size // 2
+    data[middle - 500 : middle + 500] = b"\xff" * 1000
+    data[column.data_page_offset : column.data_page_offset + 20] = b"\xff" * 20
     path.write_bytes(data)
-    with pytest.raises(DamagedFile, match=r"a\.parquet"):
-        read_files(find_files([str(path)]), {"source"})
+    texts, damages = read_until_damage(path)
+    assert len(damages) == 1 and "row group 1" in damages[0][1]
+    expected = table["source"].to_pylist()
+    assert texts == [(n, expected[n]) for n in range(4000) if not 1000 <= n < 2000]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.en", "a.de"])
@@ -356,18 +562,31 @@ def test_a_file_that_vanishes_after_planning_is_named(tmp_path: Path, name: str)
     if name == "a.parquet":
         pq.write_table(pa.table({"source": ["x"]}), path)
     else:
-        path.write_bytes(gzip.compress(b"{}\n") if name.endswith("gz") else b'source\n"x"\n')
+        path.write_bytes(gzip.compress(b"{}\n") if name.endswith("gz") else b'{"source": "x"}\n')
     files = find_files([f"{tmp_path}/a.en"], [str(path)]) if name == "a.de" else find_files([str(path)])
-    (unit,) = plan_units(files, 1, 10)
+    (unit,) = plan_units(files, 10, 10)
     path.unlink()
     with pytest.raises(DamagedFile, match=name):
         read_unit(unit, pa.schema({"source": pa.string()}), {"source"})
 
 
-def test_a_parquet_file_that_shrinks_after_planning_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"source": ["x"] * 10}), path)
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt", "a.csv", "a.tsv"])
+def test_a_file_that_shrinks_after_planning_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_lines(path, ["x"] * 10, "\n")
     (unit,) = plan_units(find_files([str(path)]), 10, 10)
-    pq.write_table(pa.table({"source": ["x"] * 3}), path)
-    with pytest.raises(DamagedFile, match=r"a\.parquet.* lost rows"):
+    write_lines(path, ["x"] * 3, "\n")
+    with pytest.raises(DamagedFile, match=rf"{name}.* (lost rows|shrunk)"):
         read_unit(unit, pa.schema({"source": pa.string()}), {"source"})
+
+
+def test_a_damaged_file_is_the_same_error_in_another_process() -> None:
+    error = pickle.loads(pickle.dumps(DamagedFile("/a.gz", "truncated")))
+    assert (error.path, error.reason) == ("/a.gz", "truncated")
+    assert str(error) == "'/a.gz' cannot be read: truncated"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.txt"])
+def test_an_empty_file_has_no_rows_and_nothing_against_it(tmp_path: Path, name: str) -> None:
+    rows = read_bytes(tmp_path / name, b"")
+    assert len(rows.table) == 0 and not rows.errors

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,18 @@ from hypothesis import strategies as st
 from tfray import storage
 from tfray.corpus.read import declare_schema, read_unit
 from tfray.errors import InputError
-from tfray.units.plan import BYTES_PER_ROW, InputFile, Unit, find_files, plan_units
+from tfray.units.plan import (
+    BYTES_PER_ROW,
+    COMPRESSION_RATIO,
+    SAMPLE_BYTES,
+    InputFile,
+    Unit,
+    amount,
+    cut_groups,
+    estimate_rows,
+    find_files,
+    plan_units,
+)
 
 LINES = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"), max_size=12)
@@ -35,16 +47,11 @@ def read_all(units: list[Unit], files: list[InputFile]) -> list[str | None]:
     return [text for part in rows for text in part.table["source"].to_pylist()]
 
 
-def with_small_rows(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """Let a few bytes weigh as a row, so that small files are cut."""
-    monkeypatch.setattr("tfray.units.plan.BYTES_PER_ROW", size)
-
-
 @given(
-    lines=LINES, end=ENDS, bom=st.booleans(), is_complete=st.booleans(), row=st.integers(1, 40), rows=st.integers(1, 9)
+    lines=LINES, end=ENDS, bom=st.booleans(), is_complete=st.booleans(), span=st.integers(1, 40), rows=st.integers(1, 9)
 )
 def test_every_line_of_a_cut_file_is_in_exactly_one_unit(
-    tmp_path: Path, lines: list[str], end: str, bom: bool, is_complete: bool, row: int, rows: int
+    tmp_path: Path, lines: list[str], end: str, bom: bool, is_complete: bool, span: int, rows: int
 ) -> None:
     text = end.join(lines) + (end if is_complete and lines else "")
     expected = [line.removesuffix("\r") for line in text.split("\n")]
@@ -53,21 +60,13 @@ def test_every_line_of_a_cut_file_is_in_exactly_one_unit(
     path = tmp_path / "lines.txt"
     path.write_bytes(text.encode("utf-8-sig" if bom and lines else "utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        with_small_rows(patch, row)
+        patch.setattr("tfray.units.lines.RANGE_BYTES", span)
         files = find_files([str(path)])
         units = plan_units(files, 1, rows)
-    assert read_all(units, files) == ([""] if bom and lines and not text else expected)
-
-
-@given(size=st.integers(1, 60), cuts=st.lists(st.integers(1, 59)))
-def test_lines_stay_whole_wherever_the_bytes_are_cut(tmp_path: Path, size: int, cuts: list[int]) -> None:
-    text = "".join(f"{'é' * (index % 3)}{index}\n" for index in range(20))
-    path = tmp_path / "lines.txt"
-    path.write_text(text, encoding="utf-8")
-    stop = path.stat().st_size
-    bounds = sorted({0, stop, *(cut for cut in cuts if cut < stop)})
-    units = [Unit(index, str(path), "text", None, start, end, 1) for index, (start, end) in enumerate(pairwise(bounds))]
-    assert read_all(units, find_files([str(path)])) == text.splitlines()
+    expected = [""] if bom and lines and not text else expected
+    assert read_all(units, files) == expected
+    assert all(unit.rows <= rows for unit in units)
+    assert [unit.first_row for unit in units] == [sum(unit.rows for unit in units[:n]) for n in range(len(units))]
 
 
 @given(
@@ -102,9 +101,8 @@ def test_every_row_of_parquet_is_in_exactly_one_unit(
     ],
 )
 def test_a_compressed_file_is_one_unit_with_every_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, compress: Callable[[bytes], bytes]
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    with_small_rows(monkeypatch, 1)
     lines = [f"line {index} ä" for index in range(500)]
     path = tmp_path / f"lines.txt{ending}"
     path.write_bytes(compress("\n".join(lines).encode()))
@@ -124,33 +122,46 @@ def test_unit_names_are_unique_and_the_same_each_time(tmp_path: Path) -> None:
     assert names == sorted(names) == [unit.output_name for unit in again]
 
 
-@given(start=st.integers(0, 9), stop=st.integers(10, 20), other=st.tuples(st.integers(0, 9), st.integers(10, 20)))
-def test_a_units_name_changes_exactly_when_its_range_does(start: int, stop: int, other: tuple[int, int]) -> None:
-    one = Unit(0, "/a.txt", "text", None, start, stop, 1)
-    two = Unit(0, "/a.txt", "text", None, *other, 1)
-    assert (one.output_name == two.output_name) == ((start, stop) == other)
+PLACES = st.tuples(st.integers(0, 2), st.sampled_from(["/a.txt", "/b.txt"]), st.integers(0, 9), st.integers(10, 20))
 
 
-def test_planning_reads_footers_and_sizes_and_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b"\xff" * 10_000)
+@given(PLACES, PLACES)
+def test_a_units_name_follows_from_its_number_file_and_range_alone(one: tuple, two: tuple) -> None:
+    def unit(place: tuple, corpus: str = "", rows: int = 1) -> Unit:
+        index, path, start, stop = place
+        return Unit(index, path, "text", None, start, stop, rows, rows, rows, corpus)
+
+    assert (unit(one).stem == unit(two).stem) == (one == two)
+    assert unit(one).stem == unit(one, "news", 7).stem
+    assert unit(one).output_name == unit(one).stem + ".parquet"
+
+
+def test_planning_reads_footers_and_the_first_bytes_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xff" * 10_000_000)
     (tmp_path / "b.csv.gz").write_bytes(b"not gzip")
     pq.write_table(pa.table({"source": ["x"] * 10}), tmp_path / "c.parquet")
-    opened = []
+    read = storage.read_chunks
+    asked = []
 
-    def spy(path: str) -> pa.NativeFile:
-        opened.append(path)
-        return pa.OSFile(path)
+    def spy(path: str, compression: str | None = None, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        asked.append((path, start, stop))
+        return read(path, compression, start, stop)
 
-    monkeypatch.setattr(storage, "open_input", spy)
-    units = plan_units(find_files([str(tmp_path)]), 1, 10)
-    assert opened == [str(tmp_path / "c.parquet")]
-    assert sum(unit.rows for unit in units if unit.format == "parquet") == 10
-    assert sum(unit.stop - unit.start for unit in units if unit.format == "jsonl") == 10_000
+    monkeypatch.setattr(storage, "read_chunks", spy)
+    units = plan_units(find_files([str(tmp_path)]), 1000, 1 << 20)
+    assert asked == [(str(tmp_path / "a.jsonl"), 0, SAMPLE_BYTES)]
+    assert [(unit.format, unit.start, unit.stop) for unit in units] == [
+        ("jsonl", 0, 10_000_000),
+        ("csv", 0, 8),
+        ("parquet", 0, 10),
+    ]
 
 
 @given(sizes=st.lists(st.integers(0, 10**12), min_size=1, max_size=20), wanted=st.integers(1, 200))
 def test_units_are_neither_above_the_largest_nor_needlessly_many(sizes: list[int], wanted: int) -> None:
-    files = [InputFile(f"/{index}.parquet", "parquet", None, size) for index, size in enumerate(sizes)]
+    files = [
+        InputFile(f"/{index}.parquet", "parquet", None, size, size, None, (size,)) for index, size in enumerate(sizes)
+    ]
     total = sum(sizes)
     largest = max(100, total // 1000)
     units = plan_units(files, 100, largest, wanted)
@@ -189,11 +200,33 @@ def test_the_name_tells_the_format(tmp_path: Path, name: str, expected: tuple[st
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not a Parquet file at all", b"PAR1" + b"\0" * 50 + b"NOPE"])
-def test_a_file_that_is_not_parquet_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "broken.parquet"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"broken\.parquet"):
-        find_files([str(path)])
+def test_a_file_that_is_not_parquet_says_so_and_has_no_unit(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.parquet").write_bytes(content)
+    pq.write_table(pa.table({"source": ["x"]}), tmp_path / "good.parquet")
+    broken, good = find_files([str(tmp_path)])
+    assert broken.damage and "not a readable Parquet file" in broken.damage
+    assert not broken.is_empty and good.damage is None
+    assert [unit.path for unit in plan_units([broken, good], 1, 10)] == [good.path]
+
+
+def test_a_truncated_parquet_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "cut.parquet"
+    pq.write_table(pa.table({"source": [str(number) for number in range(1000)]}), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert find_files([str(path)])[0].damage
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
+def test_units_of_parquet_end_at_row_groups_unless_one_is_larger_than_a_unit(groups: list[int], unit_rows: int) -> None:
+    bounds = cut_groups(tuple(groups), unit_rows)
+    starts = [sum(groups[:number]) for number in range(len(groups) + 1)]
+    assert (bounds[0], bounds[-1]) == (0, sum(groups))
+    assert all(0 < stop - start <= unit_rows for start, stop in pairwise(bounds))
+    for bound in set(bounds) - set(starts):
+        assert groups[bisect_right(starts, bound) - 1] > unit_rows  # the group around it
+    if all(rows <= unit_rows for rows in groups):
+        assert set(bounds) <= set(starts)
+        assert all(last - first > unit_rows for first, last in zip(bounds, bounds[2:], strict=False))
 
 
 def test_parallel_text_needs_a_target_file_for_each_source_file(tmp_path: Path) -> None:
@@ -212,7 +245,49 @@ def test_a_target_file_beside_a_format_with_columns_is_refused(tmp_path: Path) -
         find_files([f"{tmp_path}/a.jsonl"], [f"{tmp_path}/a.jsonl"])
 
 
-def test_lines_weigh_by_their_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"x" * 10 * BYTES_PER_ROW)
+@pytest.mark.parametrize("length", [10, 100, 1000])
+def test_the_rows_of_lines_are_guessed_by_the_first_of_them(tmp_path: Path, length: int) -> None:
+    (tmp_path / "a.txt").write_bytes((b"x" * (length - 1) + b"\n") * 3000)
     (file,) = find_files([str(tmp_path)])
-    assert file.rows == 10
+    assert file.rows is None
+    assert estimate_rows(file) == pytest.approx(3000, rel=0.02)
+    (unit,) = plan_units([file], 10_000, 10_000)
+    assert unit.rows == estimate_rows(file) and unit.bytes == 3000 * length
+    packed = InputFile("/a.txt.gz", "text", "gzip", 1000, None)
+    assert estimate_rows(packed) == 1000 * COMPRESSION_RATIO // BYTES_PER_ROW
+
+
+def test_the_header_of_tsv_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("source\tn\n" + "".join(f"x\t{number}\n" for number in range(100)))
+    files = find_files([str(tmp_path)])
+    units = plan_units(files, 1, 10)
+    assert sum(unit.rows for unit in units) == 100 and len(units) > 9
+    schema = declare_schema(files, {"source"})
+    for unit in units:
+        rows = read_unit(unit, schema, {"source"})
+        assert rows.first_row == unit.first_row and len(rows.table) == unit.rows
+        assert rows.table["n"].to_pylist() == [str(unit.first_row + index) for index in range(unit.rows)]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_parallel_text_of_unequal_length_is_refused_with_both_counts(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "a.en").write_bytes(b"one\ntwo\nthree")
+    data = b"eins\nzwei\n"
+    (tmp_path / f"a.de{ending}").write_bytes(gzip.compress(data) if ending else data)
+    files = find_files([f"{tmp_path}/a.en"], [f"{tmp_path}/a.de{ending}"])
+    with pytest.raises(InputError, match=r"a\.en' has 3, '.*a\.de.*' has 2"):
+        plan_units(files, 1, 10)
+
+
+def test_units_carry_their_corpus_and_go_on_with_its_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x\n" * 100)
+    units = plan_units(find_files([str(tmp_path)]), 1, 10, corpus="news", first_index=7)
+    assert [unit.index for unit in units] == list(range(7, 7 + len(units)))
+    assert {unit.corpus for unit in units} == {"news"}
+
+
+def test_progress_says_when_rows_are_guessed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x\n" * 100)
+    files = find_files([str(tmp_path)])
+    assert amount("reading", plan_units(files, 1, 10)) == ("reading", 100, "row")
+    assert amount("reading", plan_units(files, 1000, 1000))[0] == "reading (rows guessed by size)"

@@ -97,7 +97,7 @@ def check_columns(file: InputFile, needed: set[str], text: set[str]) -> None:
     """Raise InputError where a file cannot be read, lacks a column, or has no text in a text column."""
     reason = missing_columns(file, needed, text)
     if reason:
-        raise InputError(f"{file.path!r} cannot be used: {reason}; replace or remove it")
+        raise InputError(f"{file.path!r} cannot be used: {reason}; choose other columns, or replace or remove the file")
 
 
 def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | None:

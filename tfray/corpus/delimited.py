@@ -118,7 +118,8 @@ class LineFeed:
     @staticmethod
     def read(file: Unit | InputFile) -> Iterator[tuple[str, str | None]]:
         """Yield each line with its line feed, or nothing and the error."""
-        for lines in read_lines(file.path, file.compression):
+        stop = file.stop if isinstance(file, Unit) else None
+        for lines in read_lines(file.path, file.compression, 0, stop):
             for index, line in enumerate(lines.texts):
                 yield ("", lines.errors[index]) if line is None else (as_text(line) + "\n", None)
 
@@ -128,10 +129,15 @@ class LineFeed:
         self.size = 0
 
     def check(self, fields: list[str]) -> None:
-        """Raise csv.Error where a record over several lines has not as many fields as the header."""
+        """Raise csv.Error where a record over several lines is none: by its fields, or by an odd number of quotes."""
         self.columns = self.columns or len(fields)
-        if len(fields) != self.columns and len(self.taken) > 1:
+        if len(self.taken) == 1:
+            return
+        if len(fields) != self.columns:
             raise csv.Error(f"{len(fields)} fields in {len(self.taken)} lines where the header has {self.columns}")
+        # A quote that never closes pairs with one of a later record; that makes their number odd.
+        if sum(line.count('"') for line, _ in self.taken) % 2:
+            raise csv.Error(f"an odd number of quotes in {len(self.taken)} lines")
 
     def go_back(self) -> str | None:
         """Put back all lines of the present record but the first; return that one's own error."""

@@ -68,6 +68,11 @@ class InputFile:
         return not self.damage and (self.rows == 0 if self.format == "parquet" else self.bytes == 0)
 
     @property
+    def has_header(self) -> bool:
+        """Its first line names the columns."""
+        return self.format in ("csv", "tsv")
+
+    @property
     def has_lines(self) -> bool:
         """It can be cut where its lines begin."""
         return self.format in ("jsonl", "tsv", "text") and not self.compression
@@ -191,7 +196,7 @@ def estimate_rows(file: InputFile) -> int:
     except storage.READ_ERRORS:  # whoever reads the unit will say so
         return math.ceil(file.bytes / BYTES_PER_ROW)
     if len(head) >= file.bytes:
-        return head.count(b"\n") + (not head.endswith(b"\n"))
+        return max(1, head.count(b"\n") + (not head.endswith(b"\n")) - file.has_header)
     return math.ceil(file.bytes * head.count(b"\n") / max(1, len(head))) or 1
 
 
@@ -227,13 +232,12 @@ def cut(
     if index is None or not index.lines or not file.has_lines or compression_of_target(file):
         yield make_unit(file, (0, file.bytes), 0, index.lines if index else rows, index.lines if index else rows)
         return
-    header = file.format == "tsv"
     # A place in the index lies at most stride - 1 lines before the line that is looked for.
     pieces = max(1, math.ceil(index.lines / (unit_rows - stride + 1)))
     bounds = sorted({index.place(index.lines * piece // pieces) for piece in range(pieces)})
     for (first, start), (last, stop) in pairwise([*bounds, (index.lines, file.bytes)]):
-        first_row = max(0, first - header)
-        unit = make_unit(file, (start, stop), first_row, last - header - first_row, index.lines)
+        first_row = max(0, first - file.has_header)
+        unit = make_unit(file, (start, stop), first_row, last - file.has_header - first_row, index.lines)
         target = indexes.get(file.target_path or "")
         if target:
             number, offset = target.place(first)

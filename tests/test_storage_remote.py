@@ -1,0 +1,209 @@
+"""Places on other machines: a web server with and without ranges, and an S3 server, both real and on loopback."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from tfray import storage
+from tfray.corpus.read import DamagedFile, declare_schema, read_unit
+from tfray.errors import InputError
+from tfray.units.plan import find_files, plan_units
+
+CONTENT = b"".join(b"line %d\n" % number for number in range(300_000))  # more than fsspec reads at once
+
+
+class WholeFiles(SimpleHTTPRequestHandler):
+    """Python's own server: knows no ranges."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Ranges(WholeFiles):
+    """A server that gives ranges and tells an ETag, and breaks every connection that `failures` allows."""
+
+    failures = 0
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, with_body: bool) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        start, stop = 0, len(data)
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(stop, int(last or stop) + 1)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("ETag", f'"{hash(data)}"')
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        self.end_headers()
+        if with_body and stop - start > 1 and Ranges.failures > 0:
+            Ranges.failures -= 1
+            self.wfile.write(data[start : start + 1])  # and the connection ends
+            self.close_connection = True
+        elif with_body:
+            self.wfile.write(data[start:stop])
+
+
+def serve(folder: Path, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(params=[WholeFiles, Ranges])
+def web(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, str]]:
+    """Yield a folder and the address at which it is served."""
+    Ranges.failures = 0
+    server = serve(tmp_path, request.param)
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "pause", lambda failures: 0.0)
+
+
+def test_a_file_of_a_web_server_is_read_from_any_place(web: tuple[Path, str]) -> None:
+    folder, address = web
+    (folder / "a.txt").write_bytes(CONTENT)
+    url = f"{address}/a.txt"
+    assert storage.expand(url) == [url] == storage.expand(storage.absolute(url))
+    assert storage.file_size(url) == len(CONTENT)
+    assert storage.read_bytes(url) == CONTENT
+    assert b"".join(storage.read_chunks(url, start=5_000_000 // 2, stop=3_000_000)) == CONTENT[2_500_000:3_000_000]
+    with storage.open_input(url) as file:
+        file.seek(len(CONTENT) - 9)
+        assert file.read() == CONTENT[-9:]
+
+
+def test_every_format_is_read_from_the_web_as_from_disk(web: tuple[Path, str]) -> None:
+    folder, address = web
+    table = pa.table({"source": [f"text {number}" for number in range(3000)]})
+    pq.write_table(table, folder / "a.parquet", row_group_size=700)
+    (folder / "a.jsonl").write_text("".join(f'{{"source": "text {number}"}}\n' for number in range(3000)))
+    (folder / "a b.txt.gz").write_bytes(gzip.compress(b"".join(b"text %d\n" % number for number in range(3000))))
+    for name in ("a.parquet", "a.jsonl", "a b.txt.gz"):
+        files = find_files([f"{address}/{name}"])
+        schema = declare_schema(files, {"source"})
+        parts = [read_unit(unit, schema, {"source"}) for unit in plan_units(files, 1, 900)]
+        assert pa.concat_tables([part.table for part in parts]).equals(table)
+        assert len(parts) == (1 if name.endswith("gz") else len(parts)) > 0
+
+
+def test_a_web_file_that_changes_has_another_identity(web: tuple[Path, str]) -> None:
+    folder, address = web
+    (folder / "a.txt").write_bytes(b"old")
+    old = storage.file_identity(f"{address}/a.txt")
+    assert old == storage.file_identity(f"{address}/a.txt")
+    (folder / "a.txt").write_bytes(b"new")
+    os.utime(folder / "a.txt", (1, 1))
+    assert storage.file_identity(f"{address}/a.txt") != old
+
+
+def test_what_the_web_cannot_do_is_refused_with_a_clear_word(web: tuple[Path, str], no_pause: None) -> None:
+    _, address = web
+    for url, word in [
+        (f"{address}/none.txt", "does not exist"),
+        (f"{address}/*.txt", "web servers do not list files"),
+        ("http://127.0.0.1:9/a.txt", "cannot be read"),
+    ]:
+        with pytest.raises(InputError, match=word) as error:
+            storage.expand(url)
+        assert url in str(error.value)
+    with pytest.raises(InputError, match="can only be read"):
+        storage.check_writable(f"{address}/out")
+
+
+def test_a_connection_that_breaks_is_made_anew_and_no_byte_is_lost_or_read_twice(
+    tmp_path: Path, no_pause: None
+) -> None:
+    server = serve(tmp_path, Ranges)
+    url = f"http://127.0.0.1:{server.server_port}/a.txt"
+    (tmp_path / "a.txt").write_bytes(CONTENT)
+    Ranges.failures = 2
+    assert storage.read_bytes(url) == CONTENT
+    assert Ranges.failures == 0
+    Ranges.failures = 1000
+    (unit,) = plan_units(find_files([url]), 1 << 30, 1 << 30)
+    with pytest.raises(DamagedFile, match=r"a\.txt"):
+        read_unit(unit, pa.schema({"source": pa.string()}), {"source"})
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """Yield the URI of an empty bucket of an S3 server, with the options that lead there."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        pyarrow.fs.FileSystem.from_uri(f"s3://corpus?{options}&allow_bucket_creation=true")[0].create_dir("corpus")
+        yield f"s3://corpus/data?{options}"
+    server.stop()
+
+
+def test_an_object_store_is_written_listed_globbed_and_read(bucket: str) -> None:
+    for name in ("b.jsonl", "a.jsonl", "deep/c.txt", "_SUCCESS"):
+        storage.publish_text(storage.join(bucket, name), '{"source": "x"}\n')
+    storage.publish_table(storage.join(bucket, "t.parquet"), pa.table({"source": ["y"]}))
+    names = [path.partition("?")[0].removeprefix("s3://corpus/data/") for path in storage.list_files(bucket)]
+    assert names == ["_SUCCESS", "a.jsonl", "b.jsonl", "t.parquet"]
+    assert storage.expand(storage.join(bucket, "*.jsonl")) == [storage.join(bucket, n) for n in ("a.jsonl", "b.jsonl")]
+    assert storage.expand(storage.join(bucket, "**/*.txt")) == [storage.join(bucket, "deep/c.txt")]
+    assert len(storage.expand(bucket)) == 4
+    assert storage.read_text(storage.join(bucket, "a.jsonl")) == '{"source": "x"}\n'
+    assert storage.exists(storage.join(bucket, "deep")) and not storage.exists(storage.join(bucket, "none"))
+    storage.check_writable(bucket)
+    files = find_files([storage.join(bucket, "*.jsonl"), storage.join(bucket, "t.parquet")])
+    schema = declare_schema(files, {"source"})
+    rows = [read_unit(unit, schema, {"source"}) for unit in plan_units(files, 1, 10)]
+    assert pa.concat_tables([part.table for part in rows])["source"].to_pylist() == ["x", "x", "y"]
+
+
+def test_an_object_appears_only_when_it_is_whole(bucket: str) -> None:
+    place = storage.join(bucket, "half.txt")
+    with pytest.raises(RuntimeError), storage.publish(place) as file:
+        file.write(b"half")
+        raise RuntimeError("killed")
+    del file
+    gc.collect()  # what is left over is closed here
+    assert not storage.exists(place)
+    storage.append_line(place, "a")
+    storage.append_line(place, "b")
+    assert storage.read_text(place) == "a\nb\n"
+    identity = storage.file_identity(place)
+    storage.publish_text(place, "changed")
+    assert storage.file_identity(place) != identity
+    storage.remove(place)
+    assert not storage.exists(place)
