@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.config import TextConfig
-from tfray.corpus.normalize import normalize
+from tfray.corpus.normalize import COMPOSED, normalize
 
 SPACES = "".join(c for c in map(chr, range(0x10000)) if c.isspace() and c not in "\x1c\x1d\x1e\x1f")
 # Characters that one library's Unicode version does not know and another's does would differ: leave them out.
@@ -66,6 +67,15 @@ def test_text_that_is_written_the_same_is_the_same_after_normalizing(text: str) 
     config = TextConfig(control_characters=False)
     texts = [text, unicodedata.normalize("NFD", text), f" {text}\n", text.replace(" ", "\u3000\xa0")]
     assert len(set(normalize(as_array(texts), config).to_pylist())) == 1
+
+
+def test_text_of_the_blocks_that_are_not_composed_is_composed_already() -> None:
+    safe = re.compile(f"[{re.sub(r'x{([0-9a-f]+)}', lambda code: f'U{code[1]:>08}', COMPOSED)}]")
+    letters = set(filter(safe.match, map(chr, range(sys.maxunicode + 1))))
+    assert "я" in letters and len(letters) > 30_000
+    assert all(unicodedata.is_normalized("NFC", letter) and not unicodedata.combining(letter) for letter in letters)
+    parts = [unicodedata.normalize("NFD", letter) for letter in map(chr, range(sys.maxunicode + 1))]
+    assert not any(letters.intersection(part[1:]) for part in parts if len(part) > 1 and unicodedata.normalize("NFC", part) != part)
 
 
 @pytest.mark.parametrize("text", ["ﬁ", "①", "Ａ", "ß", "İ", "a\u200bb", "\u200d", "a b", ""])

@@ -22,8 +22,14 @@ WHITE_SPACE = (
 SPACE = f"[{WHITE_SPACE}]"
 CONTROL = r"[\x00-\x08\x0e-\x1f\x7f-\x{84}\x{86}-\x{9f}\x{feff}]"
 NEEDLESS_SPACE = rf"^ | $|  |{SPACE.replace(' ', '')}"
-# Below U+0300, which begins with this byte, every text is composed as it is.
-FIRST_COMPOSING_BYTE = 0xCC
+# What may not be composed yet. Letters of these blocks compose with nothing that is not outside of them, and
+# to look for others takes a fifth of the time that composing takes.
+COMPOSED = (
+    r"\x00-\x{2ff}\x{388}-\x{3ff}\x{400}-\x{482}\x{48a}-\x{52f}\x{5d0}-\x{5ea}\x{620}-\x{64a}\x{1e00}-\x{1eff}"
+    r"\x{2002}-\x{205e}\x{20a0}-\x{20bf}\x{3000}-\x{3029}\x{3041}-\x{3096}\x{30a1}-\x{30ff}\x{4e00}-\x{9fff}"
+    r"\x{ac00}-\x{d7a3}\x{ff00}-\x{ffef}"
+)
+COMPOSABLE = {"nfc": f"[^{COMPOSED}]", "nfkc": r"[^\x00-\x7f]"}
 
 
 def normalize(texts: pa.Array, config: TextConfig) -> pa.Array:
@@ -53,17 +59,18 @@ def normalize_all(texts: pa.Array, config: TextConfig) -> pa.Array:
 
 def replace(texts: pa.Array, where: str, pattern: str, replacement: str) -> pa.Array:
     """Return texts with a pattern replaced in those rows in which another one is found."""
-    mask = pc.fill_null(pc.match_substring_regex(texts, where), False)
-    if not pc.any(mask).as_py():
-        return texts
-    return pc.replace_with_mask(texts, mask, pc.replace_substring_regex(texts.filter(mask), pattern, replacement))
+    return change(texts, where, lambda found: pc.replace_substring_regex(found, pattern, replacement))
 
 
 def compose(texts: pa.Array, form: str) -> pa.Array:
-    """Return texts in NFC or NFKC; rows that are in it by their bytes alone are not looked at."""
-    first = FIRST_COMPOSING_BYTE if form == "nfc" else 0x80
-    mask = pa.array(rows_with(texts, lambda data: data >= first))
-    return pc.replace_with_mask(texts, mask, pc.utf8_normalize(texts.filter(mask), form=form.upper()))
+    """Return texts in NFC or NFKC."""
+    return change(texts, COMPOSABLE[form], lambda found: pc.utf8_normalize(found, form=form.upper()))
+
+
+def change(texts: pa.Array, where: str, change_all: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """Return texts with those rows changed in which a pattern is found."""
+    mask = pc.fill_null(pc.match_substring_regex(texts, where), False)
+    return pc.replace_with_mask(texts, mask, change_all(texts.filter(mask))) if mask.true_count else texts
 
 
 def changeable(texts: pa.Array) -> np.ndarray:
