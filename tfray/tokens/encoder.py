@@ -10,50 +10,23 @@ pieces, so nearly all of them are looked up and not encoded.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import tokenizers
-from tokenizers import pre_tokenizers
 
+from tfray.tokens.splitting import Splitting, splits_at_spaces
 from tfray.tokens.tokenizer import Tokenizer
 
-SEPARATOR = "\x1f"  # between pieces that are encoded together; texts that contain it go to the library whole
-CHUNK_ROWS, CHUNK_BYTES = 4096, 1 << 20
+pc: Any = pyarrow.compute  # its functions are made at run time
+
+CHUNK_ROWS, CHUNK_BYTES = 16_384, 1 << 20
 PIECES_AT_ONCE = 64
 MOST_CACHED_BYTES = 1 << 25
-
-# White space beyond that of ASCII, by any definition that has been in use.
-OTHER_SPACES = (
-    r"[\x1c-\x1f\x{85}\x{a0}\x{1680}\x{180e}\x{2000}-\x{200b}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]"
-)
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-OTHER, LETTER, DIGIT, MARK, SPACE, BREAK = range(6)
-
-
-class Splitting(NamedTuple):
-    """How the texts of a tokenizer come apart into pieces that have the same ids wherever they stand."""
-
-    whole: str
-    """Regular expression of the texts that are left to the library."""
-    prefix: bool
-    """A text is encoded as if a space stood before it."""
-    cut: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """(bytes, where texts begin) -> True where a piece begins."""
-    library: tokenizers.Tokenizer
-    """Encodes pieces, joined by `separator`."""
-    separator: str
-    token_bytes: np.ndarray | None
-    """Bytes of text that each id stands for; None where the ids in `opens` tell where a piece begins."""
-    opens: np.ndarray | None
 
 
 class Encoder:
@@ -133,12 +106,12 @@ class Encoder:
 
 
 def as_strings(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return texts as one array without a null."""
+    """Return texts as one array of strings without a null."""
     if isinstance(texts, pa.ChunkedArray):
-        texts = pa.concat_arrays(texts.chunks) if texts.num_chunks else pa.array([], texts.type)
+        texts = texts.combine_chunks()
     if texts.null_count:
         raise ValueError(f"{texts.null_count} of {len(texts)} texts are null; drop them before they are encoded")
-    return texts
+    return texts.cast(pa.large_string())
 
 
 def chunks(texts: pa.Array) -> Iterable[pa.Array]:
@@ -208,7 +181,7 @@ def encode_pieces(pieces: list[str], splitting: Splitting) -> tuple[np.ndarray, 
     """Return the ids and the lengths of pieces, encoded many at a time."""
     groups = [pieces[start : start + PIECES_AT_ONCE] for start in range(0, len(pieces), PIECES_AT_ONCE)]
     ids, _ = encode_with(splitting.library, [splitting.separator.join(group) for group in groups])
-    if splitting.token_bytes is not None:
+    if len(splitting.token_bytes):
         wanted = np.cumsum([len(piece.encode()) for piece in pieces])
         ends = np.cumsum(splitting.token_bytes[ids])
         stops = np.searchsorted(ends, wanted)
@@ -219,98 +192,3 @@ def encode_pieces(pieces: list[str], splitting: Splitting) -> tuple[np.ndarray, 
         if len(begins) == len(pieces) and begins[0] == 0:
             return ids, np.diff(begins, append=len(ids))
     return encode_with(splitting.library, pieces)
-
-
-def splits_at_spaces(library: tokenizers.Tokenizer) -> Splitting | None:
-    """Return how the tokenizer's texts come apart, or None where that is not known for certain."""
-    if library.truncation or library.padding or library.pre_tokenizer is None:
-        return None
-    model = library.model
-    if isinstance(model, tokenizers.models.BPE):
-        if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
-            return None
-    elif not isinstance(model, tokenizers.models.Unigram):
-        return None
-    pre_tokenizer = described(library.pre_tokenizer)
-    if pre_tokenizer["type"] == "ByteLevel" and pre_tokenizer["use_regex"]:
-        return split_byte_level(library, bool(pre_tokenizer["add_prefix_space"]))
-    return None
-
-
-def described(part: Any) -> dict[str, Any]:
-    """Return the settings of a normalizer or pre-tokenizer, as in a tokenizer.json."""
-    return json.loads(part.__getstate__())
-
-
-def plain_tokens(library: tokenizers.Tokenizer) -> list[str]:
-    """Return the added tokens that texts can spell, as regular expressions."""
-    added = library.get_added_tokens_decoder().values()
-    return [re.escape(token.content) for token in added if not (token.special and library.encode_special_tokens)]
-
-
-def split_byte_level(library: tokenizers.Tokenizer, add_prefix_space: bool) -> Splitting | None:
-    prepends = False
-    if library.normalizer is not None:
-        if described(library.normalizer) != {"type": "Prepend", "prepend": " "} or add_prefix_space:
-            return None
-        prepends = True
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    if not set(alphabet) <= library.get_vocab(with_added_tokens=False).keys():
-        return None
-    token_bytes = np.zeros(max(vocabulary.values()) + 1, np.int64)
-    for token, index in vocabulary.items():
-        token_bytes[index] = len(token)  # the alphabet has one character for each byte
-    whole = [r"^$", OTHER_SPACES, *plain_tokens(library)]
-    pieces = tokenizers.Tokenizer(library.model)
-    pieces.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.CharDelimiterSplit(SEPARATOR),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    if add_prefix_space:
-        whole.append(r"^\s")
-    return Splitting("|".join(whole), prepends or add_prefix_space, cut_as_gpt2, pieces, SEPARATOR, token_bytes, None)
-
-
-def byte_classes() -> np.ndarray:
-    """Return the class of each byte: OTHER where GPT-2's pattern may join it with any neighbour."""
-    classes = np.full(256, OTHER, np.uint8)
-    for byte in range(0x21, 0x7F):
-        classes[byte] = LETTER if chr(byte).isalpha() else DIGIT if chr(byte).isdigit() else MARK
-    classes[ord("'")] = OTHER  # 's and 't are a mark and a letter in one
-    classes[ord(" ")] = SPACE
-    classes[[9, 10, 11, 12, 13]] = BREAK
-    return classes
-
-
-def pair_cuts() -> np.ndarray:
-    """Return whether GPT-2's pattern is sure to cut between two classes of bytes, at 8 x left + right."""
-    cuts = np.zeros(64, bool)
-    for left in range(6):
-        for right in range(6):
-            runs = {left, right} <= {LETTER, DIGIT, MARK} and left != right
-            into_space = left < SPACE <= right
-            after_break = left == BREAK and right < SPACE
-            cuts[8 * left + right] = runs or into_space or after_break
-    return cuts
-
-
-CLASS_OF_BYTE = byte_classes()
-CUT_OF_PAIR = pair_cuts()
-
-
-def cut_as_gpt2(text: np.ndarray, row_starts: np.ndarray) -> np.ndarray:
-    """Return True where GPT-2's pattern surely begins a new match: a space belongs to what follows it."""
-    classes = CLASS_OF_BYTE[text]
-    begins = np.zeros(len(text), bool)
-    begins[1:] = CUT_OF_PAIR[(classes[:-1] << 3) + classes[1:]]
-    # Of several white spaces the last one stands for itself, or with what follows; at the end of a text there is none.
-    spaces = classes >= SPACE
-    inside = np.flatnonzero(spaces[1:-1] & spaces[:-2] & ~spaces[2:]) + 1
-    if len(inside):
-        is_start = np.zeros(len(text) + 1, bool)
-        is_start[row_starts] = True
-        begins[inside[~is_start[inside + 1]]] = True
-    return begins
