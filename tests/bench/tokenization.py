@@ -189,7 +189,7 @@ def run_peer(program: str, tokenizer: Path, out: Path, files: list[Path]) -> flo
     """Return the seconds that a peer's program prints last."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    script = out.with_suffix(".py")
+    script = out.with_name(f"run_{out.name}.py")  # not the name of a library
     script.write_text(program)
     command = [sys.executable, str(script), str(tokenizer), str(out), *map(str, files)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

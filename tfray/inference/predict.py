@@ -16,10 +16,9 @@ from tfray.errors import InputError
 from tfray.inference.columns import output_schema
 from tfray.inference.stage import Assignment, PredictUnit
 from tfray.report.progress import Progress
-from tfray.tokens.shards import read_summary
 from tfray.units.ledger import Ledger, open_ledger, store_settings
 from tfray.units.plan import InputFile, Unit, amount, find_files, plan_units
-from tfray.units.stream import stream_units
+from tfray.units.stream import stream
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
     actors, gpus = place_actors(job.inference, job.cluster)
     errors = 0
     with Progress(*amount("predicting", remaining)) as progress:
-        results = stream_units(remaining, PredictUnit, (assignment,), job.cluster, actors=actors, gpus=gpus)
+        results = stream(remaining, PredictUnit, (assignment,), job.cluster, actors=actors, gpus=gpus)
         for result in results:
             errors += sum(result["errors"].values())
             progress.update(result["unit_rows"], errors=errors)
@@ -93,8 +92,7 @@ def finish(ledger: Ledger, units: list[Unit], task: str) -> None:
     """Count what was written, say so, and declare the predictions whole."""
     errors: Counter[str] = Counter()
     rows = 0
-    for unit in units:
-        summary = read_summary(storage.join(ledger.folder, unit.output_name))
+    for summary in ledger.records(units):
         rows += summary["rows"]
         errors.update(summary["errors"])
     ledger.finish({"task": task, "rows": rows, "errors": dict(errors.most_common()), "units": len(units)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import NamedTuple
 
@@ -18,8 +17,8 @@ from tfray.errors import InputError
 from tfray.generation.generate import classify, generate
 from tfray.inference.columns import Prediction, with_predictions
 from tfray.model.precision import choose_dtype, prepare_cpu
-from tfray.tokens.shards import SUMMARY_KEY
 from tfray.tokens.special import EOS_ID
+from tfray.units.ledger import RECORDS, record_unit
 from tfray.units.plan import Unit
 
 
@@ -55,9 +54,9 @@ class PredictUnit:
         predictions = self.predict(rows)
         errors = Counter(kind_of(p.error) for p in predictions if p.error)
         summary = {"rows": len(predictions), "errors": dict(errors)}
-        table = with_predictions(rows.table, predictions)
-        table = table.replace_schema_metadata({SUMMARY_KEY: json.dumps(summary).encode()})
-        storage.publish_table(storage.join(self.assignment.out, unit.output_name), table)
+        out = self.assignment.out
+        storage.publish_table(storage.join(out, unit.output_name), with_predictions(rows.table, predictions))
+        record_unit(storage.join(out, RECORDS), unit, summary)
         return {"unit_rows": unit.rows, **summary}
 
     def predict(self, rows: Rows) -> list[Prediction]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -17,6 +17,8 @@ WITH_TOTAL = (
     "{elapsed} elapsed, {remaining} left{postfix}"
 )
 WITHOUT_TOTAL = "{desc}: {n_fmt}{unit}, {rate_noinv_fmt}, {elapsed} elapsed{postfix}"
+
+Own = TypeVar("Own", bound="Progress")
 
 
 class Progress:
@@ -34,7 +36,7 @@ class Progress:
         """Write the last state; closing again does nothing."""
         self._view.close()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(

@@ -10,11 +10,11 @@ from tfray.config import SPLITS, TokenizeJob
 from tfray.corpus.clean import ERROR_KINDS
 from tfray.errors import InputError, TooManyErrors
 from tfray.report.account import format_account
-from tfray.tokens.output import EXAMPLES_SHOWN
+from tfray.tokens.output import EXAMPLES_SHOWN, REJECTED, TEST_TEXT
 from tfray.tokens.recipe import Corpus, LostFile
 from tfray.tokens.shards import FORMAT_VERSION, TOKENIZER, TokenFolder, open_tokens
 from tfray.tokens.tokenizer import Tokenizer
-from tfray.units.ledger import Ledger
+from tfray.units.ledger import RECORDS, Ledger, sweep
 from tfray.units.plan import Unit
 
 LOST_WITH_FILES = ("unreadable_file", "other_schema")
@@ -45,6 +45,8 @@ def finish(job: TokenizeJob, ledger: Ledger, corpora: list[Corpus], units: list[
     }
     check_account(job, manifest)
     storage.remove(storage.join(ledger.folder, WORK))
+    for name in (*SPLITS, REJECTED, TEST_TEXT, RECORDS):
+        sweep(storage.join(ledger.folder, name))
     ledger.finish(manifest)
     return open_tokens(ledger.folder)
 

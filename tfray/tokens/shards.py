@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tfray import storage
 from tfray.errors import InputError
 from tfray.tokens.tokenizer import Tokenizer
-from tfray.units.ledger import MANIFEST, SUCCESS
+from tfray.units.ledger import MANIFEST, SUCCESS, name_of
 
 TOKENIZER = "tokenizer.json"
 FORMAT_VERSION = 2
@@ -135,9 +135,10 @@ def write_shard(path: str, corpus: str, tables: list[pa.Table]) -> Shard:
         with pq.ParquetWriter(pa.PythonFile(digest, mode="w"), tables[0].schema, compression="zstd") as writer:
             for table in tables:
                 writer.write_table(table)
-    sums = [sum(int(table[name].to_numpy().sum()) for table in tables) for name in ("source_length", "target_length")]
-    name = path.partition("?")[0].rpartition("/")[2]
-    return Shard(name, corpus, sum(map(len, tables)), *sums, digest.sha256.hexdigest())
+    source, target = (
+        sum(int(table[name].to_numpy().sum()) for table in tables) for name in ("source_length", "target_length")
+    )
+    return Shard(name_of(path), corpus, sum(map(len, tables)), source, target, digest.sha256.hexdigest())
 
 
 def read_lengths(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from tfray.corpus.duplicates import near_keys, write_keys
 from tfray.corpus.hashing import hash_pairs, hash_texts, priority, split_of
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.recipe import Recipe
-from tfray.units.ledger import record_unit
+from tfray.units.ledger import published, record_unit
 from tfray.units.plan import Unit
 
 UNIT_BITS = 36  # a key's ordinal is the unit's index and, in these bits, the row's number in the unit
@@ -171,8 +171,7 @@ def write_notes(path: str, tables: list[pa.Table]) -> None:
 def read_notes(folder: str, kind: str, schema: pa.Schema) -> pa.Table:
     """Return the notes of one kind of all units."""
     tables = []
-    for path in storage.list_files(storage.join(folder, kind)):
-        if not path.partition("?")[0].rpartition("/")[2].startswith("."):
-            with storage.open_input(path) as file:
-                tables.append(pq.read_table(file))
+    for path in published(storage.join(folder, kind)):
+        with storage.open_input(path) as file:
+            tables.append(pq.read_table(file))
     return pa.concat_tables([schema.empty_table(), *tables])

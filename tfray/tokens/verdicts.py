@@ -13,6 +13,7 @@ from tfray.config import ClusterConfig
 from tfray.corpus.duplicates import Bitmap, find_duplicates
 from tfray.report.progress import Progress
 from tfray.tokens.survey import HELD_OUT_SCHEMA, UNIT_BITS, read_notes, text_hashes
+from tfray.units.ledger import published
 from tfray.units.plan import Unit
 from tfray.units.stream import stream
 
@@ -90,7 +91,7 @@ class FindDuplicates:
     """Stage: a partition of the keys -> the ordinals of the rows that are duplicates."""
 
     def __init__(self, folder: str) -> None:
-        self.paths = storage.list_files(storage.join(folder, "keys"))
+        self.paths = published(storage.join(folder, "keys"))
 
     def __call__(self, partition: int) -> np.ndarray:
         return find_duplicates(self.paths, partition)

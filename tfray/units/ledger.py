@@ -108,8 +108,19 @@ def has_manifest(folder: str) -> bool:
 
 def visible(folder: str) -> list[str]:
     """Return the files and folders in a folder, but not the hidden ones that a killed job may leave."""
-    places = [*storage.list_files(folder), *storage.list_folders(folder)]
-    return [place for place in places if not name_of(place).startswith(".")]
+    return [*published(folder), *(place for place in storage.list_folders(folder) if name_of(place)[0] != ".")]
+
+
+def published(folder: str) -> list[str]:
+    """Return the files in a folder that appeared whole; what a kill left half written is hidden."""
+    return [path for path in storage.list_files(folder) if name_of(path)[0] != "."]
+
+
+def sweep(folder: str) -> None:
+    """Delete what kills left half written in a folder."""
+    for path in storage.list_files(folder):
+        if name_of(path)[0] == ".":
+            storage.remove(path)
 
 
 def clear(folder: str) -> None:
