@@ -31,13 +31,18 @@ def check_script(name: str | None, setting: str) -> None:
 
 def script_shares(texts: pa.Array, script: str) -> np.ndarray:
     """Return for each text the share of its letters that belong to a script; 1 where it has no letters."""
-    data, _ = text_bytes(pc.fill_null(texts, ""))
-    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), np.uint32)
-    ends = np.cumsum(pc.fill_null(pc.utf8_length(texts), 0).to_numpy(zero_copy_only=False), dtype=np.int64)
+    points, ends = code_points(pc.fill_null(texts, ""))
     letters = count(is_letter()[points], ends)
     return np.divide(
         count(in_script(script.lower())[points], ends), letters, out=np.ones(len(texts)), where=letters > 0
     )
+
+
+def code_points(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the code points of all texts on end (uint32), and where each text's end; texts have no nulls."""
+    data, _ = text_bytes(texts)
+    points = np.frombuffer(data.tobytes().decode().encode("utf-32-le"), np.uint32)
+    return points, np.cumsum(pc.utf8_length(texts).to_numpy(), dtype=np.int64)
 
 
 def count(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:
