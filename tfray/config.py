@@ -206,7 +206,8 @@ class TokensConfig:
     """Use this tokenizer in place of training one: a tokenizer.json, a SentencePiece .model, or a folder
     that holds one of them."""
     algorithm: Literal["bpe", "unigram"] = "bpe"
-    """Byte-level subword algorithm, shared by both sides."""
+    """Byte-level subword algorithm, shared by both sides. The same texts always give the same BPE
+    tokenizer; the library's training of unigram ones differs a little from run to run."""
     vocab_size: int = 8000
     """Vocabulary entries at most, special and label tokens included; at least 300."""
     sample_rows: int = 1_000_000

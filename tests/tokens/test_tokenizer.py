@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -91,6 +94,27 @@ def test_each_label_has_one_id_after_the_special_tokens_in_the_order_given(algor
 def test_training_bpe_twice_gives_the_same_file() -> None:
     first, second = (train_tokenizer(iter(CORPUS), TokensConfig(vocab_size=400), LABELS).json for _ in range(2))
     assert first == second
+
+
+TRAIN = """
+import hashlib, random, sys
+from tfray.config import TokensConfig
+from tfray.tokens.tokenizer import train_tokenizer
+words = ["".join(random.Random(i).choices("abcdeäöü漢字", k=i % 9 + 1)) for i in range(300)]  # ties at every count
+texts = [" ".join(random.Random(i).choices(words, k=i % 12 + 1)) for i in range(400)]
+for _ in range(3):
+    random.Random(sys.argv[1]).shuffle(texts)
+    print(hashlib.sha256(train_tokenizer(texts, TokensConfig(vocab_size=900), ["x", "y"]).json.encode()).hexdigest())
+"""
+
+
+def test_bpe_training_gives_the_same_file_in_any_order_of_the_texts_and_with_any_number_of_threads() -> None:
+    digests = []
+    for seed, (threads, parallel) in enumerate([("1", "false"), ("1", "true"), ("2", "true"), ("5", "true")]):
+        environment = os.environ | {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
+        command = [sys.executable, "-c", TRAIN, str(seed)]
+        digests += subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert len(digests) == 12 and len(set(digests)) == 1
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -79,7 +79,7 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokensConfig, labels: list[str]) -> Tokenizer:
-    """Return a tokenizer trained on texts, with one token for each label."""
+    """Return a tokenizer trained on texts, with one token for each label; a BPE one does not depend on their order."""
     special = [*SPECIAL_TOKENS, *(f"{LABEL_PREFIX}{label}>" for label in labels)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     fixed = len(special) + len(alphabet)
