@@ -10,6 +10,7 @@ import pyarrow as pa
 from tfray.config import CorpusConfig, PartConfig, Paths, as_list
 from tfray.corpus.clean import Cleaned, clean_pairs
 from tfray.corpus.columns import Columns, choose_columns, missing_columns
+from tfray.corpus.near import load_datasketch
 from tfray.corpus.read import declare_schema, read_blocks
 from tfray.corpus.scripts import check_script
 from tfray.errors import InputError
@@ -78,6 +79,8 @@ def find_corpora(config: CorpusConfig) -> list[Corpus]:
     """
     check_script(config.clean.source_script, "corpus.clean.source_script")
     check_script(config.clean.target_script, "corpus.clean.target_script")
+    if config.clean.near_duplicates:
+        load_datasketch()
     if not (as_list(config.train) or config.parts):
         raise InputError("corpus.train is empty; name the training files, e.g. --corpus.train data/train.parquet")
     wanted = [

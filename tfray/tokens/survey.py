@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from tfray import storage
 from tfray.config import CorpusConfig
 from tfray.corpus.clean import Cleaned
-from tfray.corpus.duplicates import near_keys, write_keys
+from tfray.corpus.duplicates import write_keys
 from tfray.corpus.hashing import hash_pairs, hash_texts, priority, split_of
+from tfray.corpus.near import near_keys
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.recipe import Recipe
 from tfray.units.ledger import published, record_unit
@@ -70,7 +71,7 @@ class Notes:
         self.labels: set[str] = set()
         self.sample: list[pa.Table] = []
         self.held_out: list[pa.Table] = []
-        self.keys: list[np.ndarray] = []
+        self.keys: list[list[np.ndarray]] = []
         self.ordinals: list[np.ndarray] = []
 
     def add(self, cleaned: Cleaned) -> None:
@@ -121,7 +122,8 @@ class Notes:
         write_notes(storage.join(folder, f"held_out/{stem}.parquet"), self.held_out)
         if self.keys:
             path = storage.join(folder, f"keys/{stem}.parquet")
-            write_keys(path, np.concatenate(self.keys), np.concatenate(self.ordinals), self.questions.partitions)
+            kinds = [np.concatenate(blocks) for blocks in zip(*self.keys, strict=True)]
+            write_keys(path, kinds, np.concatenate(self.ordinals), self.questions.partitions)
         record_unit(folder, self.unit, {"rows": self.rows, "labels": sorted(self.labels)})
 
 
@@ -146,10 +148,10 @@ def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return hash_texts(array)[:, 0].copy()
 
 
-def row_keys(config: CorpusConfig, cleaned: Cleaned) -> np.ndarray:
-    """Return the hashes by which duplicates are found, (rows, kinds, 2): equal in any of them is a duplicate."""
+def row_keys(config: CorpusConfig, cleaned: Cleaned) -> list[np.ndarray]:
+    """Return the kinds of hashes by which duplicates are found: a row that equals another in any is one."""
     clean = config.clean
-    keys = []
+    keys: list[np.ndarray] = []
     if clean.duplicates == "pair":
         keys.append(hash_pairs(cleaned.source, cleaned.target))
     if clean.duplicates in ("source", "either"):
@@ -158,7 +160,7 @@ def row_keys(config: CorpusConfig, cleaned: Cleaned) -> np.ndarray:
         keys.append(hash_texts(cleaned.target))
     if clean.near_duplicates:
         keys += near_keys(cleaned.source, clean.near_duplicates)
-    return np.stack(keys, axis=1)
+    return keys
 
 
 def write_notes(path: str, tables: list[pa.Table]) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tfray import storage
 from tfray.config import ClusterConfig
-from tfray.corpus.duplicates import Bitmap, find_duplicates
+from tfray.corpus.duplicates import MOST_PARTITIONS, Bitmap, find_duplicates
 from tfray.report.progress import Progress
 from tfray.tokens.survey import HELD_OUT_SCHEMA, UNIT_BITS, read_notes, text_hashes
 from tfray.units.ledger import published
@@ -18,7 +18,6 @@ from tfray.units.plan import Unit
 from tfray.units.stream import stream
 
 ROWS_PER_PARTITION = 1 << 21
-MOST_PARTITIONS = 4096
 
 
 class Verdicts(NamedTuple):
@@ -75,7 +74,7 @@ def mark_duplicates(folder: str, first: dict[int, int], rows: int, partitions: i
     """Return the bitmap of duplicates; kept in the survey's folder, so that a later start finds it there."""
     path = storage.join(folder, "duplicates.npy")
     if storage.exists(path):
-        return Bitmap.from_bytes(rows, storage.read_bytes(path))
+        return Bitmap(rows, storage.read_bytes(path))
     bitmap = Bitmap(rows)
     firsts = np.zeros(max(first, default=0) + 1, np.int64)
     firsts[list(first)] = list(first.values())
