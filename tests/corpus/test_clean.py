@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.config import CleanConfig, TextConfig
-from tfray.corpus.clean import ERROR_KINDS, Cleaned, REJECTED_SCHEMA, clean_pairs, kind_of, unusable, value_text
+from tfray.corpus.clean import ERROR_KINDS, REJECTED_SCHEMA, Cleaned, clean_pairs, kind_of, unusable, value_text
 from tfray.corpus.columns import Columns
 from tfray.corpus.normalize import normalize
 from tfray.corpus.read import Rows

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfray import storage
-from tfray.config import TokensConfig
+from tfray.config import SPLITS, TokensConfig
 from tfray.corpus.clean import REJECTED_SCHEMA, Cleaned
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.encoder import Encoder
 from tfray.tokens.output import TEST_TEXT, Ids, UnitOutput, rejected_rows
 from tfray.tokens.recipe import Recipe
 from tfray.tokens.special import EOS_ID
-from tfray.tokens.survey import SPLIT_NAMES, split_sides
+from tfray.tokens.survey import split_sides
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.tokens.verdicts import Verdicts
 from tfray.units.ledger import RECORDS, record_unit
@@ -70,7 +70,7 @@ class TokenizeUnit:
         table = output.table(source, target, lengths, cleaned.rows)
         reasons = self.misfits(cleaned, *lengths)
         for number in np.unique(sides):
-            chosen, split = (sides == number) & (reasons == 0), SPLIT_NAMES[number]
+            chosen, split = (sides == number) & (reasons == 0), SPLITS[number]
             output.write(split, table.filter(pa.array(chosen)), count_words(cleaned, chosen))
             if split == "test" and self.recipe.config.test_share and chosen.any():
                 output.store_text(TEST_TEXT, as_text(cleaned, chosen))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.config import CorpusConfig
+from tfray.config import SPLITS, CorpusConfig
 from tfray.corpus.clean import Cleaned
 from tfray.corpus.duplicates import write_keys
 from tfray.corpus.hashing import hash_pairs, hash_texts, priority, split_of
@@ -28,7 +28,6 @@ from tfray.units.plan import Unit
 
 UNIT_BITS = 36  # a key's ordinal is the unit's index and, in these bits, the row's number in the unit
 MOST_LABELS = 1000
-SPLIT_NAMES = ("train", "valid", "test")  # as split_of counts them
 
 SAMPLE_SCHEMA = pa.schema({"priority": pa.uint64(), "source": pa.string(), "target": pa.string()})
 HELD_OUT_SCHEMA = pa.schema({"source": pa.uint64(), "target": pa.uint64()})
@@ -128,11 +127,11 @@ class Notes:
 
 
 def split_sides(recipe: Recipe, unit: Unit, cleaned: Cleaned) -> np.ndarray:
-    """Return for each row the number of its split in SPLIT_NAMES; training rows may be held out by their source."""
+    """Return for each row the number of its split in SPLITS; training rows may be held out by their source."""
     split = recipe.splits[unit.corpus]
     config = recipe.config
     if split != "train" or not (config.valid_share or config.test_share):
-        return np.full(len(cleaned.rows), SPLIT_NAMES.index(split), np.uint8)
+        return np.full(len(cleaned.rows), SPLITS.index(split), np.uint8)
     hashes = hash_texts(cleaned.source, seed_salt(config, "split"))
     return split_of(hashes, config.valid_share, config.test_share)
 
