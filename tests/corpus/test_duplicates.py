@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def find_all(
     """Return the duplicates of rows that are cut into units, by one call a partition."""
     edges = [0, *sorted(cuts), len(kinds[0])]
     paths = []
-    for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
         paths.append(str(folder / f"{number}.parquet"))
         write_keys(paths[-1], [keys[start:stop] for keys in kinds], np.arange(start, stop), partitions)
     if order:

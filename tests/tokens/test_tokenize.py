@@ -1,10 +1,12 @@
-"""The stage of the tokenize job without Ray: a unit in, a shard out, every row accounted for."""
+"""The tokenize job as a whole, without Ray: where every row ends up, whatever the order, files and workers."""
 
 from __future__ import annotations
 
 import json
-from functools import cache
+import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,20 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfray.config import CorpusConfig, TokenizeJob, TokensConfig
-from tfray.corpus.columns import choose_columns
-from tfray.errors import InputError
-from tfray.tokens.shards import read_summary
+from tests.tokens.conftest import Run
+from tfray.config import CleanConfig, CorpusConfig, PartConfig, TokenizeJob, TokensConfig
+from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
+from tfray.report.account import format_account
+from tfray.tokens.shards import TokenFolder
 from tfray.tokens.special import EOS_ID
-from tfray.tokens.stage import Recipe, SampleUnit, TokenizeUnit
-from tfray.tokens.tokenize import add_up, find_splits, make_recipe
-from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
-from tfray.units.plan import Unit, plan_units
 
-GOOD_PAIR = b'{"source": "a man", "target": "ein Mann"}'
-MESSY_PAIRS = [
-    GOOD_PAIR,
-    b'{"source": "</s> <pad>", "target": "<s>"}',
+WORDS = ["a", "man", "Mann", "ein", "dog", "Hund", "zwei", "two", "it's", "2,000", "café", "狗", "</s>"]
+TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
+PAIRS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=40)
+MESSY = [
     b"",
     b"{cut",
     b'{"source": "\xff", "target": "x"}',
@@ -33,163 +32,297 @@ MESSY_PAIRS = [
     b'{"source": "x"}',
     b'{"source": " ", "target": "x"}',
     b'{"source": "' + b"word " * 40 + b'", "target": "x"}',
-    b'{"source": "x", "target": "' + b"word " * 40 + b'"}',
     b'{"source": "' + b"x" * 600 + b'", "target": "x"}',
-]
-MESSY_LABELS = [
-    b'{"text": "nice", "label": 1}',
-    b'{"text": "bad", "label": 0}',
-    b'{"text": "bad", "label": "0"}',
-    b'{"text": "bad", "label": "awful"}',
-    b'{"text": "bad", "label": 7}',
-    b'{"text": "bad", "label": null}',
-    b'{"text": "bad", "label": [1]}',
-    b'{"text": null, "label": 1}',
+    b'["a"]',
 ]
 
 
-@cache
-def tokenizer(labels: tuple[str, ...] = ()) -> Tokenizer:
-    return train_tokenizer(["a man", "ein Mann", "word nice bad"] * 5, TokensConfig(vocab_size=300), list(labels))
+def line(pair: tuple[str, str]) -> bytes:
+    return json.dumps({"source": pair[0], "target": pair[1]}).encode()
 
 
-def prepare(path: Path, lines: list[bytes], **corpus: object) -> tuple[list[Unit], Recipe]:
-    """Return the units and the recipe of a corpus of one JSONL file."""
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    job = TokenizeJob(out="", corpus=CorpusConfig(train=[str(path)], max_characters=500, **corpus))
-    splits = find_splits(job)
-    columns = choose_columns(splits["train"], None, None)
-    return plan_units(splits["train"], 1, 3), make_recipe(job, columns, splits)
+def write_lines(path: Path, lines: list[bytes]) -> str:
+    path.write_bytes(b"".join(entry + b"\n" for entry in lines))
+    return str(path)
 
 
-def tokenize(folder: Path, units: list[Unit], recipe: Recipe, labels: tuple[str, ...] = (), longest: int = 30) -> dict:
-    """Return the totals of a corpus' shards, which are left in the folder."""
-    stage = TokenizeUnit(str(folder), recipe, tokenizer(labels).json, longest)
-    for unit in units:
-        assert stage(unit) == {"rows": unit.rows}
-    return add_up([read_summary(f"{folder}/{unit.output_name}") for unit in units])
+def make_job(out: Path, train: Any, clean: dict | None = None, tokens: dict | None = None, **corpus: Any) -> TokenizeJob:
+    cleaning = CleanConfig(**{"max_characters": 500, "max_error_share": 1, **(clean or {})})
+    settings = TokensConfig(**{"vocab_size": 300, "max_length": 30, **(tokens or {})})
+    return TokenizeJob(out=str(out), corpus=CorpusConfig(train=train, clean=cleaning, **corpus), tokens=settings)
 
 
-def read_shards(folder: Path, units: list[Unit]) -> pa.Table:
-    return pa.concat_tables(pq.read_table(f"{folder}/{unit.output_name}").replace_schema_metadata() for unit in units)
+def read(tokens: TokenFolder, folder: str) -> list[dict]:
+    """Return the rows in a subfolder's files."""
+    paths = sorted(Path(tokens.folder, folder).glob("part-*.parquet"))
+    return [row for path in paths for row in pq.read_table(path, partitioning=None).to_pylist()]
 
 
-@settings(max_examples=25)
-@given(lines=st.lists(st.sampled_from(MESSY_PAIRS), max_size=30))
-def test_rows_in_are_pairs_out_plus_rejected_for_any_mess(tmp_path: Path, lines: list[bytes]) -> None:
-    lines = [GOOD_PAIR, *lines]
-    units, recipe = prepare(tmp_path / "a.jsonl", lines)
-    totals = tokenize(tmp_path / "out", units, recipe)
-    shards = read_shards(tmp_path / "out", units)
-    assert totals["rows"] == len(lines) == totals["pairs"] + sum(totals["rejected"].values())
-    assert totals["pairs"] == len(shards) == sum(lines.count(line) for line in MESSY_PAIRS[:2])
-    assert totals["source_tokens"] == sum(shards["source_length"].to_pylist())
-    assert totals["target_tokens"] == sum(shards["target_length"].to_pylist())
-    assert totals["rejected"].get("too_long", 0) == sum(lines.count(line) for line in MESSY_PAIRS[-3:])
+def texts_of(tokens: TokenFolder, split: str) -> list[tuple[str, str]]:
+    """Return a split's pairs, decoded."""
+    rows = read(tokens, split)
+    sides = [tokens.tokenizer.decode_batch([row[side] for row in rows]) for side in ("source_ids", "target_ids")]
+    return list(zip(*sides, strict=True))
 
 
-@settings(max_examples=25)
-@given(lines=st.lists(st.sampled_from(MESSY_LABELS), max_size=30))
-def test_labels_become_their_names_and_unknown_ones_are_counted(tmp_path: Path, lines: list[bytes]) -> None:
-    lines = [*MESSY_LABELS, *lines]
-    units, recipe = prepare(tmp_path / "a.jsonl", lines, label_names={"0": "negative", "1": "positive"})
-    labels = ("negative", "positive")
-    totals = tokenize(tmp_path / "out", units, recipe, labels)
-    assert totals["rows"] == len(lines) == totals["pairs"] + sum(totals["rejected"].values())
-    assert totals["rejected"]["unknown_label"] == sum(lines.count(MESSY_LABELS[index]) for index in (3, 4, 6))
-    ids = [target for (target,) in read_shards(tmp_path / "out", units)["target_ids"].to_pylist()]
-    found = [tokenizer(labels).label_of_id[index] for index in ids]
-    assert found.count("positive") == lines.count(MESSY_LABELS[0])
-    assert found.count("negative") == lines.count(MESSY_LABELS[1]) + lines.count(MESSY_LABELS[2])
+def places(tokens: TokenFolder) -> Counter:
+    """Return how often each (file, row) stands in a shard or among the rejected rows."""
+    return Counter((row["file"], row["row"]) for name in ("train", "valid", "test", "rejected")
+                   for row in read(tokens, name))  # fmt: skip
 
 
-def test_a_label_that_training_never_saw_is_counted_and_named(tmp_path: Path) -> None:
-    units, recipe = prepare(tmp_path / "a.jsonl", [b'{"text": "x", "label": "new"}', b'{"text": "x", "label": "old"}'])
-    totals = tokenize(tmp_path / "out", units, recipe, labels=("old",))
-    assert totals["rejected"] == {"unknown_label": 1}
-    assert "'new'" in totals["examples"]["unknown_label"][0]
+@settings(max_examples=15)
+@given(
+    pairs=PAIRS,
+    mess=st.lists(st.sampled_from(MESSY), max_size=10),
+    seed=st.integers(0, 99),
+    duplicates=st.sampled_from(["off", "pair", "source", "target", "either"]),
+    shares=st.sampled_from([(0, 0), (0.3, 0), (0.2, 0.3)]),
+)
+def test_every_row_is_in_exactly_one_of_shards_and_rejected_rows(
+    tmp_path_factory: pytest.TempPathFactory, run: Run, pairs: list, mess: list, seed: int, duplicates: str, shares: tuple
+) -> None:
+    folder = tmp_path_factory.mktemp("job")
+    lines = [*map(line, pairs), *mess]
+    random.Random(seed).shuffle(lines)
+    first, second = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    files = [write_lines(folder / f"{n}.jsonl", part) for n, part in enumerate((first, second)) if part]
+    clean = {"duplicates": duplicates, "drop_equal": True}
+    job = make_job(folder / "out", files, clean, valid_share=shares[0], test_share=shares[1])
+    try:
+        tokens = run(job, workers=2, seed=seed)
+    except InputError as error:
+        assert "every row was dropped" in str(error)
+        return
+    found = places(tokens)
+    assert set(found.values()) == {1}
+    assert len(found) == len(lines) == tokens.manifest["corpora"]["corpus"]["rows"]
+    assert sum(tokens.manifest["corpora"]["corpus"]["rejected"].values()) == len(read(tokens, "rejected"))
+    for split, sums in tokens.manifest["splits"].items():
+        rows = read(tokens, split)
+        assert sums["pairs"] == len(rows)
+        assert sums["source_tokens"] == sum(row["source_length"] for row in rows)
+        assert all(row["source_ids"][-1] == EOS_ID and len(row["target_ids"]) + 1 == row["target_length"] for row in rows)
+    kept = {pair for split in tokens.manifest["splits"] for pair in texts_of(tokens, split)}
+    assert kept <= set(pairs)
 
 
-@pytest.mark.parametrize("longest", [3, 5, 17, 30])
-def test_no_pair_is_longer_than_max_length_with_its_end(tmp_path: Path, longest: int) -> None:
-    lines = [
-        json.dumps({"source": "x" + " x" * n, "target": "y" + " y" * m}).encode() for n in range(8) for m in range(8)
+@settings(max_examples=12)
+@given(pairs=PAIRS, seed=st.integers(0, 99), sample=st.integers(1, 30))
+def test_tokenizer_and_splits_follow_from_the_rows_and_not_from_their_order_files_or_workers(
+    tmp_path_factory: pytest.TempPathFactory, run: Run, pairs: list, seed: int, sample: int
+) -> None:
+    folder = tmp_path_factory.mktemp("job")
+    chance = random.Random(seed)
+    results = []
+    for number, workers in enumerate((1, 2, 4)):
+        rows = chance.sample(pairs, len(pairs)) if number else pairs
+        cut = chance.randrange(len(rows) + 1) if number else 0
+        files = []
+        for part, chosen in enumerate((rows[:cut], rows[cut:])):
+            if chosen and part:
+                files.append(write_lines(folder / f"{number}{part}.jsonl", list(map(line, chosen))))
+            elif chosen:
+                path = folder / f"{number}{part}.parquet"
+                columns = list(zip(*chosen, strict=True))
+                pq.write_table(pa.table({"source": columns[0], "target": columns[1]}), path)
+                files.append(str(path))
+        job = make_job(folder / str(number), files, tokens={"sample_rows": sample}, valid_share=0.3, held_out="source")
+        try:
+            tokens = run(job, workers, seed, unit_rows=chance.randrange(1, 9))
+        except InputError as error:
+            results.append(str(error).partition("(")[0])
+            continue
+        results.append((tokens.tokenizer.json, *(sorted(texts_of(tokens, split)) for split in ("train", "valid"))))
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("held_out", ["either", "source", "off"])
+def test_no_text_of_validation_data_is_in_training(tmp_path: Path, run: Run, held_out: str) -> None:
+    pairs = [(f"{WORDS[i % 9]} {i}", f"{WORDS[i % 7]} {i % 40}") for i in range(120)]
+    valid = [("new", pairs[3][1]), (pairs[50][0], "neu"), ("unseen", "ungesehen")]
+    job = make_job(
+        tmp_path / "out",
+        write_lines(tmp_path / "a.jsonl", list(map(line, pairs))),
+        valid=write_lines(tmp_path / "v.jsonl", list(map(line, valid))),
+        held_out=held_out,
+    )
+    tokens = run(job)
+    trained = set(texts_of(tokens, "train"))
+    sources, targets = {source for source, _ in valid}, {target for _, target in valid}
+    leaks = {pair for pair in pairs if pair[0] in sources}
+    if held_out == "either":
+        leaks |= {pair for pair in pairs if pair[1] in targets}
+    assert trained == (set(pairs) if held_out == "off" else set(pairs) - leaks)
+    assert tokens.manifest["corpora"]["corpus"]["rejected"].get("held_out", 0) == len(set(pairs) - trained)
+    assert set(texts_of(tokens, "valid")) == set(valid)
+
+
+def test_test_rows_are_kept_as_text_too(tmp_path: Path, run: Run) -> None:
+    pairs = [(f"source {i}", f"target {i}") for i in range(200)]
+    path = write_lines(tmp_path / "a.jsonl", list(map(line, pairs)))
+    tokens = run(make_job(tmp_path / "out", path, test_share=0.2))
+    kept = [(row["source"], row["target"]) for row in read(tokens, "test_text")]
+    assert kept and sorted(kept) == sorted(texts_of(tokens, "test"))
+    assert all(pairs[row["row"]] == (row["source"], row["target"]) for row in read(tokens, "test_text"))
+
+
+@given(pairs=PAIRS, mode=st.sampled_from(["pair", "source", "target", "either"]))
+@settings(max_examples=20)
+def test_the_first_of_equal_rows_stays(
+    tmp_path_factory: pytest.TempPathFactory, run: Run, pairs: list, mode: str
+) -> None:
+    folder = tmp_path_factory.mktemp("job")
+    path = write_lines(folder / "a.jsonl", list(map(line, pairs)))
+    tokens = run(make_job(folder / "out", path, {"duplicates": mode}), workers=3, unit_rows=3)
+    seen: set = set()
+    expected = []
+    for row, (source, target) in enumerate(pairs):
+        keys = {"pair": {(source, target)}, "source": {(source,)}, "target": {("", target)}}.get(
+            mode, {(source,), ("", target)}
+        )
+        if not keys & seen:
+            expected.append(row)
+        seen |= keys
+    assert sorted(row["row"] for row in read(tokens, "train")) == expected
+
+
+def test_several_corpora_have_columns_weights_and_accounts_of_their_own(tmp_path: Path, run: Run) -> None:
+    pq.write_table(pa.table({"en": ["a man", "two dogs"], "de": ["ein Mann", "zwei Hunde"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.tsv").write_text("source\ttarget\na cat\teine Katze\n\tleer\n")
+    parts = [
+        PartConfig(name="news", files=str(tmp_path / "a.parquet"), source_column="en", target_column="de", weight=2),
+        PartConfig(name="talks", files=str(tmp_path / "b.tsv")),
     ]
-    units, recipe = prepare(tmp_path / "a.jsonl", lines)
-    totals = tokenize(tmp_path / "out", units, recipe, longest=longest)
-    shards = read_shards(tmp_path / "out", units)
-    lengths = [*shards["source_length"].to_pylist(), *shards["target_length"].to_pylist()]
-    assert all(length <= longest for length in lengths)
-    assert totals["pairs"] + totals["rejected"].get("too_long", 0) == len(lines)
-    assert max(lengths) == min(longest, 17)  # a letter and a space are two tokens of this tokenizer
+    tokens = run(make_job(tmp_path / "out", [], parts=parts))
+    assert tokens.weights == {"news": 2.0, "talks": 1.0}
+    assert sorted(shard.corpus for shard in tokens.shards("train")) == ["news", "talks"]
+    assert sorted(texts_of(tokens, "train")) == [("a cat", "eine Katze"), ("a man", "ein Mann"), ("two dogs", "zwei Hunde")]
+    assert tokens.manifest["corpora"]["talks"]["rejected"] == {"empty_source": 1}
+    assert {row["corpus"] for row in read(tokens, "rejected")} == {"talks"}
+    assert "talks" in format_account(tokens.manifest)
 
 
-def test_ids_spell_the_text_and_rows_say_where_it_stood(tmp_path: Path) -> None:
-    lines = [b"", GOOD_PAIR, b"{", '{"source": "e\u0301", "target": "y\u2028"}'.encode()]
-    units, recipe = prepare(tmp_path / "a.jsonl", lines)
-    tokenize(tmp_path / "out", units, recipe)
-    shards = read_shards(tmp_path / "out", units)
-    assert [unit.start for unit in units] == [0]
-    assert shards["row"].to_pylist() == [1, 3]
-    sources = shards["source_ids"].to_pylist()
-    assert all(ids[-1] == EOS_ID for ids in sources)
-    assert tokenizer().decode_batch(sources) == ["a man", "é"]
-    assert tokenizer().decode_batch(shards["target_ids"].to_pylist()) == ["ein Mann", "y\u2028"]
+def test_a_second_start_does_nothing_and_a_changed_setting_is_refused_by_its_name(tmp_path: Path, run: Run) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [line(("a", "b"))] * 3)
+    first = run(make_job(tmp_path / "out", path))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.parquet")}
+    assert run(make_job(tmp_path / "out", path)).fingerprint == first.fingerprint
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.parquet")} == before
+    with pytest.raises(CheckpointMismatch, match=r"corpus\.clean\.duplicates was 'off', is now 'pair'"):
+        run(make_job(tmp_path / "out", path, {"duplicates": "pair"}))
 
 
-def test_an_example_of_each_reason_says_where_the_row_stands(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("source,target\na,b\nonly one\nc,\n")
-    job = TokenizeJob(out="", corpus=CorpusConfig(train=[str(tmp_path / "a.csv")]))
-    splits = find_splits(job)
-    units = plan_units(splits["train"], 1, 3)
-    totals = tokenize(tmp_path / "out", units, make_recipe(job, choose_columns(splits["train"], None, None), splits))
-    assert totals["rejected"] == {"bad_csv": 1, "empty_target": 1}
-    assert f"{tmp_path}/a.csv, line 3: bad_csv" in totals["examples"]["bad_csv"][0]
-    assert f"{tmp_path}/a.csv, line 4: empty_target" in totals["examples"]["empty_target"][0]
+def test_shards_hold_about_so_many_tokens_and_no_unit_is_lost(tmp_path: Path, run: Run) -> None:
+    lines = [line((f"{'word ' * 20}{i}", "x")) for i in range(300)]
+    job = make_job(tmp_path / "out", write_lines(tmp_path / "a.jsonl", lines), tokens={"shard_tokens": 1000, "max_length": 200})
+    tokens = run(job, unit_rows=300)
+    sizes = [shard.source_tokens + shard.target_tokens for shard in tokens.shards("train")]
+    assert max(sizes) <= 2000 and sum(tokens.examples("train")) == 300
 
 
-def test_a_unit_without_a_good_row_still_has_its_shard(tmp_path: Path) -> None:
-    units, recipe = prepare(tmp_path / "a.jsonl", [GOOD_PAIR, *[b"{"] * 1000])
-    totals = tokenize(tmp_path / "out", units, recipe)
-    assert (totals["pairs"], totals["rejected"]) == (1, {"bad_json": 1000})
-    assert len(totals["examples"]["bad_json"]) == 3
+# ------------------------------------------------------------------------------------------- bad input
 
 
-def test_doing_a_unit_again_writes_the_same_file(tmp_path: Path) -> None:
-    units, recipe = prepare(tmp_path / "a.jsonl", MESSY_PAIRS)
-    for folder in ("one", "two"):
-        tokenize(tmp_path / folder, units, recipe)
-    for unit in units:
-        assert (tmp_path / "one" / unit.output_name).read_bytes() == (tmp_path / "two" / unit.output_name).read_bytes()
+def test_a_job_that_lost_too_many_rows_by_errors_says_so_and_ends_at_once_with_a_higher_limit(
+    tmp_path: Path, run: Run
+) -> None:
+    lines = [line(("a", "b"))] * 97 + [b"{"] * 2 + [b'{"source": "", "target": "x"}']
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    with pytest.raises(TooManyErrors, match=r"2 of 100 rows \(2\.0%\) were lost by errors(.|\n)*max_error_share=0\.01"):
+        run(make_job(tmp_path / "out", path, {"max_error_share": 0.01}))
+    shards = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "train").iterdir()}
+    tokens = run(make_job(tmp_path / "out", path, {"max_error_share": 0.02}))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "train").iterdir()} == shards
+    assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"bad_json": 2, "empty_source": 1}
 
 
-@given(rows=st.integers(1, 40), quota=st.integers(1, 50))
-def test_a_sample_is_spread_over_the_unit_and_never_above_its_share(tmp_path: Path, rows: int, quota: int) -> None:
-    lines = [json.dumps({"source": f"s{n}", "target": f"t{n}"}).encode() for n in range(rows)]
-    _, recipe = prepare(tmp_path / "a.jsonl", lines)
-    unit = Unit(3, str(tmp_path / "a.jsonl"), "jsonl", None, 0, 10**6, rows)
-    result = SampleUnit(recipe, quota)(unit)
-    chosen = [int(text[1:]) for text in result["texts"][::2]]
-    assert result["texts"] == [f"{side}{n}" for n in chosen for side in "st"]
-    assert len(set(chosen)) == len(chosen) == min(rows, quota)
-    assert chosen[-1] >= rows - -(-rows // quota)
-    assert (result["index"], result["labels"]) == (3, [])
-    assert json.loads(json.dumps(result)) == result
+def test_bad_files_are_counted_and_named_and_the_others_are_used(tmp_path: Path, run: Run) -> None:
+    good = [line(("a man", "ein Mann"))] * 50
+    write_lines(tmp_path / "good.jsonl", good)
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "magic.parquet").write_bytes(b"this is not Parquet at all")
+    pq.write_table(pa.table({"other": ["x"] * 5}), tmp_path / "schema.parquet")
+    import gzip
+
+    whole = gzip.compress(b"".join(line((f"s{i}", f"t{i}")) + b"\n" for i in range(2000)))
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    names = ("good.jsonl", "empty.jsonl", "magic.parquet", "schema.parquet", "cut.jsonl.gz")
+    tokens = run(make_job(tmp_path / "out", [str(tmp_path / name) for name in names]))
+    account = tokens.manifest["corpora"]["corpus"]
+    assert account["rejected"]["other_schema"] == 5
+    assert account["rejected"]["unreadable_file"] >= 2
+    assert {Path(entry.partition(": ")[0].strip("'")).name for entry in account["damaged_files"]} == {
+        "magic.parquet", "schema.parquet", "cut.jsonl.gz",
+    }  # fmt: skip
+    assert sum(account["pairs"].values()) > 50, "what can be read of the cut file is used"
+    assert "magic.parquet" in format_account(tokens.manifest)
 
 
-def test_a_sample_of_labelled_text_has_every_label_but_no_label_text(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": "t", "label": f"label {n % 7}"}).encode() for n in range(70)]
-    _, recipe = prepare(tmp_path / "a.jsonl", lines)
-    result = SampleUnit(recipe, 5)(Unit(0, str(tmp_path / "a.jsonl"), "jsonl", None, 0, 10**6, 70))
-    assert result["texts"] == ["t"] * 5
-    assert result["labels"] == [f"label {n}" for n in range(7)]
+def test_a_file_that_disappears_is_counted_and_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tfray.tokens import tokenize as module
+
+    paths = [write_lines(tmp_path / f"{name}.jsonl", [line(("a", "b"))] * 10) for name in "ab"]
+    plan = module.plan_corpora
+
+    def plan_and_lose(*arguments: Any) -> Any:
+        units = plan(*arguments)
+        Path(paths[1]).unlink()
+        return units
+
+    monkeypatch.setattr(module, "plan_corpora", plan_and_lose)
+    tokens = run(make_job(tmp_path / "out", paths))
+    account = tokens.manifest["corpora"]["corpus"]
+    assert account["rejected"] == {"unreadable_file": 10} and account["rows"] == 20
+    assert all("b.jsonl" in entry for entry in account["damaged_files"])
 
 
-def test_a_corpus_that_is_not_named_or_empty_is_refused(tmp_path: Path) -> None:
+def test_parallel_files_of_different_length_are_refused_with_both_counts(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "a.en").write_text("one\ntwo\nthree\n")
+    (tmp_path / "a.de").write_text("eins\nzwei\n")
+    job = make_job(tmp_path / "out", str(tmp_path / "a.en"), train_target=str(tmp_path / "a.de"))
+    with pytest.raises(InputError, match=r"a\.en' has 3.*a\.de' has 2"):
+        run(job)
+
+
+def test_a_corpus_that_is_not_named_or_empty_is_refused(tmp_path: Path, run: Run) -> None:
     with pytest.raises(InputError, match=r"corpus\.train is empty"):
-        find_splits(TokenizeJob(out=""))
+        run(TokenizeJob(out=str(tmp_path / "out")))
     (tmp_path / "a.jsonl").touch()
+    path = write_lines(tmp_path / "b.jsonl", [line(("a", "b"))])
     with pytest.raises(InputError, match=r"corpus\.valid: no row in"):
-        (tmp_path / "b.jsonl").write_bytes(GOOD_PAIR)
-        corpus = CorpusConfig(train=f"{tmp_path}/b.jsonl", valid=f"{tmp_path}/a.jsonl")
-        find_splits(TokenizeJob(out="", corpus=corpus))
+        run(make_job(tmp_path / "out", path, valid=str(tmp_path / "a.jsonl")))
+
+
+# ------------------------------------------------------------------------------------------- labels
+
+
+def test_labels_become_their_names_and_unknown_ones_are_counted(tmp_path: Path, run: Run) -> None:
+    values = [1, 0, "0", "awful", 7, None, [1], 1]
+    lines = [json.dumps({"text": f"text {i}", "label": value}).encode() for i, value in enumerate(values * 3)]
+    names = {"0": "negative", "1": "positive"}
+    tokens = run(make_job(tmp_path / "out", write_lines(tmp_path / "a.jsonl", lines), label_names=names))
+    label_of_id = {index: label for label, index in tokens.tokenizer.label_ids.items()}
+    labels = Counter(label_of_id[row["target_ids"][0]] for row in read(tokens, "train"))
+    assert labels == {"positive": 6, "negative": 6}
+    rejected = tokens.manifest["corpora"]["corpus"]["rejected"]
+    assert rejected["unknown_label"] == 9 and sum(rejected.values()) == 12
+
+
+def test_a_label_that_training_never_saw_is_counted_and_named(tmp_path: Path, run: Run) -> None:
+    rows = [{"text": f"t{i}", "label": "old"} for i in range(5)]
+    train = write_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
+    valid = write_lines(
+        tmp_path / "v.jsonl", [b'{"text": "x", "label": "new"}', b'{"text": "y", "label": "old"}']
+    )
+    tokens = run(make_job(tmp_path / "out", train, valid=valid, label_names={}))
+    assert tokens.tokenizer.labels == ["old"]
+    assert tokens.manifest["corpora"]["valid"]["rejected"] == {"unknown_label": 1}
+
+
+def test_labels_are_never_held_out_nor_length_checked(tmp_path: Path, run: Run) -> None:
+    rows = [{"text": f"{'word ' * 12}{i}", "label": i % 2} for i in range(20)]
+    train = write_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
+    valid = write_lines(tmp_path / "v.jsonl", [b'{"text": "x", "label": 1}', b'{"text": "y", "label": 0}'])
+    tokens = run(make_job(tmp_path / "out", train, {"max_length_ratio": 2}, valid=valid))
+    assert tokens.examples("train") and sum(tokens.examples("train")) == 20
