@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -120,6 +122,7 @@ def test_unit_names_are_unique_and_the_same_each_time(tmp_path: Path) -> None:
     names = [unit.output_name for unit in first]
     assert len(set(names)) == len(names) > 10
     assert names == sorted(names) == [unit.output_name for unit in again]
+    assert [Unit(**json.loads(json.dumps(asdict(unit)))) for unit in first] == first  # as they travel to workers
 
 
 PLACES = st.tuples(st.integers(0, 2), st.sampled_from(["/a.txt", "/b.txt"]), st.integers(0, 9), st.integers(10, 20))
@@ -218,7 +221,7 @@ def test_a_truncated_parquet_file_is_damaged(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
 def test_units_of_parquet_end_at_row_groups_unless_one_is_larger_than_a_unit(groups: list[int], unit_rows: int) -> None:
-    bounds = cut_groups(tuple(groups), unit_rows)
+    bounds = cut_groups(tuple(groups), unit_rows, unit_rows)
     starts = [sum(groups[:number]) for number in range(len(groups) + 1)]
     assert (bounds[0], bounds[-1]) == (0, sum(groups))
     assert all(0 < stop - start <= unit_rows for start, stop in pairwise(bounds))
@@ -227,6 +230,11 @@ def test_units_of_parquet_end_at_row_groups_unless_one_is_larger_than_a_unit(gro
     if all(rows <= unit_rows for rows in groups):
         assert set(bounds) <= set(starts)
         assert all(last - first > unit_rows for first, last in zip(bounds, bounds[2:], strict=False))
+
+
+def test_a_row_group_is_not_read_again_for_too_many_units() -> None:
+    assert len(cut_groups((100_000,), 1000, 100_000)) - 1 == 16
+    assert len(cut_groups((100_000,), 1000, 2000)) - 1 == 50
 
 
 def test_parallel_text_needs_a_target_file_for_each_source_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tfray.units.plan import InputFile, Unit
 
 SAMPLE_LINES = 1000  # of each file, to find its fields and their types
 SAMPLE_BYTES = 16 << 20
+PARSED_TOGETHER = 1024  # lines; objects of many more do not stay in the processor's cache
 
 
 def refuse_constant(name: str) -> None:
@@ -27,8 +28,14 @@ SCAN: Callable[[str, int], tuple[object, int]] = DECODER.scan_once  # type: igno
 def read_jsonl(unit: Unit, names: list[str]) -> Iterator[Block]:
     """Yield a unit's objects, the named fields as columns."""
     for lines in read_lines(unit.path, unit.compression, unit.start, unit.stop):
-        records, errors = parse_lines(lines)
-        yield Block({name: [record.get(name) for record in records] for name in names}, len(records), errors)
+        columns: dict[str, list] = {name: [] for name in names}
+        errors: dict[int, str] = {}
+        for start in range(0, len(lines.texts), PARSED_TOGETHER):
+            records, bad = parse_lines(lines.after(start).first(PARSED_TOGETHER))
+            errors.update({start + index: error for index, error in bad.items()})
+            for name, values in columns.items():
+                values += [record.get(name) for record in records]
+        yield Block(columns, len(lines.texts), errors)  # type: ignore[arg-type]
 
 
 def parse_lines(lines: Lines) -> tuple[list[dict], dict[int, str]]:

@@ -11,13 +11,15 @@ from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, DamagedFile, Rows, check_text
 from tfray.units.plan import Unit
 
+BUFFER_BYTES = 4 << 20  # of each column; without such a buffer (or with pre_buffer) a whole row group is held
+
 
 def read_parquet(unit: Unit, schema: pa.Schema) -> Iterator[Rows]:
     """Yield a unit's rows; a row group that is damaged is left out, and DamagedFile raised after the others."""
     damage = None
     try:
         with storage.open_input(unit.path) as source:
-            file = pq.ParquetFile(source)
+            file = pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
             if file.metadata.num_rows < unit.stop:
                 raise DamagedFile(unit.path, "it has lost rows since the job was planned")
             for group, first_row in groups_of(file.metadata, unit):

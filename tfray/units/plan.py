@@ -34,6 +34,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 COMPRESSION_RATIO = 3  # of text, about
 BYTES_PER_ROW = 100  # of text that is not looked at, about
 SAMPLE_BYTES = 64 << 10  # of text that is
+MOST_PIECES = 16  # of one row group, unless the largest unit makes more
 THREADS = 16  # which wait for storage
 
 
@@ -180,7 +181,7 @@ def plan_units(
     ranges = [
         unit
         for file, file_rows in zip(files, rows, strict=True)
-        for unit in cut(file, file_rows, unit_rows, stride, indexes)
+        for unit in cut(file, file_rows, unit_rows, largest, stride, indexes)
     ]
     return [replace(unit, index=first_index + index, corpus=corpus) for index, unit in enumerate(ranges)]
 
@@ -221,11 +222,11 @@ def check_lengths(files: list[InputFile], indexes: dict[str, LineIndex | None]) 
 
 
 def cut(
-    file: InputFile, rows: int, unit_rows: int, stride: int, indexes: dict[str, LineIndex | None]
+    file: InputFile, rows: int, unit_rows: int, largest: int, stride: int, indexes: dict[str, LineIndex | None]
 ) -> Iterator[Unit]:
     """Yield a file's units, none above unit_rows rows where it can be cut."""
     if file.format == "parquet":
-        for start, stop in pairwise(cut_groups(file.row_groups, unit_rows)):
+        for start, stop in pairwise(cut_groups(file.row_groups, unit_rows, largest)):
             yield make_unit(file, (start, stop), start, stop - start, rows)
         return
     index = indexes.get(file.path)
@@ -245,13 +246,14 @@ def cut(
         yield unit
 
 
-def cut_groups(groups: tuple[int, ...], unit_rows: int) -> list[int]:
+def cut_groups(groups: tuple[int, ...], unit_rows: int, largest: int) -> list[int]:
     """Return where the units of a Parquet file begin, and its end: at row groups, or inside those that are larger."""
     bounds, row = [0], 0
     for rows in groups:
         if row > bounds[-1] and row + rows - bounds[-1] > unit_rows:
             bounds.append(row)
-        pieces = math.ceil(rows / unit_rows)
+        # Who reads a piece decodes what stands before it in the group: many pieces read it many times.
+        pieces = max(min(math.ceil(rows / unit_rows), MOST_PIECES), math.ceil(rows / largest))
         bounds += [row + rows * piece // pieces for piece in range(1, pieces)]
         row += rows
         if pieces > 1:
