@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.config import CleanConfig, TextConfig
-from tfray.corpus.clean import ERROR_KINDS, Cleaned, REJECTED_SCHEMA, clean_pairs, kind_of, unusable, value_text
+from tfray.corpus.clean import ERROR_KINDS, REJECTED_SCHEMA, Cleaned, clean_pairs, kind_of, unusable, value_text
 from tfray.corpus.columns import Columns
 from tfray.corpus.normalize import normalize
 from tfray.corpus.read import Rows
 
 PAIRS = Columns("source", "target", "translation")
 LABELLED = Columns("source", "target", "classification")
-TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["", " \u3000", "ok"])
+TEXTS = (
+    st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["", " \u3000", "ok"])
+)
 ERRORS = st.sampled_from([None, None, "bad_json: no"])
 
 
@@ -55,7 +57,9 @@ def kinds(cleaned: Cleaned) -> list[str]:
     st.booleans(),
     st.booleans(),
 )
-def test_cleaning_columns_is_cleaning_row_by_row(rows: list, shortest: int, longest: int, drop: bool, space: bool) -> None:
+def test_cleaning_columns_is_cleaning_row_by_row(
+    rows: list, shortest: int, longest: int, drop: bool, space: bool
+) -> None:
     config = TextConfig(whitespace=space)
 
     def reason(source: str | None, target: str | None, error: str | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -83,7 +85,7 @@ def test_a_text_has_its_split_in_any_order_and_in_any_cut(order: list[int], cuts
     expected = split_of(hash_texts(texts, b"7"), 0.2, 0.2)[order]
     shuffled = texts.take(pa.array(order))
     edges = [0, *sorted(cuts), 60]
-    parts = [shuffled[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [shuffled[start:stop] for start, stop in itertools.pairwise(edges)]
     assert np.array_equal(np.concatenate([split_of(hash_texts(part, b"7"), 0.2, 0.2) for part in parts]), expected)
 
 

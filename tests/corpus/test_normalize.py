@@ -75,7 +75,9 @@ def test_text_of_the_blocks_that_are_not_composed_is_composed_already() -> None:
     assert "я" in letters and len(letters) > 30_000
     assert all(unicodedata.is_normalized("NFC", letter) and not unicodedata.combining(letter) for letter in letters)
     parts = [unicodedata.normalize("NFD", letter) for letter in map(chr, range(sys.maxunicode + 1))]
-    assert not any(letters.intersection(part[1:]) for part in parts if len(part) > 1 and unicodedata.normalize("NFC", part) != part)
+    assert not any(
+        letters.intersection(part[1:]) for part in parts if len(part) > 1 and unicodedata.normalize("NFC", part) != part
+    )
 
 
 @pytest.mark.parametrize("text", ["ﬁ", "①", "Ａ", "ß", "İ", "a\u200bb", "\u200d", "a b", ""])

@@ -4,6 +4,8 @@ Whole columns at a time: each check gives a mask of rows, the first check that a
 reason, and only rows that are left out are looked at one by one, for their messages.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 import math
@@ -113,8 +115,10 @@ def check_text(side: str, texts: pa.Array, script: str | None, clean: CleanConfi
         shares = script_shares(texts, script)
         yield Check(
             shares < clean.min_script_share,
-            lambda row: f"wrong_script: {shares[row]:.0%} of the {side}'s letters are {script}, less than "
-            f"min_script_share={clean.min_script_share}",
+            lambda row: (
+                f"wrong_script: {shares[row]:.0%} of the {side}'s letters are {script}, less than "
+                f"min_script_share={clean.min_script_share}"
+            ),
         )
 
 

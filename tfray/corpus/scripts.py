@@ -1,5 +1,7 @@
 """Which script a text is written in: the share of its letters that belong to one."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 import functools
@@ -33,7 +35,9 @@ def script_shares(texts: pa.Array, script: str) -> np.ndarray:
     """Return for each text the share of its letters that belong to a script; 1 where it has no letters."""
     points, ends = code_points(pc.fill_null(texts, ""))
     letters = count(is_letter()[points], ends)
-    return np.divide(count(in_script(script.lower())[points], ends), letters, out=np.ones(len(texts)), where=letters > 0)
+    return np.divide(
+        count(in_script(script.lower())[points], ends), letters, out=np.ones(len(texts)), where=letters > 0
+    )
 
 
 def code_points(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
