@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tfray.checkpoint.folder import open_model_folder, save_model_folder
-from tfray.config import TokensConfig
+from tfray.checkpoint.folder import ModelFolder, open_model_folder, save_model_folder
+from tfray.config import TextConfig, TokensConfig
 from tfray.errors import InputError
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
@@ -46,6 +46,16 @@ def save(folder: Path, model: Transformer, tokenizer: Tokenizer, **changed: Any)
 @pytest.fixture
 def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     return Path(save(tmp_path / "model", model, tokenizer))
+
+
+def test_text_is_normalized_in_prediction_as_it_was_in_training(
+    tmp_path: Path, model: Transformer, tokenizer: Tokenizer
+) -> None:
+    text = TextConfig(unicode="nfkc", whitespace=False)
+    opened = open_model_folder(save(tmp_path / "model", model, tokenizer, text=text))
+    assert opened.text == text
+    assert opened.fingerprint != open_model_folder(save(tmp_path / "other", model, tokenizer)).fingerprint
+    assert ModelFolder("", {}, "").text == TextConfig()  # as folders had it that do not say
 
 
 @torch.no_grad()

@@ -73,6 +73,15 @@ def test_a_bad_value_in_another_column_does_not_cost_the_prediction(model_folder
     assert rows[-1]["n"] is None and rows[-1]["error"].startswith("bad_type")
 
 
+def test_text_is_normalized_as_it_was_in_training(model_folder: str, tmp_path: Path) -> None:
+    sources = ["one two", " one\u3000\ttwo\ufeff\n", "one\x00 two", "\x00 "]
+    (tmp_path / "input.jsonl").write_text("\n".join(json.dumps({"source": source}) for source in sources))
+    rows = predict_file(model_folder, tmp_path / "input.jsonl", tmp_path / "out")
+    assert [row["source"] for row in rows] == sources  # as they were
+    assert len({(row["prediction"], row["score"]) for row in rows[:3]}) == 1
+    assert rows[3]["error"] == "empty_source: the source has no visible character"
+
+
 def test_predictions_do_not_depend_on_the_batch(model_folder: str, tmp_path: Path) -> None:
     table = pa.table({"source": [WORDS[: length % 40 + 1] for length in range(60)]})
     pq.write_table(table, tmp_path / "input.parquet")

@@ -10,6 +10,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tfray import storage
+from tfray.config import TextConfig
 from tfray.errors import InputError
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
@@ -40,10 +41,16 @@ class ModelFolder:
         return self.config["task"]
 
     @property
+    def text(self) -> TextConfig:
+        """How text was normalized in training, and is to be in prediction."""
+        return TextConfig(**self.config.get("text", {}))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that predictions follow from."""
         weights = storage.file_fingerprint(storage.join(self.folder, WEIGHTS))
-        return storage.fingerprint([self.config["architecture"], self.task, self.tokenizer_json, weights])
+        text = asdict(self.text)
+        return storage.fingerprint([self.config["architecture"], self.task, text, self.tokenizer_json, weights])
 
     def load_model(self) -> Transformer:
         """Return the network with its weights, in evaluation mode, on the CPU in fp32."""
@@ -66,9 +73,16 @@ def save_model_folder(
     tokenizer_json: str,
     task: str,
     made: dict,
+    text: TextConfig | None = None,
 ) -> None:
     """Write a model folder; each file appears whole, the weights last."""
-    config = {"format_version": 1, "task": task, "architecture": asdict(architecture), "training": made}
+    config = {
+        "format_version": 1,
+        "task": task,
+        "text": asdict(text or TextConfig()),
+        "architecture": asdict(architecture),
+        "training": made,
+    }
     storage.publish_text(storage.join(folder, TOKENIZER), tokenizer_json)
     storage.publish_json(storage.join(folder, CONFIG), config)
     storage.publish_text(storage.join(folder, CARD), model_card(config))
@@ -89,6 +103,7 @@ def open_model_folder(folder: str) -> ModelFolder:
     try:
         config = storage.read_json(path)
         Architecture(**config["architecture"])
+        TextConfig(**config.get("text", {}))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path!r} is damaged: {one_line(error)}") from error
     model_folder = ModelFolder(folder, config, storage.read_text(storage.join(folder, TOKENIZER)))

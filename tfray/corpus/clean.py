@@ -4,6 +4,8 @@ Whole columns at a time: each check gives a mask of rows, the first check that a
 reason, and only rows that are left out are looked at one by one, for their messages.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 import math

@@ -6,6 +6,8 @@ threshold (Leskovec et al., Mining of Massive Datasets, chapter 3). datasketch g
 functions; here they are applied to many texts at once.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 import functools

@@ -4,6 +4,8 @@ Whole columns at a time; what ASCII rows need is found by looking at bytes, and 
 change go through Unicode and regular expressions.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Which script a text is written in: the share of its letters that belong to one."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 import functools

@@ -11,7 +11,8 @@ import torch
 from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
 from tfray.config import GenerationConfig
-from tfray.corpus.clean import kind_of, normalize, unusable
+from tfray.corpus.clean import kind_of, unusable
+from tfray.corpus.normalize import normalize
 from tfray.corpus.read import DamagedFile, Rows, read_unit
 from tfray.errors import InputError
 from tfray.generation.generate import classify, generate
@@ -38,7 +39,7 @@ class PredictUnit:
 
     def __init__(self, assignment: Assignment) -> None:
         folder = open_model_folder(assignment.model_folder)
-        self.assignment, self.task = assignment, folder.task
+        self.assignment, self.task, self.text = assignment, folder.task, folder.text
         self.tokenizer = folder.tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
@@ -61,7 +62,7 @@ class PredictUnit:
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """Return a prediction or an error for each row."""
-        texts = rows.table[self.assignment.source_column].to_pylist()
+        texts = normalize(rows.table[self.assignment.source_column].combine_chunks(), self.text).to_pylist()
         limit = self.assignment.max_characters
         # A row whose text can be used is predicted even where another of its columns is bad.
         errors = [
@@ -69,7 +70,7 @@ class PredictUnit:
             for index, text in enumerate(texts)
         ]
         usable = [index for index, error in enumerate(errors) if error is None]
-        ids = self.tokenizer.encode_batch([normalize(texts[index]) for index in usable])
+        ids = self.tokenizer.encode_batch([texts[index] for index in usable])
         sources = [[*tokens, EOS_ID] for tokens in ids]
         longest = self.model.architecture.max_length
         predictions = [Prediction(None, None, error) for error in errors]

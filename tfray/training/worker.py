@@ -16,7 +16,7 @@ from tfray import storage
 from tfray.batches.feed import FeedOrderError, FeedStep, read_feed
 from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
-from tfray.config import TrainJob
+from tfray.config import TextConfig, TrainJob
 from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, prepare_cpu
 from tfray.model.transformer import Transformer
@@ -171,7 +171,9 @@ class Worker:
         folder = storage.join(self.job.out, name)
         with averaged_weights(self.state):
             weights = {key: value.detach().cpu().clone() for key, value in self.transformer.state_dict().items()}
-        save_model_folder(folder, weights, self.architecture, self.tokens.tokenizer.json, self.tokens.task, made)
+        tokens = self.tokens
+        text = TextConfig(**tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
+        save_model_folder(folder, weights, self.architecture, tokens.tokenizer.json, tokens.task, made, text)
 
     def log(self, event: dict) -> None:
         """Write an event, once for all workers."""
