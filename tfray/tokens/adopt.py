@@ -96,8 +96,10 @@ def renumbered(
         model["unk_id"] = ids[unknown]
     else:
         model["vocab"] = ids
+    description["decoder"] = description["decoder"] or default_decoder(description)
     if not is_byte_level(description):
         model["byte_fallback"] = True
+        added = {token: how for token, how in added.items() if token not in BYTE_TOKENS}
         description["decoder"] = decoder_with_bytes(description["decoder"])
     guard(library, description, special)
     description["added_tokens"] = [added[token] | {"id": ids[token]} for token in tokens if token in added]
@@ -127,6 +129,13 @@ def missing_bytes(description: dict[str, Any], tokens: set[str], name: str) -> l
                 "use a byte-level or SentencePiece tokenizer, or train one without tokens.tokenizer"
             )
     return [byte for byte in alphabet if byte not in tokens]
+
+
+def default_decoder(description: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the decoder that undoes the pre-tokenizer, for a tokenizer that was made without one."""
+    if is_byte_level(description):
+        return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    return next((part for part in flat(description["pre_tokenizer"]) if part["type"] == "Metaspace"), None)
 
 
 def decoder_with_bytes(decoder: dict[str, Any] | None) -> dict[str, Any] | None:

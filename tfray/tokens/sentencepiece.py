@@ -1,5 +1,7 @@
 """A SentencePiece .model as a tokenizer of the `tokenizers` library that gives the same pieces.
 
+Of two unigram segmentations with the same score ('.' + '..' or '..' + '.') the libraries may take different ones.
+
 The file is one protocol buffer message, of which a few fields matter; they are read here, so that
 neither `sentencepiece` nor `protobuf` is needed.
 """
