@@ -67,8 +67,10 @@ def format_histogram(source: np.ndarray, target: np.ndarray) -> str:
     used = [i for i in range(len(BINS)) if counts[0][i] or counts[1][i]]
     most = max(int(count.max()) for count in counts)
     rows: list[list[object]] = [
-        [f"{BINS[i]}-{edges[i + 1] - 1}" if i + 1 < len(BINS) else f"{BINS[i]}-"]
-        + [cell for count in counts for cell in (f"{count[i]:,}", "#" * round(BAR * count[i] / most))]
+        [
+            f"{BINS[i]}-{edges[i + 1] - 1}" if i + 1 < len(BINS) else f"{BINS[i]}-",
+            *(cell for count in counts for cell in (f"{count[i]:,}", "#" * round(BAR * count[i] / most))),
+        ]
         for i in used
     ]
     return format_table(["length", "source", "", "target", ""], rows)

@@ -46,7 +46,9 @@ def write_lines(path: Path, lines: list[bytes]) -> str:
     return str(path)
 
 
-def make_job(out: Path, train: Any, clean: dict | None = None, tokens: dict | None = None, **corpus: Any) -> TokenizeJob:
+def make_job(
+    out: Path, train: Any, clean: dict | None = None, tokens: dict | None = None, **corpus: Any
+) -> TokenizeJob:
     cleaning = CleanConfig(**{"max_characters": 500, "max_error_share": 1, **(clean or {})})
     settings = TokensConfig(**{"vocab_size": 300, "max_length": 30, **(tokens or {})})
     return TokenizeJob(out=str(out), corpus=CorpusConfig(train=train, clean=cleaning, **corpus), tokens=settings)
@@ -80,7 +82,13 @@ def places(tokens: TokenFolder) -> Counter:
     shares=st.sampled_from([(0, 0), (0.3, 0), (0.2, 0.3)]),
 )
 def test_every_row_is_in_exactly_one_of_shards_and_rejected_rows(
-    tmp_path_factory: pytest.TempPathFactory, run: Run, pairs: list, mess: list, seed: int, duplicates: str, shares: tuple
+    tmp_path_factory: pytest.TempPathFactory,
+    run: Run,
+    pairs: list,
+    mess: list,
+    seed: int,
+    duplicates: str,
+    shares: tuple,
 ) -> None:
     folder = tmp_path_factory.mktemp("job")
     lines = [*map(line, pairs), *mess]
@@ -102,7 +110,9 @@ def test_every_row_is_in_exactly_one_of_shards_and_rejected_rows(
         rows = read(tokens, split)
         assert sums["pairs"] == len(rows)
         assert sums["source_tokens"] == sum(row["source_length"] for row in rows)
-        assert all(row["source_ids"][-1] == EOS_ID and len(row["target_ids"]) + 1 == row["target_length"] for row in rows)
+        assert all(
+            row["source_ids"][-1] == EOS_ID and len(row["target_ids"]) + 1 == row["target_length"] for row in rows
+        )
     kept = {pair for split in tokens.manifest["splits"] for pair in texts_of(tokens, split)}
     assert kept <= set(pairs)
 
@@ -197,7 +207,11 @@ def test_several_corpora_have_columns_weights_and_accounts_of_their_own(tmp_path
     tokens = run(make_job(tmp_path / "out", [], parts=parts))
     assert tokens.weights == {"news": 2.0, "talks": 1.0}
     assert sorted(shard.corpus for shard in tokens.shards("train")) == ["news", "talks"]
-    assert sorted(texts_of(tokens, "train")) == [("a cat", "eine Katze"), ("a man", "ein Mann"), ("two dogs", "zwei Hunde")]
+    assert sorted(texts_of(tokens, "train")) == [
+        ("a cat", "eine Katze"),
+        ("a man", "ein Mann"),
+        ("two dogs", "zwei Hunde"),
+    ]
     assert tokens.manifest["corpora"]["talks"]["rejected"] == {"empty_source": 1}
     assert {row["corpus"] for row in read(tokens, "rejected")} == {"talks"}
     assert "talks" in format_account(tokens.manifest)
@@ -215,7 +229,9 @@ def test_a_second_start_does_nothing_and_a_changed_setting_is_refused_by_its_nam
 
 def test_shards_hold_about_so_many_tokens_and_no_unit_is_lost(tmp_path: Path, run: Run) -> None:
     lines = [line((f"{'word ' * 20}{i}", "x")) for i in range(300)]
-    job = make_job(tmp_path / "out", write_lines(tmp_path / "a.jsonl", lines), tokens={"shard_tokens": 1000, "max_length": 200})
+    job = make_job(
+        tmp_path / "out", write_lines(tmp_path / "a.jsonl", lines), tokens={"shard_tokens": 1000, "max_length": 200}
+    )
     tokens = run(job, unit_rows=300)
     sizes = [shard.source_tokens + shard.target_tokens for shard in tokens.shards("train")]
     assert max(sizes) <= 2000 and sum(tokens.examples("train")) == 300
@@ -312,9 +328,7 @@ def test_labels_become_their_names_and_unknown_ones_are_counted(tmp_path: Path, 
 def test_a_label_that_training_never_saw_is_counted_and_named(tmp_path: Path, run: Run) -> None:
     rows = [{"text": f"t{i}", "label": "old"} for i in range(5)]
     train = write_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
-    valid = write_lines(
-        tmp_path / "v.jsonl", [b'{"text": "x", "label": "new"}', b'{"text": "y", "label": "old"}']
-    )
+    valid = write_lines(tmp_path / "v.jsonl", [b'{"text": "x", "label": "new"}', b'{"text": "y", "label": "old"}'])
     tokens = run(make_job(tmp_path / "out", train, valid=valid, label_names={}))
     assert tokens.tokenizer.labels == ["old"]
     assert tokens.manifest["corpora"]["valid"]["rejected"] == {"unknown_label": 1}

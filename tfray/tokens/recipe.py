@@ -117,7 +117,7 @@ def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | 
     task = before[0].columns.task if before else config.task
     source, target = part.source_column or config.source_column, part.target_column or config.target_column
     columns = choose_columns(files, source, target, task)
-    unfit = {file.path: reason for file in files if (reason := missing_columns(file, columns.needed, columns.text))}
+    unfit = {file.path: reason for file in files if (reason := unfit_reason(file, columns))}
     lost += [lose(name, file, f"other_schema: {unfit[file.path]}") for file in files if file.path in unfit]
     files = [file for file in files if file.path not in unfit]
     if all(file.is_empty for file in files):
@@ -125,6 +125,13 @@ def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | 
     declared = declare_schema(files, columns.text, columns.needed)
     schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
     return Corpus(name, split, files, lost, columns, schema, part.weight)
+
+
+def unfit_reason(file: InputFile, columns: Columns) -> str | None:
+    """Return why no row of a file can be read, or None; JSON lines have fields of their own, and are judged by row."""
+    if file.format == "jsonl":
+        return missing_columns(file, set(), set())
+    return missing_columns(file, columns.needed, columns.text)
 
 
 def lose(corpus: str, file: InputFile, reason: str) -> LostFile:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import pre_tokenizers
+from tokenizers import models, pre_tokenizers
 
 SEPARATOR = "\x1f"  # between pieces that are encoded together; texts that contain it go to the library whole
 SPACE_MARK = "▁"  # Metaspace writes a space so
@@ -59,33 +59,49 @@ class Splitting(NamedTuple):
 
 def splits_at_spaces(library: tokenizers.Tokenizer) -> Splitting | None:
     """Return how the tokenizer's texts come apart, or None where that is not known for certain."""
-    if library.truncation or library.padding or library.pre_tokenizer is None:
-        return None
     model = library.model
-    if isinstance(model, tokenizers.models.BPE):
-        if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
-            return None
-    elif not isinstance(model, tokenizers.models.Unigram):
+    if library.truncation or library.padding or not isinstance(model, (models.BPE, models.Unigram)):
         return None
-    match described(library.pre_tokenizer):
-        case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": prefix}:
+    if isinstance(model, models.BPE) and (model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix):
+        return None
+    match parts_of(library.pre_tokenizer):
+        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": prefix}]:
             return split_bytes(library, cut_as_gpt2, prefix)
-        case {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
-            ],
-        } if pattern in WORD_PATTERNS:
+        case [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
+        ] if pattern in WORD_PATTERNS:
             return split_bytes(library, cut_at_single_spaces, False)
-        case {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}:
-            return split_metaspace(library)
+        case [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}, *others]:
+            if all(part["type"] in ("Split", "Digits", "Punctuation") for part in others):
+                return split_metaspace(library)
     return None
 
 
-def described(part: Any) -> dict[str, Any]:
-    """Return the settings of a normalizer or pre-tokenizer, as in a tokenizer.json."""
-    return json.loads(part.__getstate__())
+def knows_words(library: tokenizers.Tokenizer) -> bool:
+    """Return whether the pre-tokenizer is one of those that cut between a letter or digit and a mark after it."""
+    match parts_of(library.pre_tokenizer):
+        case [{"type": "ByteLevel", "use_regex": True}]:
+            return True
+        case [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}, {"type": "ByteLevel"}]:
+            return pattern in WORD_PATTERNS
+    return False
+
+
+def parts_of(part: Any) -> list[dict[str, Any]]:
+    """Return the settings of a normalizer or pre-tokenizer, one of several or alone, as in a tokenizer.json."""
+    return list(flat(json.loads(part.__getstate__()) if part is not None else None))
+
+
+def flat(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a part of a tokenizer.json, in order; none where it is null."""
+    if part is None:
+        return
+    inner = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
+    if inner is None:
+        yield part
+    for piece in inner or []:
+        yield from flat(piece)
 
 
 def plain_tokens(library: tokenizers.Tokenizer) -> list[str]:
@@ -99,7 +115,7 @@ def split_bytes(
 ) -> Splitting | None:
     """Return how the texts of a byte-level tokenizer come apart."""
     prepends = library.normalizer is not None
-    if prepends and (described(library.normalizer) != {"type": "Prepend", "prepend": " "} or add_prefix_space):
+    if prepends and (parts_of(library.normalizer) != [{"type": "Prepend", "prepend": " "}] or add_prefix_space):
         return None
     if not set(pre_tokenizers.ByteLevel.alphabet()) <= library.get_vocab(with_added_tokens=False).keys():
         return None
@@ -123,7 +139,7 @@ def split_metaspace(library: tokenizers.Tokenizer) -> Splitting | None:
         return None
     whole = ["^$", "^ ", SPACE_MARK, *plain_tokens(library)]
     if library.normalizer is not None:
-        if len(whole) > 3 or not changes_characters_alone(described(library.normalizer)):
+        if len(whole) > 3 or not changes_characters_alone(parts_of(library.normalizer)):
             return None
         whole += ["  ", " $", f"[^{simple_characters(library.normalizer)}]"]
     pieces = tokenizers.Tokenizer(library.model)
@@ -134,14 +150,22 @@ def split_metaspace(library: tokenizers.Tokenizer) -> Splitting | None:
     return Splitting("|".join(whole), True, cut_at_spaces, pieces, "", np.empty(0, np.int64), opens)
 
 
-def changes_characters_alone(normalizer: dict[str, Any]) -> bool:
+def changes_characters_alone(normalizer: list[dict[str, Any]]) -> bool:
     """Return whether a normalizer treats every SIMPLE character for itself and leaves single spaces inside a text."""
-    match normalizer:
-        case {"type": "Sequence", "normalizers": parts}:
-            return all(map(changes_characters_alone, parts))
-        case {"type": "Replace", "pattern": {"Regex": " {2,}"}}:
-            return True
-    return normalizer["type"] in NORMALIZERS
+    strips = False
+    for part in normalizer:
+        match part:
+            case {"type": "Replace", "pattern": {"Regex": " {2,}"}}:
+                pass
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+                pass
+            case {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}:
+                strips = True
+            case {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"} if strips:
+                pass
+            case {"type": kind} if kind not in NORMALIZERS:
+                return False
+    return True
 
 
 def simple_characters(normalizer: Any) -> str:

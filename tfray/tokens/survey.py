@@ -120,7 +120,7 @@ class Notes:
         write_notes(storage.join(folder, f"sample/{stem}.parquet"), self.sample)
         write_notes(storage.join(folder, f"held_out/{stem}.parquet"), self.held_out)
         if self.keys:
-            path = storage.join(folder, f"keys/{stem}.parquet")
+            path = storage.join(folder, f"keys/{stem}.arrow")
             kinds = [np.concatenate(blocks) for blocks in zip(*self.keys, strict=True)]
             write_keys(path, kinds, np.concatenate(self.ordinals), self.questions.partitions)
         record_unit(folder, self.unit, {"rows": self.rows, "labels": sorted(self.labels)})

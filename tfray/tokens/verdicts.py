@@ -17,7 +17,7 @@ from tfray.units.ledger import published
 from tfray.units.plan import Unit
 from tfray.units.stream import stream
 
-ROWS_PER_PARTITION = 1 << 21
+ROWS_PER_PARTITION = 1 << 22  # some 200 MB of keys at a time for each kind
 
 
 class Verdicts(NamedTuple):
