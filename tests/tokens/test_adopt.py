@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 import tokenizers
 from hypothesis import given, settings
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
 from tests.tokens.token_samples import (
     CORPUS,
     GPT2,
@@ -24,8 +26,6 @@ from tests.tokens.token_samples import (
     with_token,
     words_of,
 )
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
 from tfray.errors import InputError
 from tfray.tokens.adopt import adopt_tokenizer
 from tfray.tokens.encoder import Encoder

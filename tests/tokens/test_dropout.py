@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokens.token_samples import CORPUS, TEXTS, metaspace, own
 
+from tests.tokens.token_samples import CORPUS, TEXTS, metaspace, own
 from tfray.errors import InputError
 from tfray.tokens.dropout import BpeDropout, bytes_of_alphabet
 from tfray.tokens.encoder import Encoder

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokens.token_samples import CORPUS, GPT2, TEXTS, byte_level, changed, metaspace, own, with_token, words_of
 from tokenizers import Regex, normalizers, pre_tokenizers
 
+from tests.tokens.token_samples import CORPUS, GPT2, TEXTS, byte_level, changed, metaspace, own, with_token, words_of
 from tfray.tokens import encoder as encoder_module
 from tfray.tokens.encoder import Encoder
 from tfray.tokens.splitting import WORD_PATTERNS, splits_at_spaces

@@ -206,7 +206,7 @@ def test_several_corpora_have_columns_weights_and_accounts_of_their_own(tmp_path
     ]
     tokens = run(make_job(tmp_path / "out", [], parts=parts))
     assert tokens.weights == {"news": 2.0, "talks": 1.0}
-    assert sorted(shard.corpus for shard in tokens.shards("train")) == ["news", "talks"]
+    assert {shard.corpus for shard in tokens.shards("train")} == {"news", "talks"}
     assert sorted(texts_of(tokens, "train")) == [
         ("a cat", "eine Katze"),
         ("a man", "ein Mann"),
@@ -261,7 +261,8 @@ def test_bad_files_are_counted_and_named_and_the_others_are_used(tmp_path: Path,
     pq.write_table(pa.table({"other": ["x"] * 5}), tmp_path / "schema.parquet")
     import gzip
 
-    whole = gzip.compress(b"".join(line((f"s{i}", f"t{i}")) + b"\n" for i in range(2000)))
+    chance = random.Random(1)
+    whole = gzip.compress(b"".join(line((f"s{chance.random()}", f"t{i}")) + b"\n" for i in range(100_000)))
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     names = ("good.jsonl", "empty.jsonl", "magic.parquet", "schema.parquet", "cut.jsonl.gz")
     tokens = run(make_job(tmp_path / "out", [str(tmp_path / name) for name in names]))

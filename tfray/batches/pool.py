@@ -103,7 +103,8 @@ class PoolReader:
 
     def drop_merges(self, rows: Ragged, seed: list[int]) -> Ragged:
         """Return rows segmented by BPE dropout; one that gets too long for the model stays as it is."""
-        values, offsets = self.dropout.resegment(rows.values, rows.offsets, self.config.bpe_dropout, seed)
+        number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        values, offsets = self.dropout.resegment(rows.values, rows.offsets, self.config.bpe_dropout, number)
         dropped = Ragged(values.astype(rows.values.dtype, copy=False), offsets)
         is_too_long = np.diff(dropped.offsets) >= self.max_length  # bos or eos come on top
         if not is_too_long.any():

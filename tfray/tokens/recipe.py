@@ -11,7 +11,7 @@ from tfray.config import CorpusConfig, PartConfig, Paths, as_list
 from tfray.corpus.clean import Cleaned, clean_pairs
 from tfray.corpus.columns import Columns, choose_columns, missing_columns
 from tfray.corpus.near import load_datasketch
-from tfray.corpus.read import declare_schema, read_blocks
+from tfray.corpus.read import DamagedFile, declare_schema, file_schema, read_blocks
 from tfray.corpus.scripts import check_script
 from tfray.errors import InputError
 from tfray.units.plan import InputFile, Unit, find_files
@@ -114,24 +114,33 @@ def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | 
     setting = f"corpus.{split}" if name in ("corpus", split) else f"corpus.parts ({name})"
     if not files:
         raise InputError(f"{setting}: none of its files can be read: {lost[0].path}: {lost[0].reason}")
+    if all(file.is_empty for file in files):
+        raise InputError(f"{setting}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty")
     task = before[0].columns.task if before else config.task
     source, target = part.source_column or config.source_column, part.target_column or config.target_column
     columns = choose_columns(files, source, target, task)
     unfit = {file.path: reason for file in files if (reason := unfit_reason(file, columns))}
-    lost += [lose(name, file, f"other_schema: {unfit[file.path]}") for file in files if file.path in unfit]
+    lost += [lose(name, file, unfit[file.path]) for file in files if file.path in unfit]
     files = [file for file in files if file.path not in unfit]
-    if all(file.is_empty for file in files):
-        raise InputError(f"{setting}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty")
     declared = declare_schema(files, columns.text, columns.needed)
     schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
     return Corpus(name, split, files, lost, columns, schema, part.weight)
 
 
 def unfit_reason(file: InputFile, columns: Columns) -> str | None:
-    """Return why no row of a file can be read, or None; JSON lines have fields of their own, and are judged by row."""
-    if file.format == "jsonl":
-        return missing_columns(file, set(), set())
-    return missing_columns(file, columns.needed, columns.text)
+    """Return why no row of a file can be used, as `kind: message`, or None."""
+    if file.is_empty:
+        return None
+    try:
+        file_schema(file, columns.text)
+    except DamagedFile as error:
+        return f"unreadable_file: {error.reason}"
+    except InputError as error:
+        return f"other_schema: {error}"
+    if file.format == "jsonl":  # each line has fields of its own, and is judged by them
+        return None
+    reason = missing_columns(file, columns.needed, columns.text)
+    return f"other_schema: {reason}" if reason else None
 
 
 def lose(corpus: str, file: InputFile, reason: str) -> LostFile:

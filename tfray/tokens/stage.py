@@ -104,7 +104,7 @@ class TokenizeUnit:
         """Return for each row the number of the reason in MISFITS for which its tokens cannot be used, or 0."""
         reasons = np.zeros(len(source_lengths), np.uint8)
         if self.recipe.is_classification:
-            reasons[pc.is_in(cleaned.target, self.label_names).invert().to_numpy(zero_copy_only=False)] = 3
+            reasons[~pc.is_in(cleaned.target, self.label_names).to_numpy(zero_copy_only=False)] = 3
         elif ratio := self.recipe.config.clean.max_length_ratio:
             longer, shorter = np.maximum(source_lengths, target_lengths), np.minimum(source_lengths, target_lengths)
             reasons[longer - 1 > ratio * np.maximum(shorter - 1, 1)] = 2  # without eos

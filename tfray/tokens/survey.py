@@ -8,6 +8,7 @@ rows' texts and their order, and not from who read them.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,7 @@ class Notes:
     def __init__(self, recipe: Recipe, questions: Questions, unit: Unit) -> None:
         self.recipe, self.questions, self.unit = recipe, questions, unit
         self.rows = 0
+        self.rejected: Counter[str] = Counter()
         self.labels: set[str] = set()
         self.sample: list[pa.Table] = []
         self.held_out: list[pa.Table] = []
@@ -76,13 +78,14 @@ class Notes:
     def add(self, cleaned: Cleaned) -> None:
         """Take note of a block."""
         self.rows += len(cleaned.rows) + len(cleaned.rejected)
+        self.rejected.update(cleaned.rejected["reason"].to_pylist())
         if not len(cleaned.rows):
             return
         sides = split_sides(self.recipe, self.unit, cleaned)
         self.note_sample(cleaned, sides)
         if self.recipe.config.held_out != "off":
             self.note_held_out(cleaned, sides)
-        if self.recipe.is_classification:
+        if self.recipe.is_classification and self.is_training:
             self.labels.update(pc.unique(cleaned.target).to_pylist())
             self.labels = set(sorted(self.labels)[: MOST_LABELS + 1])
         if self.questions.partitions and self.is_training:
@@ -123,7 +126,8 @@ class Notes:
             path = storage.join(folder, f"keys/{stem}.arrow")
             kinds = [np.concatenate(blocks) for blocks in zip(*self.keys, strict=True)]
             write_keys(path, kinds, np.concatenate(self.ordinals), self.questions.partitions)
-        record_unit(folder, self.unit, {"rows": self.rows, "labels": sorted(self.labels)})
+        record = {"rows": self.rows, "rejected": self.rejected, "labels": sorted(self.labels)}
+        record_unit(folder, self.unit, record)
 
 
 def split_sides(recipe: Recipe, unit: Unit, cleaned: Cleaned) -> np.ndarray:

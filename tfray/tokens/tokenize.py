@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import asdict
 from itertools import islice
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfray import storage
@@ -119,6 +121,8 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
         if job.tokens.tokenizer:
             return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, labels)), verdicts
         texts = draw_sample(folder, wanted, verdicts, recipe)
+        if not texts and share == 1.0:
+            raise InputError(f"corpus.train: every row was dropped ({count_reasons(records)}); look at the rows")
         if len(texts) >= wanted or share == 1.0:
             return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels)), verdicts
         share = min(1.0, 4 * share)
@@ -173,7 +177,7 @@ def draw_sample(folder: str, wanted: int, verdicts: Verdicts, recipe: Recipe) ->
     notes = notes.filter(pc.invert(verdicts.are_held_out(notes["source"], notes["target"])))
     notes = notes.take(pc.sort_indices(notes, [(name, "ascending") for name in SAMPLE_SCHEMA.names]))
     distinct = distinct_rows(notes["priority"].to_pylist(), wanted)
-    chosen = notes.take(distinct)
+    chosen = notes.take(pa.array(distinct, pa.int64()))
     if recipe.is_classification:
         return chosen["source"].to_pylist()
     pairs = zip(chosen["source"].to_pylist(), chosen["target"].to_pylist(), strict=True)
@@ -184,6 +188,12 @@ def distinct_rows(ascending: list[int], wanted: int) -> list[int]:
     """Return the places of the first `wanted` different values."""
     changes = (i for i, value in enumerate(ascending) if i == 0 or value != ascending[i - 1])
     return list(islice(changes, wanted))
+
+
+def count_reasons(records: list[dict]) -> str:
+    """Return why rows of surveyed units cannot be used, the most frequent reason first."""
+    rejected = sum((Counter(record["rejected"]) for record in records), Counter())
+    return ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common()) or "there was none"
 
 
 def label_names(job: TokenizeJob, recipe: Recipe, records: list[dict]) -> list[str]:
