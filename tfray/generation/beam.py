@@ -37,9 +37,7 @@ class Beam:
         slots = len(board.limits)
         self.ended: list[list[Hypothesis]] = [[] for _ in range(slots)]
         self.counts = [0] * slots
-        self.threshold = board.add(
-            "threshold", torch.full((slots,), NEVER, dtype=torch.float64, device=board.device)
-        )
+        self.threshold = board.add("threshold", torch.full((slots,), NEVER, dtype=torch.float64, device=board.device))
         """The rank that something open must beat: of the n_best-th hypothesis so far."""
         self.full = board.add("full", torch.zeros(slots, dtype=torch.bool, device=board.device))
         self.looked = None
@@ -60,7 +58,7 @@ class Beam:
         """Extend the beams; return each hypothesis' parent (rows, size), and the slots that are done."""
         board, rows, size = self.board, self.board.rows, self.size
         if self.looked is not None:
-            self.looked[:rows, :, : looks.shape[-1]] += looks.view(rows, size, -1).float()
+            self.looked[:rows, :, : looks.shape[-1]] += looks
         values, ids = best_tokens(log_probs, 2 * size)
         each = ids.shape[1]
         totals = (board.scores[:rows, :, None] + values.view(rows, size, each).double()).flatten(1)
@@ -157,7 +155,7 @@ class Beam:
         found = [
             Hypothesis(beginning, score, False, rank)
             for beginning, score, rank in zip(ids, board.scores[slot].tolist(), ranks, strict=True)
-            if score > NEVER
+            if score > NEVER and not unmet(board.requests[slot].must, beginning)
         ]
         return sorted(found, key=lambda hypothesis: -hypothesis.rank)
 

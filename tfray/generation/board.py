@@ -50,7 +50,9 @@ class Board:
         limits = [longest_target(length, self.longest, self.config) for length in lengths]
         self.limits[index] = torch.tensor(limits, device=self.device)
         self.least[index] = torch.tensor([shortest_target(n, self.config) for n in lengths], device=self.device)
-        numbers = [row if request.number is None else request.number for row, request in zip(rows, requests, strict=True)]
+        numbers = [
+            row if request.number is None else request.number for row, request in zip(rows, requests, strict=True)
+        ]
         self.numbers[index] = torch.tensor(numbers, device=self.device)
         self.positions[index] = 0
         self.last[index] = BOS_ID

@@ -49,9 +49,7 @@ def begun(waiting: list[list[int]], ids: Sequence[int]) -> int:
 def next_tokens(phrases: Phrases, ids: Sequence[int]) -> set[int]:
     """Return the tokens that bring a beginning nearer to its phrases."""
     before = unmet(phrases, ids)
-    return {
-        token for phrase in phrases for token in phrase if unmet(phrases, [*ids, token]) < before
-    }
+    return {token for phrase in phrases for token in phrase if unmet(phrases, [*ids, token]) < before}
 
 
 def choose_with_phrases(
@@ -59,8 +57,8 @@ def choose_with_phrases(
 ) -> list[tuple[float, int, int]]:
     """Return (score, parent, token) of a row's next beginnings, as many as the beam has, the best first.
 
-    log_probs: (beam, vocab); room: tokens left with eos, so that a beginning which cannot meet its
-    phrases any more is worth nothing.
+    log_probs: (beam, vocab); room: tokens left; a beginning that cannot meet its phrases any more is
+    worth nothing.
     """
     size, never = len(ids), float("-inf")
     candidates: dict[tuple[int, int], tuple[float, int]] = {}
@@ -71,7 +69,7 @@ def choose_with_phrases(
         for token in {*top[parent], *next_tokens(phrases, beginning)} - {EOS_ID}:
             total = score + float(log_probs[parent, token])
             missing = unmet(phrases, [*beginning, token])
-            if total > never and missing + 1 <= room - 1:
+            if total > never and missing <= room - 1:
                 candidates[parent, token] = (total, missing)
     banks: dict[int, list[tuple[float, int, int]]] = {}
     for (parent, token), (total, missing) in sorted(candidates.items(), key=lambda item: (-item[1][0], item[0])):

@@ -92,11 +92,13 @@ class Batch:
         """Return the next token's logits (rows x width, vocab), and the attention to the source."""
         last = self.board.last[: self.board.rows]
         found = [network.step(last, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
+        if self.config.coverage_penalty:
+            found = [(logits, weights.float().mean(1)) for logits, weights in found]
         if len(found) == 1:
             return found[0]
         # Several networks: the mean of their probabilities.
         log_probs = torch.stack([logits.float().log_softmax(-1) for logits, _ in found])
-        mean_looks = torch.stack([looks.float() for _, looks in found]).mean(0)
+        mean_looks = torch.stack([looks for _, looks in found]).mean(0) if self.config.coverage_penalty else found[0][1]
         return log_probs.logsumexp(0) - torch.tensor(float(len(found))).log(), mean_looks
 
     def fill(self, free: list[int]) -> None:

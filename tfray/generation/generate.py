@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from tfray.tokens.special import EOS_ID
 
 Models = Transformer | Network | Sequence[Transformer | Network]
 WINDOW_ROWS = 16_384
+NOTHING_FOUND = "constraint: the search found no target that meets all that is asked for; use a larger beam"
 
 
 def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
@@ -93,12 +95,14 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
     parts: dict[int, list[Hypothesis]] = {}
     for row, hypotheses in engine.run(sound):
         if row >= 0:
-            yield row, Output(hypotheses, truncated=row in truncated)
+            error = None if hypotheses else NOTHING_FOUND
+            yield row, Output(hypotheses, error, truncated=row in truncated)
             continue
         parts[row] = hypotheses
         whole = owner[row]
         if all(piece in parts for piece in pieces[whole]):
-            yield whole, Output(join([parts[piece] for piece in pieces[whole]]))
+            hypotheses = join([parts[piece] for piece in pieces[whole]])
+            yield whole, Output(hypotheses, None if hypotheses else NOTHING_FOUND)
 
 
 def split_request(request: Request, row: int, longest: int) -> list[Request]:
@@ -115,7 +119,7 @@ def split_source(source: Sequence[int], longest: int) -> list[list[int]]:
     body = list(source[:-1]) if source[-1] == EOS_ID else list(source)
     count = -(-len(body) // (longest - 1))
     cuts = [len(body) * number // count for number in range(count + 1)]
-    return [[*body[start:stop], EOS_ID] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [[*body[start:stop], EOS_ID] for start, stop in itertools.pairwise(cuts)]
 
 
 def join(pieces: list[list[Hypothesis]]) -> list[Hypothesis]:

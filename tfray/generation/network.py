@@ -263,7 +263,7 @@ class Network:
 
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
-        layer's look at the source, the mean over heads, (rows, width, source)."""
+        layer's attention to the source, (rows, heads, width, source)."""
         rows, width = ids.shape
         self.reach(cache.length)
         positions = cache.positions[:rows].repeat_interleave(width)
@@ -273,9 +273,7 @@ class Network:
         for number, layer in enumerate(self.decoder):
             attention = layer.self_attention
 
-            def gather(
-                states: Tensor, attention: Attention = attention, number: int = number
-            ) -> tuple[Linear, Tensor]:
+            def gather(states: Tensor, attention: Attention = attention, number: int = number) -> tuple[Linear, Tensor]:
                 query, keys, values = self.split(attention.inner(states), positions, 3)
                 keys, values = cache.append(number, keys, values)
                 return attention.output, attend(query.unflatten(0, (rows, width)), keys, values, cache.bias)[0]

@@ -48,7 +48,12 @@ def past_tokens(board: Board) -> Tensor:
 def penalize_repetitions(logits: Tensor, board: Board, penalty: float) -> None:
     """Make tokens that have occurred less probable: positive logits are divided by the penalty, negative
     ones multiplied (Keskar et al. 2019, section 4.1)."""
+    if not board.reached:
+        return
     past = past_tokens(board)
+    # A row that has just begun has nothing to penalize: the write below gives back what was there.
+    past = torch.where(past == PAD_ID, past[:, :1], past)
+    penalty = torch.where(past == PAD_ID, 1.0, penalty)
     found = logits.gather(1, past)
     logits.scatter_(1, past, torch.where(found > 0, found / penalty, found * penalty))
 

@@ -126,6 +126,4 @@ def find_contradiction(request: Request, architecture: Architecture, config: Gen
 def contains(ids: Sequence[int], phrase: Sequence[int]) -> bool:
     """Say whether a phrase occurs in ids."""
     width = len(phrase)
-    return width > 0 and any(
-        list(ids[start : start + width]) == list(phrase) for start in range(len(ids) - width + 1)
-    )
+    return width > 0 and any(list(ids[start : start + width]) == list(phrase) for start in range(len(ids) - width + 1))

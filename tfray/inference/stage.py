@@ -14,9 +14,11 @@ from tfray.checkpoint.folder import open_model_folder
 from tfray.config import GenerationConfig
 from tfray.corpus.clean import kind_of, normalize, unusable
 from tfray.corpus.read import Rows, read_unit
-from tfray.generation.generate import classify, generate
+from tfray.generation.generate import prepare
+from tfray.generation.scoring import classify
 from tfray.inference.columns import Prediction, with_predictions
-from tfray.model.precision import choose_dtype, prepare_cpu
+from tfray.inference.search import search_targets
+from tfray.model.precision import prepare_cpu
 from tfray.tokens.shards import SUMMARY_KEY
 from tfray.tokens.special import EOS_ID
 from tfray.units.plan import Unit
@@ -43,8 +45,7 @@ class PredictUnit:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             prepare_cpu(threads=1)  # one process a core is faster than one process with many threads
-        dtype = choose_dtype(assignment.generation.precision, self.device)
-        self.model = folder.load_model().to(self.device, dtype)
+        self.model = prepare(folder.load_model().to(self.device), assignment.generation)
 
     def __call__(self, unit: Unit) -> dict:
         rows = read_unit(unit, self.assignment.schema, {self.assignment.source_column})
@@ -68,30 +69,34 @@ class PredictUnit:
         usable = [index for index, error in enumerate(errors) if error is None]
         ids = self.tokenizer.encode_batch([normalize(texts[index]) for index in usable])
         sources = [[*tokens, EOS_ID] for tokens in ids]
-        longest = self.model.architecture.max_length
+        longest, generation = self.model.architecture.max_length, self.assignment.generation
         predictions = [Prediction(None, None, error) for error in errors]
         fitting = []
         for index, source in zip(usable, sources, strict=True):
-            if len(source) > longest:
+            if len(source) > longest and (self.task == "classification" or generation.long_sources == "refuse"):
                 message = f"too_long: the source has {len(source)} tokens, the model takes {longest}"
                 predictions[index] = Prediction(None, None, message)
             else:
                 fitting.append((index, source))
         found = self.search([source for _, source in fitting])
-        for (index, _), (text, score) in zip(fitting, found, strict=True):
-            predictions[index] = Prediction(text, score, rows.errors[index])
+        for (index, _), prediction in zip(fitting, found, strict=True):
+            predictions[index] = prediction._replace(error=prediction.error or rows.errors[index])
         return predictions
 
-    def search(self, sources: list[list[int]]) -> list[tuple[str, float]]:
+    def search(self, sources: list[list[int]]) -> list[Prediction]:
         """Return text and log-probability, or label and probability, of each source."""
         generation = self.assignment.generation
         if self.task != "classification":
-            hypotheses = generate(self.model, sources, generation)
-            texts = self.tokenizer.decode_batch([hypothesis.ids for hypothesis in hypotheses])
-            return [(text, hypothesis.score) for text, hypothesis in zip(texts, hypotheses, strict=True)]
+            outputs = search_targets(self.model, self.tokenizer, sources, generation)
+            texts = self.tokenizer.decode_batch([out.best.ids if not out.error else [] for out in outputs])
+            return [
+                Prediction(None, None, out.error) if out.error else Prediction(text, out.best.score, None)
+                for out, text in zip(outputs, texts, strict=True)
+            ]
         labels = list(self.tokenizer.label_ids)
         probabilities = classify(self.model, sources, list(self.tokenizer.label_ids.values()), generation.batch_rows)
         best = probabilities.max(-1)
         return [
-            (labels[index], score) for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            Prediction(labels[index], score, None)
+            for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
