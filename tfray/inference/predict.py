@@ -23,6 +23,7 @@ from tfray.units.stream import stream
 logger = logging.getLogger(__name__)
 
 UNIT_ROWS = (64, 4096)
+BATCHING = {"batch_rows", "max_tokens", "memory_gb"}  # these do not change any result
 
 
 def predict(job: PredictJob) -> str:
@@ -50,7 +51,7 @@ def predict(job: PredictJob) -> str:
 
 def made_from(job: PredictJob, folder: ModelFolder, files: list[InputFile]) -> dict[str, object]:
     """Return everything that the predictions follow from."""
-    generation = {name: value for name, value in asdict(job.generation).items() if name != "batch_rows"}
+    generation = {name: value for name, value in asdict(job.generation).items() if name not in BATCHING}
     return {
         "model": folder.fingerprint,
         "generation": generation,

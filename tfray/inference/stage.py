@@ -15,9 +15,10 @@ from tfray.corpus.clean import kind_of, unusable
 from tfray.corpus.normalize import normalize
 from tfray.corpus.read import DamagedFile, Rows, read_unit
 from tfray.errors import InputError
-from tfray.generation.generate import classify, generate
+from tfray.generation.generate import generate, prepare
+from tfray.generation.scoring import classify
 from tfray.inference.columns import Prediction, with_predictions
-from tfray.model.precision import choose_dtype, prepare_cpu
+from tfray.model.precision import prepare_cpu
 from tfray.tokens.special import EOS_ID
 from tfray.units.ledger import RECORDS, record_unit
 from tfray.units.plan import Unit
@@ -44,8 +45,7 @@ class PredictUnit:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             prepare_cpu(threads=1)  # one process a core is faster than one process with many threads
-        dtype = choose_dtype(assignment.generation.precision, self.device)
-        self.model = folder.load_model().to(self.device, dtype)
+        self.model = prepare(folder.load_model().to(self.device), assignment.generation)
 
     def __call__(self, unit: Unit) -> dict:
         try:
