@@ -6,6 +6,7 @@ the lines of its input: `add` starts a node, `lose` kills the last one's raylet,
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -47,14 +48,14 @@ class Nodes:
         self.answer()
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes that run actors or tasks of Ray Data."""
+        """Return the processes that run actors or tasks of Ray Data (a raylet dies with its agents: not those)."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 name = " ".join(process.cmdline())
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            if name.startswith("ray::") and "IDLE" not in name and "Split" not in name:
+            if name.startswith("ray::") and "Map" in name:
                 found.append(process)
         return found
 
@@ -77,11 +78,13 @@ def serve(nodes: int) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    others = [cluster.add_node(num_cpus=1) for _ in range(nodes - 1)]
+    # With addresses of their own, or a driver on this machine might attach itself to one of them, and die with it.
+    addresses = (f"127.0.0.{number}" for number in itertools.count(2))
+    others = [cluster.add_node(num_cpus=1, node_ip_address=next(addresses)) for _ in range(nodes - 1)]
     print(f"cluster: {cluster.address}", flush=True)
     for order in sys.stdin:
         if order.strip() == "add":
-            others.append(cluster.add_node(num_cpus=1))
+            others.append(cluster.add_node(num_cpus=1, node_ip_address=next(addresses)))
         elif others:
             lose(cluster, others.pop())
         print("cluster: done", flush=True)

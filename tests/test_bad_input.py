@@ -105,4 +105,4 @@ def test_a_tokens_folder_that_is_none(place: Path) -> None:
 
 
 def test_an_unknown_command_names_those_that_exist() -> None:
-    assert "'trian' is not one of tokenize, train" in refused("trian")
+    assert "'trian' is not one of tokenize, inspect, train" in refused("trian")

@@ -20,7 +20,7 @@ ORDER = [
     {"training", "generation"},
     {"inference"},
     {"evaluation"},
-    {"run"},
+    {"run", "inspect"},
     {"demo"},
     {"cli"},
 ]

@@ -46,6 +46,10 @@ def clean(
     return cleaned
 
 
+def messages(cleaned: Cleaned) -> list[str]:
+    return [f"{row['reason']}: {row['message']}" for row in cleaned.rejected.to_pylist()]
+
+
 def kinds(cleaned: Cleaned) -> list[str]:
     return cleaned.rejected["reason"].to_pylist()
 
@@ -134,7 +138,7 @@ def test_a_rejected_row_has_the_reason_that_fits(
     )
     if message == "missing_target: there is no target":
         message = "too_short: the source has 1 characters, fewer than min_characters=2"  # the source comes first
-    assert cleaned.rejected["message"].to_pylist() == ([message] if message else [])
+    assert messages(cleaned) == ([message] if message else [])
     assert cleaned.rejected["row"].to_pylist() + cleaned.rows.tolist() == [5]
 
 
@@ -153,9 +157,7 @@ def test_white_space_that_is_kept_still_does_not_fill_a_text() -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
 def test_prediction_refuses_the_texts_that_cleaning_refuses(text: str) -> None:
     normalized = normalize(pa.array([text]), TextConfig())[0].as_py()
-    assert unusable("source", normalized, 9) == next(
-        iter(clean([text], ["b"], max_characters=9).rejected["message"].to_pylist()), None
-    )
+    assert unusable("source", normalized, 9) == next(iter(messages(clean([text], ["b"], max_characters=9))), None)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_labels_that_a_missing_one_made_floats_are_still_digits() -> None:
 def test_labels_get_their_names_and_values_without_one_are_refused() -> None:
     cleaned = clean(["a", "b", "c", "d"], [1, 0, 2, None], LABELLED, names={"0": "bad", "1": "good"})
     assert cleaned.target.to_pylist() == ["good", "bad"]
-    assert cleaned.rejected["message"].to_pylist() == [
+    assert messages(cleaned) == [
         "unknown_label: '2' is not in label_names (0, 1)",
         "missing_target: there is no target",
     ]

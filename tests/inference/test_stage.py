@@ -14,8 +14,8 @@ from tfray.corpus.read import declare_schema
 from tfray.inference.stage import Assignment, PredictUnit
 from tfray.model.architecture import resolve
 from tfray.model.transformer import Transformer
-from tfray.tokens.shards import read_summary
 from tfray.tokens.tokenizer import train_tokenizer
+from tfray.units.ledger import RECORDS, read_records
 from tfray.units.plan import find_files, plan_units
 
 WORDS = "one two three four five six seven eight nine ten"
@@ -43,7 +43,7 @@ def predict_file(model_folder: str, path: Path, out: Path, **search: int) -> lis
     for unit in units:
         stage(unit)
     tables = [pq.read_table(out / unit.output_name) for unit in units]
-    counted = [read_summary(str(out / unit.output_name)) for unit in units]
+    counted = read_records(str(out / RECORDS), units)
     assert sum(summary["rows"] for summary in counted) == sum(map(len, tables))
     return pa.concat_tables(tables).to_pylist()
 

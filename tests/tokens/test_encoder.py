@@ -111,7 +111,7 @@ def test_a_full_cache_changes_no_id(name: str, cache_words: int, batches: list[l
 def test_every_pair_of_kinds_of_characters_is_cut_as_the_library_cuts_it(name: str) -> None:
     tokenizer = library_of(name)
     kinds = [
-        *"aZ09._-'s \t\n\r\x0b\x0c\x00\x1b\x1c\x7fé漢。٣²",
+        *"aZ09._-'s \t\n\r\x0b\x0c\x00\x1b\x1c\x7fé漢字。，٣²",
         "\xa0",
         "\x85",
         "\u2028",
@@ -132,6 +132,7 @@ def test_every_code_point_beside_a_letter_and_a_space_has_the_library_s_ids(name
     step = 1 if name in ("bpe 600", "sentencepiece unigram normalized") else 41
     codes = [code for code in range(0, 0x32000, step) if not 0xD800 <= code < 0xE000]
     texts = [f"a{chr(code)} {chr(code)}b {chr(code)}" for code in codes]
+    texts += [f"漢{chr(code)}。{chr(code)}「1{chr(code)}字" for code in codes]
     assert_as_the_library(Encoder(tokenizer), tokenizer, texts)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tfray import storage
 from tfray.errors import CheckpointMismatch, InputError
 from tfray.units import ledger as ledger_module
-from tfray.units.ledger import MANIFEST, open_ledger
+from tfray.units.ledger import MANIFEST, RECORDS, open_ledger, published, record_unit, sweep
 from tfray.units.plan import Unit
 
 UNITS = [Unit(index, "/a.txt", "text", None, index, index + 1, index, 1, 1) for index in range(8)]
@@ -20,27 +20,32 @@ MADE_FROM = {"model": "abc", "generation": {"beam_size": 4}, "inputs": [["/a.txt
 
 @settings(max_examples=20)
 @given(done=st.sets(st.sampled_from(range(len(UNITS)))))
-def test_what_remains_is_what_has_no_file_yet(tmp_path_factory: pytest.TempPathFactory, done: set[int]) -> None:
+def test_what_remains_is_what_has_no_record_yet(tmp_path_factory: pytest.TempPathFactory, done: set[int]) -> None:
     folder = tmp_path_factory.mktemp("out")
     ledger = open_ledger(str(folder), MADE_FROM, overwrite=False)
-    for subfolder in (None, "train"):
-        for index in done:
-            storage.publish_bytes(f"{folder}/{subfolder or '.'}/{UNITS[index].output_name}", b"")
-        remaining = ledger.remaining(UNITS, subfolder)
-        assert [unit.index for unit in remaining] == [index for index in range(len(UNITS)) if index not in done]
+    for index in done:
+        record_unit(str(folder / RECORDS), UNITS[index], {"rows": index})
+    assert [unit.index for unit in ledger.remaining(UNITS)] == [i for i in range(len(UNITS)) if i not in done]
+    finished = [UNITS[index] for index in sorted(done)]
+    assert ledger.records(finished) == [{"rows": unit.index} for unit in finished]
 
 
-def test_a_half_written_file_does_not_count_as_done(tmp_path: Path) -> None:
+def test_a_half_written_record_does_not_count_as_done_and_is_swept_away(tmp_path: Path) -> None:
     ledger = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
-    (tmp_path / f".{UNITS[0].output_name}.0123").write_bytes(b"half")
-    assert ledger.remaining(UNITS) == UNITS
+    record_unit(str(tmp_path / RECORDS), UNITS[1], {})
+    half = tmp_path / RECORDS / f".{UNITS[0].stem}.json.0123"
+    half.write_bytes(b"half")
+    assert ledger.remaining(UNITS) == [UNITS[0], *UNITS[2:]]
+    sweep(str(tmp_path / RECORDS))
+    assert not half.exists() and published(str(tmp_path / RECORDS)) == [f"{tmp_path}/{RECORDS}/{UNITS[1].stem}.json"]
 
 
 def test_the_same_settings_go_on_and_keep_what_is_done(tmp_path: Path) -> None:
-    open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
-    (tmp_path / UNITS[0].output_name).touch()
+    ledger = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
+    record_unit(str(tmp_path / RECORDS), UNITS[0], {})
     for overwrite in (False, True):
         assert open_ledger(str(tmp_path), MADE_FROM, overwrite).remaining(UNITS) == UNITS[1:]
+    assert ledger.remaining(UNITS) == UNITS[1:]
 
 
 @settings(max_examples=20)

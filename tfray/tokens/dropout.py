@@ -22,7 +22,7 @@ from tfray.tokens.splitting import flat
 from tfray.tokens.tokenizer import Tokenizer
 
 VARIANTS = 8  # segmentations of one word in one call; its occurrences choose among them
-MOST_WORDS = 1 << 18
+MOST_WORDS = 1 << 17  # kept with their bytes between calls; about 100 MB
 NO_MERGE = np.iinfo(np.int32).max
 
 

@@ -214,11 +214,29 @@ def pair_cuts() -> np.ndarray:
 
 CLASS_OF_BYTE = byte_classes()
 CUT_OF_PAIR = pair_cuts()
+IS_LEAD = np.isin(np.arange(256), [0xE3, 0xEF, *range(0xE4, 0xEA)])  # of the characters that CLASS_OF_CODE knows
+CLASS_OF_CODE = np.full(1 << 16, OTHER, np.uint8)
+CLASS_OF_CODE[0x4E00:0x9FA6] = LETTER
+CLASS_OF_CODE[list(map(ord, "、。《》「」！（），：；？"))] = MARK
+
+
+def classify_chinese(text: np.ndarray, classes: np.ndarray) -> None:
+    """Set the classes of Chinese characters, U+4E00 to U+9FA5, and of their usual marks."""
+    leads = np.flatnonzero(IS_LEAD[text])
+    if not len(leads):
+        return
+    codes = ((text[leads] & 15).astype(np.uint16) << 12) + ((text[leads + 1] & 63).astype(np.uint16) << 6)
+    codes += text[leads + 2] & 63
+    kinds = CLASS_OF_CODE[codes]
+    leads, kinds = leads[kinds != OTHER], kinds[kinds != OTHER]
+    for place in range(3):
+        classes[leads + place] = kinds
 
 
 def cut_as_gpt2(text: np.ndarray, row_starts: np.ndarray) -> np.ndarray:
     """Return True where GPT-2's pattern surely begins a new match: a space belongs to what follows it."""
     classes = CLASS_OF_BYTE[text]
+    classify_chinese(text, classes)
     begins = np.zeros(len(text), bool)
     begins[1:] = CUT_OF_PAIR[(classes[:-1] << 3) + classes[1:]]
     # Of several white spaces the last one stands for itself, or with what follows; at the end of a text there is none.
