@@ -515,18 +515,58 @@ class GenerationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """The prediction job's workers."""
+    """The prediction job: its columns, its errors, its workers."""
 
+    prefix: str = ""
+    """Put before the names of the columns that are added, where the input has columns of these names."""
+    provenance: bool = False
+    """Add the columns file and row: where each row came from."""
+    token_scores: bool = False
+    """Task score: add the log-probability of every target token."""
+    embedding_type: Literal["float32", "float16"] = "float32"
+    """Task embed: the numbers of the vectors."""
+    max_characters: int = 100_000
+    """Longest source text in characters; a longer one gets an error in its row."""
+    sentences: Literal["long", "all", "off"] = "long"
+    """Task generate: which sources are split into sentences, each with a target of its own, joined again in
+    order: those longer than the model takes, every one, or none. What is too long after that is up to
+    generation.long_sources."""
+    language: str | None = None
+    """Language of the source (en, de, fr, es, zh ...), for abbreviations after which no sentence ends.
+    Default: the abbreviations of all of them."""
+    schemas: Literal["union", "same"] = "union"
+    """Input files with different columns: the output has all of them, or the job is refused."""
+    fail_fast: bool = False
+    """End at the first row with an error, with exit code 3."""
+    max_error_rate: float = 1.0
+    """Share of rows with errors beyond which the job ends, with exit code 3."""
+    unit_rows: int | None = None
+    """Most rows of a unit, which is worked on and committed as a whole. Default: 4,096; with GPUs 65,536."""
     actors: int | None = None
-    """Model replicas. Default: one for each GPU of the cluster, or else one for each CPU core."""
+    """Model replicas. Default: one for each GPU of the cluster, or else one for each group of CPU cores."""
+    max_actors: int | None = None
+    """Model replicas to which the job may grow. Default: 'actors'; with cluster.autoscaling as many as there
+    are units."""
+    cpus_per_actor: int = 1
+    """CPU cores of a replica without a GPU."""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU a replica. 'auto': where the cluster has GPUs."""
-    max_characters: int = 5000
-    """Longest source text in characters; a longer one gets an error in its row."""
 
     def __post_init__(self) -> None:
-        require(self.actors is None or self.actors > 0, "inference.actors", self.actors, "must be positive")
-        require(self.max_characters > 0, "inference.max_characters", self.max_characters, "must be positive")
+        for name in ("unit_rows", "actors", "max_actors"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"inference.{name}", value, "must be positive")
+        for name in ("max_characters", "cpus_per_actor"):
+            require(getattr(self, name) > 0, f"inference.{name}", getattr(self, name), "must be positive")
+        require(
+            0 <= self.max_error_rate <= 1, "inference.max_error_rate", self.max_error_rate, "must be between 0 and 1"
+        )
+        require(
+            not (self.actors and self.max_actors) or self.max_actors >= self.actors,
+            "inference.max_actors",
+            self.max_actors,
+            f"must be at least inference.actors ({self.actors})",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -580,14 +620,32 @@ class PredictJob:
     input: Paths
     """Files, globs or folders: Parquet, JSONL, CSV, TSV or plain text (.gz, .zst, .bz2 too)."""
     out: str
-    """Folder (or s3:// place) for the Parquet files: all input columns, prediction, score, error."""
+    """Folder (or s3:// place) for the Parquet files: all input columns, and those of the task."""
+    task: Literal["auto", "generate", "classify", "score", "embed"] = "auto"
+    """Targets, labels, the log-probability of given targets, or vectors of the sources. 'auto': targets,
+    or labels where the model was trained on them."""
     source_column: str | None = None
     """Column (or JSON field) of the source text. Default: source, or text if there is no source."""
+    target_column: str | None = None
+    """Task score: column of the target text. Default: target, or label."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    overwrite: bool = False
-    """Predict anew where 'out' holds predictions made from other settings or inputs."""
+    mode: Literal["resume", "new", "overwrite", "append"] = "resume"
+    """resume: begin, or go on where a run of the same settings and inputs ended. new: refuse a place that
+    holds anything. overwrite: replace what was made otherwise; it stays readable until the new is whole.
+    append: add the input files that a finished output has not seen."""
+    dry_run: bool = False
+    """Write nothing; say how many units and rows there are, and from a sample of 100 rows how long it takes,
+    how much memory, and how large the output gets."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusJob:
+    """Say how far a tokenize or predict job is, from its commit log alone."""
+
+    out: str
+    """The job's output folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from tfray.checkpoint.folder import ModelFolder, open_model_folder
 from tfray.config import GenerationConfig
-from tfray.corpus.clean import normalize, unusable
+from tfray.corpus.clean import unusable
+from tfray.corpus.normalize import normalize
 from tfray.errors import InputError
 from tfray.generation import scoring
 from tfray.generation.generate import networks_of
@@ -84,7 +86,8 @@ class Model:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of source texts, eos at the end."""
-        return [[*ids, EOS_ID] for ids in self.tokenizer.encode_batch([normalize(text) for text in texts])]
+        clean = normalize(pa.array(texts, pa.string()), self.folders[0].text).to_pylist()
+        return [[*ids, EOS_ID] for ids in self.tokenizer.encode_batch(clean)]
 
     def generate(
         self,
