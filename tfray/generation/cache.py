@@ -13,8 +13,12 @@ All hypotheses of a row write into one list of keys, (position, hypothesis), and
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
+
+from tfray.generation import native
 
 FIRST_LENGTH = 32  # positions; doubled when a row outgrows it
 # Lengths are rounded up: fewer shapes, and kernels that sum alike whatever the length (below 16 keys,
@@ -31,13 +35,23 @@ class SlotCache:
     """Keys and values of up to `slots` rows with `width` hypotheses each, for one model."""
 
     def __init__(
-        self, slots: int, width: int, source: int, layers: int, heads: int, head_dim: int, like: Tensor
+        self,
+        slots: int,
+        width: int,
+        source: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        like: Tensor,
+        kernels: ctypes.CDLL | None = None,
     ) -> None:
+        self.kernels = kernels
         self.slots, self.width, self.heads, self.head_dim = slots, width, heads, head_dim
         self.like = like
         self.layers = layers
         self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)
         self.memory_buffer = like.new_empty(layers, 2, slots, heads, round_up(source), head_dim)
+        self.memory_lengths = torch.ones(slots, dtype=torch.long, device=like.device)
         self.memory_bias_buffer = like.new_full((slots, 1, round_up(source)), float("-inf"))
         self.source_lengths = [0] * slots
         self.steps_taken = [0] * slots
@@ -53,11 +67,14 @@ class SlotCache:
         shape = (self.layers, 2, self.slots, self.heads, capacity, self.width * self.head_dim)
         # Zeros, not whatever was there: a masked key must still be a number.
         buffer = self.like.new_zeros(shape)
-        bias = self.like.new_full((self.slots, self.width, capacity * self.width), float("-inf"))
+        ancestors = torch.zeros(self.slots, self.width, capacity, dtype=torch.int32, device=self.like.device)
+        seen = 0 if self.kernels else capacity * self.width  # the kernels need no bias
+        bias = self.like.new_full((self.slots, self.width, seen), float("-inf"))
         if self.capacity:
             buffer[..., : self.capacity, :] = self.buffer
-            bias[..., : self.capacity * self.width] = self.bias_buffer
-        self.buffer, self.bias_buffer, self.capacity = buffer, bias, capacity
+            ancestors[..., : self.capacity] = self.ancestors
+            bias[..., : self.bias_buffer.shape[-1]] = self.bias_buffer
+        self.buffer, self.bias_buffer, self.ancestors, self.capacity = buffer, bias, ancestors, capacity
 
     def admit(self, slots: list[int], keys_values: list[Tensor]) -> None:
         """Give rows these slots; keys_values: a row's (source, layers, 2, heads, head_dim) each."""
@@ -73,6 +90,7 @@ class SlotCache:
         self.memory_bias_buffer[index, 0] = self.like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
         self.bias_buffer[index] = float("-inf")
         self.positions[index] = 0
+        self.memory_lengths[index] = torch.tensor(lengths, device=device)
         for slot, length in zip(slots, lengths, strict=True):
             self.source_lengths[slot], self.steps_taken[slot] = length, 0
 
@@ -85,6 +103,8 @@ class SlotCache:
         self.length = min(round_up(longest + 1), self.capacity)
         self.source = round_up(max(self.source_lengths[:rows]))
         positions = self.positions[:rows]
+        if self.kernels:
+            return
         numbers = torch.arange(rows, device=self.like.device)
         self.bias_buffer.view(self.slots, self.width, self.capacity, self.width)[numbers, :, positions] = self.own
         heads = torch.arange(rows * self.heads, device=self.like.device)
@@ -105,6 +125,25 @@ class SlotCache:
         keys, values = self.memory_buffer[layer, :, : self.rows, :, : self.source].unbind()
         return keys, values
 
+    def attend_past(self, layer: int, joint: Tensor) -> Tensor:
+        """Store the newest keys and values and return what its queries gather, by the kernels; joint:
+        (rows x width, 3 x d_model), output: (rows x width, d_model)."""
+        assert self.kernels is not None
+        output = joint.new_empty(len(joint), self.heads * self.head_dim)
+        keys, values = self.buffer[layer]
+        shape = (self.rows, self.width, self.heads, self.head_dim, self.capacity)
+        native.call(self.kernels.attend_past, joint, keys, values, self.ancestors, self.positions, output, *shape)
+        return output
+
+    def attend_memory(self, layer: int, queries: Tensor) -> Tensor:
+        """Return what queries gather of the source, by the kernels, (rows x width, d_model) each."""
+        assert self.kernels is not None
+        output = torch.empty_like(queries)
+        keys, values = self.memory_buffer[layer]
+        shape = (self.rows, self.width, self.heads, self.head_dim, self.memory_buffer.shape[4])
+        native.call(self.kernels.attend_memory, queries, keys, values, self.memory_lengths, output, *shape)
+        return output
+
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the newest position's keys and values, each (rows x width, heads, head_dim); return all,
         each (rows, heads, positions x width, head_dim)."""
@@ -119,10 +158,15 @@ class SlotCache:
 
     def end_step(self, parents: Tensor | None) -> None:
         """Let hypothesis (row, i) go on from (row, parents[row, i]); None: each from itself."""
+        if self.kernels and self.width > 1:
+            place = torch.arange(self.width, dtype=torch.int32).expand(self.rows, -1)
+            lines = self.ancestors[: self.rows, :, : self.length]
+            lines.scatter_(2, self.positions[: self.rows, None, None].expand(-1, self.width, 1), place[..., None])
+            if parents is not None:
+                lines.copy_(lines.gather(1, parents[..., None].expand_as(lines)))
         self.positions[: self.rows] += 1
-        for slot in range(self.rows):
-            self.steps_taken[slot] += 1
-        if parents is not None:
+        self.steps_taken[: self.rows] = [steps + 1 for steps in self.steps_taken[: self.rows]]
+        if parents is not None and not self.kernels:
             stop = self.length * self.width
             bias = self.bias_buffer[: self.rows, :, :stop]
             self.bias_buffer[: self.rows, :, :stop] = bias.gather(1, parents[..., None].expand_as(bias))
@@ -136,6 +180,8 @@ class SlotCache:
         self.buffer[:, :, target, :, : self.length] = self.buffer[:, :, source, :, : self.length]
         self.bias_buffer[target] = self.bias_buffer[source]
         self.positions[target] = self.positions[source]
+        self.ancestors[target] = self.ancestors[source]
+        self.memory_lengths[target] = self.memory_lengths[source]
         for old, new in zip(sources, targets, strict=True):
             self.source_lengths[new] = self.source_lengths[old]
             self.steps_taken[new] = self.steps_taken[old]

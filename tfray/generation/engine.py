@@ -70,7 +70,14 @@ class Batch:
         )
         self.caches = [
             SlotCache(
-                slots, engine.width, source, len(network.decoder), network.heads, network.head_dim, network.embedding
+                slots,
+                engine.width,
+                source,
+                len(network.decoder),
+                network.heads,
+                network.head_dim,
+                network.embedding,
+                None if self.config.coverage_penalty else network.kernels(),
             )
             for network in self.networks
         ]

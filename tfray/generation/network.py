@@ -6,6 +6,7 @@ states are two-dimensional, (rows x positions, d_model), as the products want th
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tfray.generation import native
 from tfray.generation.cache import SlotCache, round_up
 from tfray.generation.linear import Activation, Linear, PlainLinear, Precision, choose_linear
 from tfray.model.layers import DecoderLayer, EncoderLayer, FeedForward
@@ -23,6 +25,7 @@ from tfray.tokens.special import PAD_ID
 
 # Products of few short queries take another way, whose last bits depend on the number of keys.
 FEW_QUERIES, NARROW_HEAD = 4, 32
+MANY_QUERIES = 96  # longer sources are worth a matrix product
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -52,9 +55,9 @@ class Network:
         self.architecture = architecture = model.architecture
         self.precision = precision
         self.device = model.output_weight.device
-        # int8 keeps activations, norms and the cache in fp32.
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.kind = choose_linear(precision, self.device)
+        # On a CPU, activations, norms and the cache are in fp32 whatever the products are in.
+        self.dtype = torch.bfloat16 if precision == "bf16" and self.kind is PlainLinear else torch.float32
         self.is_pre_norm = architecture.norm_position == "pre"
         self.is_rotary = architecture.positions == "rotary"
         self.heads, self.head_dim = architecture.num_heads, architecture.head_dim
@@ -71,8 +74,7 @@ class Network:
 
     def pack(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Linear:
         """Return a linear map in this network's precision."""
-        dtype = torch.float32 if self.kind is not PlainLinear and self.precision == "int8" else self.dtype
-        ready = [None if part is None else part.detach().to(dtype) for part in (weight, bias)]
+        ready = [None if part is None else part.detach().to(self.dtype) for part in (weight, bias)]
         return self.kind(*ready, activation)
 
     def pack_norm(self, norm: nn.Module) -> Norm:
@@ -83,6 +85,8 @@ class Network:
         shape = tuple(weight.shape)
         if isinstance(norm, nn.LayerNorm):
             bias, eps = norm.bias.detach().to(self.dtype), norm.eps
+            if self.device.type == "cpu" and self.dtype == torch.float32:
+                return lambda states: normalize(states, weight, bias, eps)
             return lambda states: F.layer_norm(states, shape, weight, bias, eps)
         return lambda states: F.rms_norm(states, shape, weight, norm.eps)  # type: ignore[union-attr]
 
@@ -131,6 +135,10 @@ class Network:
             return table, table
         angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(self.head_dim))
         return angles.cos().to(self.device, self.dtype), angles.sin().to(self.device, self.dtype)
+
+    def kernels(self, length: int = 0) -> ctypes.CDLL | None:
+        """Return the compiled kernels where they serve this network and pay at a length."""
+        return native.kernels(self.device) if self.dtype == torch.float32 and length <= MANY_QUERIES else None
 
     def reach(self, length: int) -> None:
         """Make sure that positions below a length have their place in the tables."""
@@ -207,6 +215,14 @@ class Network:
             joint = attention.inner(states)
             if self.is_rotary:
                 joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
+            kernels = self.kernels(shape[1]) if places is not None else None
+            if kernels is not None:
+                output = joint.new_empty(len(joint), self.heads * self.head_dim)
+                starts = (places // shape[1]).bincount(minlength=shape[0]).cumsum(0)
+                starts = F.pad(starts, (1, 0))
+                size = (shape[0], self.heads, self.head_dim, shape[1])
+                native.call(kernels.attend_source, joint, starts, output, *size)
+                return attention.output, output
             if places is not None:
                 joint = joint.new_zeros(shape[0] * shape[1], joint.shape[1]).index_copy_(0, places, joint)
             query, keys, values = joint.view(*shape, 3, self.heads, self.head_dim).unbind(2)
@@ -261,6 +277,18 @@ class Network:
 
     # One position of every hypothesis.
 
+    def attend_slots(self, layer: Layer, hidden: Tensor, cache: SlotCache, number: int) -> tuple[Tensor, Tensor]:
+        """Return hidden states after cross-attention, and its weights where the kernels don't keep them."""
+        if cache.kernels is None:
+            return self.attend_memory(layer, hidden, *cache.memory(number), cache.memory_bias)
+        attention = layer.cross_attention
+        assert attention is not None
+
+        def gather(states: Tensor) -> tuple[Linear, Tensor]:
+            return attention.output, cache.attend_memory(number, attention.inner(states))
+
+        return self.around(hidden, attention.norm, gather), hidden
+
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
         layer's attention to the source, (rows, heads, width, source)."""
@@ -274,14 +302,30 @@ class Network:
             attention = layer.self_attention
 
             def gather(states: Tensor, attention: Attention = attention, number: int = number) -> tuple[Linear, Tensor]:
-                query, keys, values = self.split(attention.inner(states), positions, 3)
+                joint = attention.inner(states)
+                if cache.kernels is not None and not self.is_rotary:
+                    return attention.output, cache.attend_past(number, joint)
+                query, keys, values = self.split(joint, positions, 3)
+                if cache.kernels is not None:
+                    joint = torch.stack([query, keys, values], dim=1)
+                    return attention.output, cache.attend_past(number, joint.flatten(1))
                 keys, values = cache.append(number, keys, values)
                 return attention.output, attend(query.unflatten(0, (rows, width)), keys, values, cache.bias)[0]
 
             hidden = self.around(hidden, attention.norm, gather)
-            hidden, looks = self.attend_memory(layer, hidden, *cache.memory(number), cache.memory_bias)
+            hidden, looks = self.attend_slots(layer, hidden, cache, number)
             hidden = self.feed_forward(layer, hidden)
         return self.logits(hidden), looks
+
+
+def normalize(states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return LayerNorm's output in fp32 on a CPU."""
+    kernels = native.kernels(states.device)
+    if kernels is None:
+        return F.layer_norm(states, tuple(weight.shape), weight, bias, eps)
+    output = torch.empty_like(states)
+    native.call(kernels.normalize_rows, states, weight, bias, eps, output, *states.shape)
+    return output
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tfray.config import GenerationConfig
+from tfray.generation import native
 from tfray.generation.board import Board
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
@@ -21,7 +22,7 @@ def next_log_probs(logits: Tensor, board: Board, config: GenerationConfig) -> Te
     logits = logits.float()
     if config.repetition_penalty != 1.0:
         penalize_repetitions(logits, board, config.repetition_penalty)
-    log_probs = logits.log_softmax(-1)
+    log_probs = log_softmax(logits)
     log_probs[:, PAD_ID] = NEVER
     log_probs[:, BOS_ID] = NEVER
     if config.suppress_tokens:
@@ -35,6 +36,16 @@ def next_log_probs(logits: Tensor, board: Board, config: GenerationConfig) -> Te
     if board.prefixes.shape[1] > 1 or any(request.prefix for request in board.requests[: board.rows]):
         force_prefix(log_probs, board)
     return log_probs
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Return log-probabilities, in place of the logits where that is possible."""
+    kernels = native.kernels(logits.device)
+    if kernels is None:
+        return logits.log_softmax(-1)
+    logits = logits.contiguous()
+    native.call(kernels.log_softmax_rows, logits, None, *logits.shape)
+    return logits
 
 
 def past_tokens(board: Board) -> Tensor:

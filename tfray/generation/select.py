@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
+
+from tfray.generation import native
 
 BLOCK = 64
 
@@ -14,6 +18,10 @@ def best_token(scores: Tensor) -> tuple[Tensor, Tensor]:
     In two stages, of blocks and inside the best one: on a CPU `max` with indices is ten times slower.
     """
     rows, vocab = scores.shape
+    kernels = native.kernels(scores.device)
+    if kernels is not None:
+        values, ids = select_natively(kernels, scores, 1)
+        return values[:, 0], ids[:, 0]
     if scores.device.type != "cpu" or vocab < 4 * BLOCK:
         found = scores.max(-1)
         return found.values, found.indices
@@ -33,6 +41,9 @@ def best_token(scores: Tensor) -> tuple[Tensor, Tensor]:
 def best_tokens(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` highest scores of each row and their ids, the best first, (rows, count) each."""
     rows, vocab = scores.shape
+    kernels = native.kernels(scores.device)
+    if kernels is not None:
+        return select_natively(kernels, scores, min(count, vocab))
     if vocab < 4 * BLOCK or count * BLOCK > vocab // 2:
         return ordered_top(scores, torch.arange(vocab, device=scores.device).expand(rows, -1), count)
     whole = vocab // BLOCK * BLOCK
@@ -46,6 +57,14 @@ def best_tokens(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         values = torch.cat([values, scores[:, whole:]], dim=1)
         ids = torch.cat([ids, torch.arange(whole, vocab, device=scores.device).expand(rows, -1)], dim=1)
     return ordered_top(values, ids, count)
+
+
+def select_natively(kernels: ctypes.CDLL, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the same by the compiled kernel."""
+    scores = scores.contiguous()
+    values, ids = torch.empty(len(scores), count), torch.empty(len(scores), count, dtype=torch.long)
+    native.call(kernels.best_tokens, scores, values, ids, *scores.shape, count)
+    return values, ids
 
 
 def ordered_top(values: Tensor, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
