@@ -94,7 +94,7 @@ class AnswerUnit:
             return {}
         try:
             return dict(zip(rows, self.ways[self.assignment.task](encoded, rows), strict=True))
-        except Exception as failure:  # noqa: BLE001 - a row's failure is the row's, whatever it is
+        except Exception as failure:
             if is_fatal(failure):
                 os._exit(1)  # this process can do no more on its device; another one goes on
             error = describe(failure)
@@ -108,7 +108,7 @@ class AnswerUnit:
         """Return the answer of a row that has failed alone, tried once more, or its error."""
         try:
             return {row: self.ways[self.assignment.task](encoded, [row])[0]}
-        except Exception:  # noqa: BLE001
+        except Exception:
             return {row: error}
 
     def free_memory(self) -> None:

@@ -169,7 +169,7 @@ class EncodeUnit:
         for index, text in enumerate(texts):
             error = unusable("target", text, limit)
             if error and index not in errors:
-                errors[index] = rows.errors.get(index) or error
+                errors[index] = str(rows.errors.get(index) or error)
         usable = {index: text for index, text in enumerate(texts) if index not in errors}
         targets = dict(zip(usable, self.encode([text or "" for text in usable.values()]), strict=True))
         for index, ids in targets.items():
