@@ -91,7 +91,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
                 raise KeyboardInterrupt
 
         def plan(files: list, smallest: int, largest: int, **named: Any) -> list:
-            return plan_units(files, 1, min(unit_rows, largest), wanted=10_000, **named)
+            return plan_units(files, 1, min(unit_rows, largest), wanted=1, **named)
 
         monkeypatch.setattr(job_module, "flow", flow)
         monkeypatch.setattr(planning, "plan_units", plan)
