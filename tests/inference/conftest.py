@@ -80,9 +80,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(job: PredictJob, seed: int = 0, unit_rows: int = 7, most_units: int | None = None) -> pa.Table:
         def flow(items: Sequence[object], stages: list[Step], waiting: int) -> Iterator[Any]:
             assert waiting > 0
-            made = [
-                step.stage(*step.arguments, *(() if step.shared is None else (step.shared,))) for step in stages
-            ]
+            made = [step.stage(*step.arguments, *(() if step.shared is None else (step.shared,))) for step in stages]
             for item in random.Random(seed).sample(list(items), len(items))[:most_units]:
                 for stage in made:
                     item = pickle.loads(pickle.dumps(stage(item)))

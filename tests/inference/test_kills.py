@@ -164,9 +164,7 @@ def test_every_row_is_there_once_with_its_value_and_finished_files_stay_closed(
         write_input(folder / "input", chance)
         calm = start(killed_model, str(folder / "input"), str(folder / "calm"), folder / "log", nodes.address)
         assert calm.wait(200) == 0, (folder / "log").read_text()
-        chaos = Chaos(
-            nodes, killed_model, str(folder / "input"), str(folder / "killed"), folder / "killed.log", chance
-        )
+        chaos = Chaos(nodes, killed_model, str(folder / "input"), str(folder / "killed"), folder / "killed.log", chance)
         killed += chaos.run(KILLS - killed.total())
         spoilt += len(chaos.spoilt)
         expected, found = tables(str(folder / "calm")), tables(str(folder / "killed"))

@@ -65,7 +65,8 @@ def open_append(ledger: Ledger, old: dict) -> Ledger:
     inputs = {**old["inputs"], **ledger.made_from["inputs"]}  # type: ignore[dict-item]
     merged = {**ledger.made_from, "inputs": inputs}
     before = {**merged, "inputs": {path: inputs[path] for path in old["inputs"]}}
-    refuse_unless(False, ledger.folder, differences(old, before))
+    if changed := differences(old, before):
+        refuse_unless(False, ledger.folder, changed)
     is_larger = len(inputs) > len(old["inputs"])
     if is_larger and not ledger.is_finished:
         raise InputError(
