@@ -140,6 +140,10 @@ class Network:
         """Return the compiled kernels where they serve this network and pay at a length."""
         return native.kernels(self.device) if self.dtype == torch.float32 and length <= MANY_QUERIES else None
 
+    def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
+        """Return what keys and values are kept in: halves where products are not exact anyhow."""
+        return self.dtype if kernels is None or self.precision == "fp32" else torch.bfloat16
+
     def reach(self, length: int) -> None:
         """Make sure that positions below a length have their place in the tables."""
         if length > len(self.tables[0]):
