@@ -142,7 +142,8 @@ class Network:
 
     def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
         """Return what keys and values are kept in: halves where products are not exact anyhow."""
-        return self.dtype if kernels is None or self.precision == "fp32" else torch.bfloat16
+        is_exact = self.precision == "fp32" or self.kind is PlainLinear
+        return self.dtype if kernels is None or is_exact else torch.bfloat16
 
     def reach(self, length: int) -> None:
         """Make sure that positions below a length have their place in the tables."""
