@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from tfray.config import GenerationConfig
 from tfray.generation import native
+from tfray.generation.attention import attend, bias_of
 from tfray.generation.generate import generate
 from tfray.generation.linear import quantize_rows
-from tfray.generation.network import attend, bias_of
 
 KERNELS = native.kernels(torch.device("cpu"))
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no C compiler")
