@@ -62,7 +62,9 @@ def build(contender: Contender, size: str, vocab: int, device: str, folder: str)
         translator = ctranslate2.Translator(
             os.path.join(folder, contender.precision),
             device=device,
-            compute_type={"fp32": "float32", "int8": "int8", "fp16": "float16", "bf16": "bfloat16"}[contender.precision],
+            compute_type={"fp32": "float32", "int8": "int8", "fp16": "float16", "bf16": "bfloat16"}[
+                contender.precision
+            ],
             inter_threads=1,
             intra_threads=contender.threads,
         )
@@ -102,7 +104,9 @@ def run_transformers(marian: Any, work: Work, device: str) -> list[list[int]]:
     for start in range(0, len(order), work.batch):
         rows = order[start : start + work.batch]
         longest = max(len(work.sources[row]) for row in rows)
-        ids = torch.tensor([[*work.sources[row], *[0] * (longest - len(work.sources[row]))] for row in rows], device=device)
+        ids = torch.tensor(
+            [[*work.sources[row], *[0] * (longest - len(work.sources[row]))] for row in rows], device=device
+        )
         with torch.inference_mode():
             outputs = marian.generate(
                 input_ids=ids,
@@ -214,7 +218,9 @@ def measure(teams: list[Team], work: Work, batches: dict[str, list[int]], rounds
     for team in teams:
         speed, batch = best[team.contender.name]
         own = outputs[team.contender.name]
-        same = sum(one[: work.output - 1] == other[: work.output - 1] for one, other in zip(own, reference, strict=True))
+        same = sum(
+            one[: work.output - 1] == other[: work.output - 1] for one, other in zip(own, reference, strict=True)
+        )
         table.append([team.contender.name, batch, speed, same / len(reference)])
     return table
 

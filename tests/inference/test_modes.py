@@ -134,7 +134,8 @@ def test_a_second_job_at_the_same_place_is_refused(run: Run, model_folder: str, 
     with job_module.Lock(str(tmp_path / "out")):
         with pytest.raises(InputError, match="is worked on by process"):
             run(job)
-        assert "not begun" in str(pytest.raises(InputError, status, StatusJob(out=str(tmp_path / "out"))).value)
+        with pytest.raises(InputError, match="not begun"):
+            status(StatusJob(out=str(tmp_path / "out")))
     assert len(run(job)) == 1
 
 

@@ -26,7 +26,10 @@ def test_sentences_end_where_people_end_them(text: str, language: str, count: in
     assert len(split_sentences(text, language)) == count
 
 
-@given(st.text(st.sampled_from("aB1 .!?…。！\"'”)\n\t\u3000é"), max_size=60), st.sampled_from([None, "en", "de", "xx"]))
+@given(
+    text=st.text(st.sampled_from("aB1 .!?…。！\"'”)\n\t\u3000é"), max_size=60),
+    language=st.sampled_from([None, "en", "de", "xx"]),
+)
 def test_nothing_but_white_space_is_lost(text: str, language: str | None) -> None:
     sentences = split_sentences(text, language)
     assert "".join("".join(sentences).split()) == "".join(text.split())

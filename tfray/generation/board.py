@@ -20,16 +20,15 @@ class Board:
         self.row_of: list[int] = [-1] * slots
         self.taken: list[int] = [0] * slots
         """The same as positions, at hand without asking the device."""
-        whole = dict(dtype=torch.long, device=device)
-        self.numbers = torch.zeros(slots, **whole)
-        self.limits = torch.zeros(slots, **whole)
-        self.least = torch.zeros(slots, **whole)
-        self.positions = torch.zeros(slots, **whole)
+        self.numbers = torch.zeros(slots, dtype=torch.long, device=device)
+        self.limits = torch.zeros(slots, dtype=torch.long, device=device)
+        self.least = torch.zeros(slots, dtype=torch.long, device=device)
+        self.positions = torch.zeros(slots, dtype=torch.long, device=device)
         """Tokens so far."""
-        self.last = torch.full((slots, width), BOS_ID, **whole)
-        self.history = torch.full((slots, width, longest), PAD_ID, **whole)
+        self.last = torch.full((slots, width), BOS_ID, dtype=torch.long, device=device)
+        self.history = torch.full((slots, width, longest), PAD_ID, dtype=torch.long, device=device)
         self.scores = torch.zeros(slots, width, dtype=torch.float64, device=device)
-        self.prefixes = torch.full((slots, 1), -1, **whole)
+        self.prefixes = torch.full((slots, 1), -1, dtype=torch.long, device=device)
         self.tensors = ["numbers", "limits", "least", "positions", "last", "history", "scores", "prefixes"]
 
     @property

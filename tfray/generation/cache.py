@@ -132,7 +132,8 @@ class SlotCache:
         output = joint.new_empty(len(joint), self.heads * self.head_dim)
         keys, values = self.buffer[layer]
         shape = (self.rows, self.width, self.heads, self.head_dim, self.capacity)
-        native.call(self.kernels.attend_past, joint, keys, values, self.ancestors, self.positions, output, *shape)
+        kernel = self.kernels.attend_past_half if keys.dtype == torch.bfloat16 else self.kernels.attend_past
+        native.call(kernel, joint, keys, values, self.ancestors, self.positions, output, *shape)
         return output
 
     def attend_memory(self, layer: int, queries: Tensor) -> Tensor:
@@ -141,7 +142,8 @@ class SlotCache:
         output = torch.empty_like(queries)
         keys, values = self.memory_buffer[layer]
         shape = (self.rows, self.width, self.heads, self.head_dim, self.memory_buffer.shape[4])
-        native.call(self.kernels.attend_memory, queries, keys, values, self.memory_lengths, output, *shape)
+        kernel = self.kernels.attend_memory_half if keys.dtype == torch.bfloat16 else self.kernels.attend_memory
+        native.call(kernel, queries, keys, values, self.memory_lengths, output, *shape)
         return output
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ companions: masks are exact, and on a CPU so are the kernels (see `linear`).
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -76,11 +77,15 @@ class Batch:
                 len(network.decoder),
                 network.heads,
                 network.head_dim,
-                network.embedding,
-                None if self.config.coverage_penalty else network.kernels(),
+                network.embedding.new_empty(0, dtype=network.cache_dtype(kernels)),
+                kernels,
             )
-            for network in self.networks
+            for network, kernels in ((each, self.kernels_of(each)) for each in self.networks)
         ]
+
+    def kernels_of(self, network: Network) -> ctypes.CDLL | None:
+        """Return the kernels for a network's cache; they do not keep the attention that coverage needs."""
+        return None if self.config.coverage_penalty else network.kernels()
 
     def run(self) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Yield (row, hypotheses) in the order in which rows are done."""

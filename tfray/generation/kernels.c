@@ -49,6 +49,35 @@ INLINE void add_weighted(float *restrict sum, float weight, const float *restric
     for (whole i = 0; i < n; i++) sum[i] += weight * value[i];
 }
 
+/* Ask for memory that is needed next: caches are larger than the processor's. */
+INLINE void fetch(const void *from, whole bytes) {
+    for (whole at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
+}
+
+INLINE void store(float *restrict to, const float *restrict from, whole n) { memcpy(to, from, n * sizeof(float)); }
+
+/* The same with keys and values in bfloat16, the upper half of a float. */
+INLINE float dot_half(const float *restrict a, const half *restrict b, whole n) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (whole i = 0; i < n; i++) sum += a[i] * as_float((int32_t)((uint32_t)b[i] << 16));
+    return sum;
+}
+
+INLINE void add_weighted_half(float *restrict sum, float weight, const half *restrict value, whole n) {
+#pragma omp simd
+    for (whole i = 0; i < n; i++) sum[i] += weight * as_float((int32_t)((uint32_t)value[i] << 16));
+}
+
+INLINE void store_half(half *restrict to, const float *restrict from, whole n) {
+#pragma omp simd
+    for (whole i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        to[i] = (half)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    }
+}
+
 /* Bytes around 128 and each row's scale. */
 void quantize_rows(const float *states, uint8_t *bytes, float *scales, whole rows, whole width) {
     for (whole row = 0; row < rows; row++) {
@@ -111,8 +140,12 @@ void normalize_rows(const float *states, const float *weight, const float *bias,
     }
 }
 
-static inline void softmax(float *scores, whole count) {
-    float most = scores[0], sum = 0;
+/* In whole vectors: scores has room for LANES - 1 more, which become 0 or the next to it. */
+#define LANES 16
+static inline void softmax(float *restrict scores, whole used) {
+    float most = -3e38f, sum = 0;
+    whole count = (used + LANES - 1) / LANES * LANES;
+    for (whole i = used; i < count; i++) scores[i] = -3e38f;
 #pragma omp simd reduction(max : most)
     for (whole i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
 #pragma omp simd reduction(+ : sum)
@@ -125,86 +158,20 @@ static inline void softmax(float *scores, whole count) {
     for (whole i = 0; i < count; i++) scores[i] *= factor;
 }
 
-/* One position of self-attention. joint: (rows x width, 3 x heads x size): query, key and value of the newest
- * position, which are stored at positions[row]; keys and values: (slots, heads, capacity, width, size);
- * ancestors: (slots, width, capacity). */
-INLINE void attend_past_sized(const float *restrict joint, float *restrict keys, float *restrict values,
-                              const int32_t *restrict ancestors, const whole *restrict positions,
-                              float *restrict output, whole rows, whole width, whole heads, whole capacity,
-                              const whole size) {
-    whole model = heads * size;
-    float scores[capacity], sum[size];
-    for (whole row = 0; row < rows; row++) {
-        whole last = positions[row];
-        for (whole head = 0; head < heads; head++) {
-            float *own_keys = keys + (row * heads + head) * capacity * width * size;
-            float *own_values = values + (row * heads + head) * capacity * width * size;
-            for (whole place = 0; place < width; place++) {
-                const float *from = joint + (row * width + place) * 3 * model + head * size;
-                memcpy(own_keys + (last * width + place) * size, from + model, size * sizeof(float));
-                memcpy(own_values + (last * width + place) * size, from + 2 * model, size * sizeof(float));
-            }
-            for (whole place = 0; place < width; place++) {
-                const float *query = joint + (row * width + place) * 3 * model + head * size;
-                const int32_t *line = ancestors + (row * width + place) * capacity;
-                for (whole at = 0; at < last; at++)
-                    scores[at] = dot(query, own_keys + (at * width + line[at]) * size, size);
-                scores[last] = dot(query, own_keys + (last * width + place) * size, size);
-                softmax(scores, last + 1);
-                for (whole i = 0; i < size; i++) sum[i] = 0;
-                for (whole at = 0; at < last; at++)
-                    add_weighted(sum, scores[at], own_values + (at * width + line[at]) * size, size);
-                add_weighted(sum, scores[last], own_values + (last * width + place) * size, size);
-                memcpy(output + (row * width + place) * model + head * size, sum, size * sizeof(float));
-            }
-        }
-    }
-}
-
-void attend_past(const float *joint, float *keys, float *values, const int32_t *ancestors, const whole *positions,
-                 float *output, whole rows, whole width, whole heads, whole size, whole capacity) {
-    BY_SIZE(attend_past_sized, joint, keys, values, ancestors, positions, output, rows, width, heads, capacity)
-}
-
-/* Queries (count, at a stride) that look at the same keys and values (length, at a stride). */
-INLINE void attend_all(const float *restrict queries, whole query_stride, const float *restrict keys,
-                       const float *restrict values, whole stride, float *restrict output, whole output_stride,
-                       whole count, whole length, float *restrict scores, const whole size) {
-    float sum[size];
-    for (whole place = 0; place < count; place++) {
-        const float *query = queries + place * query_stride;
-        for (whole at = 0; at < length; at++) scores[at] = dot(query, keys + at * stride, size);
-        softmax(scores, length);
-        for (whole i = 0; i < size; i++) sum[i] = 0;
-        for (whole at = 0; at < length; at++) add_weighted(sum, scores[at], values + at * stride, size);
-        memcpy(output + place * output_stride, sum, size * sizeof(float));
-    }
-}
-
-/* Cross-attention. queries: (rows x width, heads x size); keys and values: (slots, heads, capacity, size). */
-INLINE void attend_memory_sized(const float *queries, const float *keys, const float *values, const whole *lengths,
-                                float *output, whole rows, whole width, whole heads, whole capacity,
-                                const whole size) {
-    whole model = heads * size;
-    float scores[capacity];
-    for (whole row = 0; row < rows; row++)
-        for (whole head = 0; head < heads; head++) {
-            whole own = (row * heads + head) * capacity * size, at = row * width * model + head * size;
-            attend_all(queries + at, model, keys + own, values + own, size, output + at, model, width, lengths[row],
-                       scores, size);
-        }
-}
-
-void attend_memory(const float *queries, const float *keys, const float *values, const whole *lengths, float *output,
-                   whole rows, whole width, whole heads, whole size, whole capacity) {
-    BY_SIZE(attend_memory_sized, queries, keys, values, lengths, output, rows, width, heads, capacity)
-}
+#define KEY float
+#define NAME(name) name
+#include "attend.h"
+#undef KEY
+#undef NAME
+#define KEY half
+#define NAME(name) name##_half
+#include "attend.h"
 
 /* Self-attention of the encoder over tokens without padding. joint: (tokens, 3 x heads x size); starts: rows + 1. */
 INLINE void attend_source_sized(const float *joint, const whole *starts, float *output, whole rows, whole heads,
                                 whole longest, const whole size) {
     whole model = heads * size;
-    float scores[longest];
+    float scores[longest + LANES];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             const float *own = joint + starts[row] * 3 * model + head * size;

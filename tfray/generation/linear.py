@@ -40,7 +40,8 @@ class PlainLinear:
     """The library's product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
-        self.weight, self.bias, self.activation = weight, bias, activation
+        self.weight, self.bias = weight, bias
+        self.activation: Activation = activation
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         output = activate(F.linear(states, self.weight, self.bias), self.activation)
@@ -88,7 +89,8 @@ class QuantizedLinear:
         whole = (weight / self.scale[:, None]).round().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, [HINT_ROWS, weight.shape[1]])
         self.zero = torch.zeros(len(weight), dtype=torch.int64)
-        self.bias, self.activation = None if bias is None else bias.float(), activation
+        self.bias = None if bias is None else bias.float()
+        self.activation: Activation = activation
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         kernels = native.kernels(states.device)

@@ -21,14 +21,14 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attend.h")]
 FLAGS = [
     *("-O3", "-march=native", "-mprefer-vector-width=256", "-fopenmp-simd", "-fno-math-errno"),
     *("-ffp-contract=fast", "-shared", "-fPIC"),
 ]
 NAMES = [
-    *("quantize_rows", "finish_rows", "normalize_rows", "attend_past", "attend_memory", "attend_source"),
-    *("log_softmax_rows", "best_tokens"),
+    *("quantize_rows", "finish_rows", "normalize_rows", "attend_source", "log_softmax_rows", "best_tokens"),
+    *("attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
 ]
 
 
@@ -46,7 +46,8 @@ def compiled() -> ctypes.CDLL | None:
 
 def build() -> Path:
     """Return the shared library, compiled now or before for this source, compiler flags and processor."""
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode() + processor().encode()).hexdigest()[:16]
+    made_from = [*(source.read_text() for source in SOURCES), *FLAGS, processor()]
+    key = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tfray"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def build() -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work) / library.name
             compiler = os.environ.get("CC", "cc")
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(made), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             os.replace(made, library)  # several processes may build at the same time
     return library

@@ -9,43 +9,22 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tfray.generation import native
+from tfray.generation.attention import attend, bias_of
 from tfray.generation.cache import SlotCache, round_up
-from tfray.generation.linear import Activation, Linear, PlainLinear, Precision, choose_linear
-from tfray.model.layers import DecoderLayer, EncoderLayer, FeedForward
+from tfray.generation.linear import Linear, PlainLinear, Precision
+from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
+from tfray.model.layers import DecoderLayer, EncoderLayer
 from tfray.model.positions import frequencies, sinusoids
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import PAD_ID
 
-# Products of few short queries take another way, whose last bits depend on the number of keys.
-FEW_QUERIES, NARROW_HEAD = 4, 32
 MANY_QUERIES = 96  # longer sources are worth a matrix product
-
-Norm = Callable[[Tensor], Tensor]
-
-
-class Attention(NamedTuple):
-    """Self-attention, or cross-attention (`inner` gives queries alone)."""
-
-    inner: Linear
-    output: Linear
-    norm: Norm
-
-
-class Layer(NamedTuple):
-    """One layer of either stack."""
-
-    self_attention: Attention
-    cross_attention: Attention | None
-    inner: Linear
-    outer: Linear
-    feed_forward_norm: Norm
 
 
 class Network:
@@ -55,78 +34,23 @@ class Network:
         self.architecture = architecture = model.architecture
         self.precision = precision
         self.device = model.output_weight.device
-        self.kind = choose_linear(precision, self.device)
-        # On a CPU, activations, norms and the cache are in fp32 whatever the products are in.
-        self.dtype = torch.bfloat16 if precision == "bf16" and self.kind is PlainLinear else torch.float32
+        packer = Packer(architecture, precision, self.device)
+        self.is_exact = precision == "fp32" or packer.kind is PlainLinear
+        self.dtype = packer.dtype
         self.is_pre_norm = architecture.norm_position == "pre"
         self.is_rotary = architecture.positions == "rotary"
         self.heads, self.head_dim = architecture.num_heads, architecture.head_dim
         self.embedding = (model.output_weight.detach().float() * math.sqrt(architecture.d_model)).to(self.dtype)
-        self.output = self.pack(model.output_weight, None)
-        self.encoder = [self.pack_layer(layer) for layer in model.encoder]  # type: ignore[arg-type]
-        self.decoder = [self.pack_layer(layer) for layer in model.decoder]  # type: ignore[arg-type]
-        self.encoder_norm, self.decoder_norm = map(self.pack_norm, (model.encoder_norm, model.decoder_norm))
-        cross = [layer.cross_attention.key_value for layer in model.decoder]  # type: ignore[union-attr]
-        self.memory_keys_values = self.pack(
+        self.output = packer.linear(model.output_weight, None)
+        self.encoder = [packer.encoder_layer(layer) for layer in layers_of(model.encoder, EncoderLayer)]
+        decoder = list(layers_of(model.decoder, DecoderLayer))
+        self.decoder = [packer.decoder_layer(layer) for layer in decoder]
+        self.encoder_norm, self.decoder_norm = packer.norm(model.encoder_norm), packer.norm(model.decoder_norm)
+        cross = [layer.cross_attention.key_value for layer in decoder]
+        self.memory_keys_values = packer.linear(
             torch.cat([linear.weight for linear in cross]), torch.cat([linear.bias for linear in cross])
         )
         self.tables = self.position_tables(max(64, architecture.max_length))
-
-    def pack(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Linear:
-        """Return a linear map in this network's precision."""
-        ready = [None if part is None else part.detach().to(self.dtype) for part in (weight, bias)]
-        return self.kind(*ready, activation)
-
-    def pack_norm(self, norm: nn.Module) -> Norm:
-        """Return a norm in this network's precision."""
-        if isinstance(norm, nn.Identity):
-            return lambda states: states
-        weight = norm.weight.detach().to(self.dtype)  # type: ignore[union-attr]
-        shape = tuple(weight.shape)
-        if isinstance(norm, nn.LayerNorm):
-            bias, eps = norm.bias.detach().to(self.dtype), norm.eps
-            if self.device.type == "cpu" and self.dtype == torch.float32:
-                return lambda states: normalize(states, weight, bias, eps)
-            return lambda states: F.layer_norm(states, shape, weight, bias, eps)
-        return lambda states: F.rms_norm(states, shape, weight, norm.eps)  # type: ignore[union-attr]
-
-    def pack_layer(self, layer: EncoderLayer | DecoderLayer) -> Layer:
-        """Return a layer; queries are scaled beforehand by head_dim^-0.5."""
-        attention, scale = layer.self_attention, self.head_dim**-0.5
-        width = self.architecture.d_model
-        factors = torch.ones(3 * width, device=self.device)
-        factors[:width] = scale
-        joint = attention.query_key_value
-        is_decoder = isinstance(layer, DecoderLayer)
-        around = layer.around_self_attention if is_decoder else layer.around_attention
-        packed_self = Attention(
-            self.pack(joint.weight * factors[:, None], joint.bias * factors),
-            self.pack(attention.output.weight, attention.output.bias),
-            self.pack_norm(around.norm),
-        )
-        packed_cross = None
-        if is_decoder:
-            cross = layer.cross_attention
-            packed_cross = Attention(
-                self.pack(cross.query.weight * scale, cross.query.bias * scale),
-                self.pack(cross.output.weight, cross.output.bias),
-                self.pack_norm(layer.around_cross_attention.norm),
-            )
-        inner, outer = self.pack_feed_forward(layer.feed_forward)
-        return Layer(packed_self, packed_cross, inner, outer, self.pack_norm(layer.around_feed_forward.norm))
-
-    def pack_feed_forward(self, feed_forward: FeedForward) -> tuple[Linear, Linear]:
-        inner, outer, activation = feed_forward.inner, feed_forward.output, feed_forward.activation
-        if activation != "swiglu":
-            first = self.pack(inner.weight, inner.bias, activation)
-        else:
-            both = self.pack(inner.weight, inner.bias)
-
-            def first(states: Tensor, residual: Tensor | None = None) -> Tensor:
-                gate, value = both(states).chunk(2, dim=-1)
-                return F.silu(gate) * value
-
-        return first, self.pack(outer.weight, outer.bias)
 
     def position_tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Return the sinusoids (length, d_model), or the rotations' cosines and sines (length, head_dim / 2)."""
@@ -139,6 +63,10 @@ class Network:
     def kernels(self, length: int = 0) -> ctypes.CDLL | None:
         """Return the compiled kernels where they serve this network and pay at a length."""
         return native.kernels(self.device) if self.dtype == torch.float32 and length <= MANY_QUERIES else None
+
+    def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
+        """Return what keys and values are kept in: halves where products are not exact anyhow."""
+        return self.dtype if kernels is None or self.is_exact else torch.bfloat16
 
     def reach(self, length: int) -> None:
         """Make sure that positions below a length have their place in the tables."""
@@ -215,8 +143,8 @@ class Network:
             joint = attention.inner(states)
             if self.is_rotary:
                 joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
-            kernels = self.kernels(shape[1]) if places is not None else None
-            if kernels is not None:
+            kernels = self.kernels(shape[1])
+            if kernels is not None and places is not None:
                 output = joint.new_empty(len(joint), self.heads * self.head_dim)
                 starts = (places // shape[1]).bincount(minlength=shape[0]).cumsum(0)
                 starts = F.pad(starts, (1, 0))
@@ -318,38 +246,7 @@ class Network:
         return self.logits(hidden), looks
 
 
-def normalize(states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return LayerNorm's output in fp32 on a CPU."""
-    kernels = native.kernels(states.device)
-    if kernels is None:
-        return F.layer_norm(states, tuple(weight.shape), weight, bias, eps)
-    output = torch.empty_like(states)
-    native.call(kernels.normalize_rows, states, weight, bias, eps, output, *states.shape)
-    return output
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what queries gather (rows x queries, d_model), and their weights (rows, heads, queries, keys).
-
-    query: (rows, queries, heads, head_dim), scaled; keys and values: (rows, heads, keys, head_dim);
-    bias: (rows, queries or 1, keys), 0 where a query may look and -inf elsewhere.
-    """
-    rows, queries, heads, head_dim = query.shape
-    flat = query.transpose(1, 2).reshape(rows * heads, queries, head_dim)
-    if queries < FEW_QUERIES and head_dim < NARROW_HEAD and query.device.type == "cpu":
-        flat = F.pad(flat, (0, 0, 0, FEW_QUERIES - queries))
-    scores = torch.bmm(flat, keys.flatten(0, 1).transpose(1, 2))[:, :queries].unflatten(0, (rows, heads))
-    weights = scores.add_(bias[:, None]).softmax(-1)
-    gathered = torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(rows, heads, queries, head_dim)
-    return gathered.transpose(1, 2).reshape(rows * queries, heads * head_dim), weights
-
-
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Return sequences padded at the right to a multiple of 16, (rows, length)."""
     length = round_up(max(map(len, sequences)))
     return torch.tensor([[*ids, *[PAD_ID] * (length - len(ids))] for ids in sequences], device=device)
-
-
-def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where the mask is True and -inf elsewhere."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -64,9 +64,9 @@ def penalize_repetitions(logits: Tensor, board: Board, penalty: float) -> None:
     past = past_tokens(board)
     # A row that has just begun has nothing to penalize: the write below gives back what was there.
     past = torch.where(past == PAD_ID, past[:, :1], past)
-    penalty = torch.where(past == PAD_ID, 1.0, penalty)
+    penalties = torch.where(past == PAD_ID, 1.0, penalty)
     found = logits.gather(1, past)
-    logits.scatter_(1, past, torch.where(found > 0, found / penalty, found * penalty))
+    logits.scatter_(1, past, torch.where(found > 0, found / penalties, found * penalties))
 
 
 def forbid_early_end(log_probs: Tensor, board: Board) -> None:
