@@ -28,11 +28,14 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 
 from tests.bench.processes import Measured, measure
 from tests.bench.text import write_pairs
+from tfray.config import TextConfig
+from tfray.corpus.normalize import normalize
 from tfray.report.tables import format_table
 
 CLEANING = ["--corpus.clean.drop_equal", "true", "--corpus.clean.max_length_ratio", "9"]
@@ -199,15 +202,16 @@ def run_peer(program: str, tokenizer: Path, out: Path, files: list[Path]) -> flo
 
 
 def same_ids(files: list[Path], tokenizer: Path, tokens: Path) -> bool:
-    """Say whether the shards hold exactly the library's ids of the rows that they name."""
+    """Say whether the shards hold exactly the library's ids of the (normalized) rows that they name."""
     library = tokenizers.Tokenizer.from_file(str(tokenizer))
     library.encode_special_tokens = True
     shards = pq.read_table(tokens / "train", columns=["source_ids", "target_ids", "file", "row"])
     for path in files:
-        of_file = shards.filter(pa.compute.equal(shards["file"].cast(pa.string()), str(path.absolute())))  # type: ignore[attr-defined]
+        of_file = shards.filter(pc.equal(shards["file"].cast(pa.string()), str(path.absolute())))
         texts = pq.read_table(path, columns=["source", "target"]).take(of_file["row"])
         for side, tail in (("source", 1), ("target", 0)):
-            wanted = [e.ids for e in library.encode_batch_fast(texts[side].to_pylist(), add_special_tokens=False)]
+            clean = normalize(texts[side].combine_chunks(), TextConfig()).to_pylist()
+            wanted = [e.ids for e in library.encode_batch_fast(clean, add_special_tokens=False)]
             found = [ids[: len(ids) - tail] for ids in of_file[f"{side}_ids"].to_pylist()]
             if wanted != found:
                 return False
