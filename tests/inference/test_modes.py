@@ -28,7 +28,7 @@ def test_new_refuses_a_place_that_holds_anything(run: Run, model_folder: str, tm
     path = write(tmp_path / "a.parquet", "one", "two")
     job = make_job(model_folder, path, tmp_path / "out", mode="new")
     assert len(run(job)) == 2
-    with pytest.raises(InputError, match="mode='new'.*holds something"):
+    with pytest.raises(InputError, match=r"mode='new'.*holds something"):
         run(job)
 
 
@@ -45,7 +45,7 @@ def test_a_folder_of_something_else_is_refused_in_every_mode(run: Run, model_fol
 def test_other_settings_are_refused_by_their_name(run: Run, model_folder: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", "one")
     run(make_job(model_folder, path, tmp_path / "out"))
-    with pytest.raises(CheckpointMismatch, match="generation.beam_size was 2, is now 3.*--mode overwrite"):
+    with pytest.raises(CheckpointMismatch, match=r"generation.beam_size was 2, is now 3.*--mode overwrite"):
         run(make_job(model_folder, path, tmp_path / "out", beam_size=3))
     run(make_job(model_folder, path, tmp_path / "out", batch_rows=3))  # changes no result
 
