@@ -126,8 +126,8 @@ def has_manifest(folder: str) -> bool:
 
 
 def visible(folder: str) -> list[str]:
-    """Return the files and folders in a folder, but not a lock or the hidden ones that a killed job may leave."""
-    files = [path for path in published(folder) if not name_of(path).startswith("_lock")]
+    """Return the files and folders in a folder, but not what a job leaves that was killed before it began."""
+    files = [path for path in published(folder) if not name_of(path).startswith(("_lock", "_plan"))]
     return [*files, *(place for place in storage.list_folders(folder) if name_of(place)[0] != ".")]
 
 
