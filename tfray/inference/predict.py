@@ -168,7 +168,8 @@ class Tally:
 def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment, lock: Lock) -> None:
     """Predict the units that are not done yet; what Ray loses and cannot make up for is begun again."""
     remaining = ledger.remaining(units)
-    tally = Tally(job, ledger.records([unit for unit in units if unit not in set(remaining)]))
+    undone = {unit.index for unit in remaining}
+    tally = Tally(job, ledger.records([unit for unit in units if unit.index not in undone]))
     tally.check()
     if not remaining:
         return
