@@ -26,7 +26,7 @@ from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
 from tfray.inference.planning import check_task, choose_task, make_assignment, plan_rows
 from tfray.inference.rehearse import rehearse
-from tfray.inference.steps import make_steps, waiting_bytes
+from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
 from tfray.units.ledger import Ledger, store_settings, sweep
@@ -57,6 +57,7 @@ def predict(job: PredictJob) -> str:
     check_task(task, folder, job)
     identities = identify(as_list(job.input))
     check_apart(as_list(job.input), [*identities], job.out)
+    check_room(job)
     if job.dry_run:
         return rehearse(job, folder, task, [*identities])
     storage.check_writable(job.out)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from tfray.cluster import cluster_total
 from tfray.config import ClusterConfig, InferenceConfig, PredictJob
@@ -32,8 +34,9 @@ class Pool(NamedTuple):
 
 def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> list[Step]:
     """Return the steps of a job; raises InputError where its actors find no room in the cluster."""
-    pool = place_actors(job.inference, job.cluster)
-    spare = max(1, (int(cluster_total("CPU")) - pool.fewest) // 2) if pool.gpus else max(1, pool.fewest // 2)
+    cpus = int(cluster_total("CPU"))
+    pool = place_actors(job.inference, job.cluster, cpus, int(cluster_total("GPU")))
+    spare = max(1, (cpus - pool.fewest) // 2) if pool.gpus else max(1, pool.fewest // 2)
     helpers, share = (1, spare), 1.0 if pool.gpus else HELPER_SHARE
     return [
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
@@ -42,9 +45,15 @@ def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> 
     ]
 
 
-def place_actors(config: InferenceConfig, cluster: ClusterConfig) -> Pool:
+def check_room(job: PredictJob) -> None:
+    """Raise InputError where this machine alone has no room; a cluster is asked once it is reached."""
+    if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
+        cpus = job.cluster.num_cpus or os.cpu_count() or 1
+        place_actors(job.inference, job.cluster, cpus, torch.cuda.device_count())
+
+
+def place_actors(config: InferenceConfig, cluster: ClusterConfig, cpus: int, gpus: int) -> Pool:
     """Return the actors with the model; raises InputError where they find no room."""
-    cpus, gpus = int(cluster_total("CPU")), int(cluster_total("GPU"))
     use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus > 0)
     room, kind = (gpus, "GPU") if use_gpu else (cpus // config.cpus_per_actor, f"{config.cpus_per_actor} CPU")
     fewest = config.actors or max(1, room)
