@@ -120,6 +120,7 @@ def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
         return real(self, encoded, rows)
 
     monkeypatch.setattr(AnswerUnit, "generate", die)
+    rows: list[dict] = []
     for _ in range(30):
         try:
             rows = run(job, unit_rows=20).to_pylist()

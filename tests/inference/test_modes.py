@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -152,7 +153,7 @@ def test_status_tells_a_run_that_stopped_from_one_that_goes_on(run: Run, model_f
 
 
 @pytest.fixture(scope="module")
-def bucket() -> str:
+def bucket() -> Iterator[str]:
     """A folder of an S3 server on loopback: its URI with everything before the name left to be filled in."""
     moto = pytest.importorskip("moto.server")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)

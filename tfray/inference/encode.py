@@ -113,7 +113,7 @@ class EncodeUnit:
             if error:
                 errors[index] = error
             else:
-                texts[index] = text if self.splits else clean
+                texts[index] = str(text if self.splits else clean)
         notes = {index: error for index, error in rows.errors.items() if index not in errors and error}
         return errors, notes, texts
 

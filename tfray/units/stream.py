@@ -74,8 +74,8 @@ def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None =
         for row in dataset.iter_rows():
             yield pickle.loads(row["item"])
     except Exception as error:
-        if (ours := find(error, InputError)) is not None:
-            raise InputError(str(getattr(ours, "cause", None) or ours)) from None
+        if (ours := find_input_error(error)) is not None:
+            raise ours from None
         if (lost := find(error, losses())) is not None:
             raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[:300]}") from error
         raise error from None
@@ -94,6 +94,12 @@ class StreamStage:
 
     def __call__(self, row: dict) -> dict:
         return {"item": pickle.dumps(self.stage(pickle.loads(row["item"])))}
+
+
+def find_input_error(error: BaseException) -> InputError | None:
+    """Return the InputError that a worker raised, if that is what stands behind an error of Ray's."""
+    found = find(error, InputError)
+    return None if found is None else InputError(str(getattr(found, "cause", None) or found))
 
 
 def losses() -> tuple[type[Exception], ...]:
