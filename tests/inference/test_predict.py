@@ -337,3 +337,15 @@ def test_a_dry_run_writes_nothing_and_says_how_much_there_is(run: Run, model_fol
     path = write(tmp_path / "a.parquet")
     report = job_module.predict(make_job(model_folder, path, tmp_path / "out", dry_run=True))
     assert "30" in report and "rows/s" in report and not (tmp_path / "out").exists()
+
+
+def test_the_source_column_is_that_of_the_first_file_also_in_a_later_start(
+    run: Run, model_folder: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.parquet", pa.table({"text": ["one", "two"]}))
+    write(tmp_path / "b.parquet", pa.table({"text": ["three"], "source": ["not this"]}))
+    job = make_job(model_folder, [tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        run(job, unit_rows=1, most_units=1)
+    rows = run(job, unit_rows=1).to_pylist()
+    assert [row["error"] for row in rows] == [None] * 3

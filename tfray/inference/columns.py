@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 
 from tfray.config import GenerationConfig, InferenceConfig
-from tfray.corpus.read import DamagedFile, declare_schema
+from tfray.corpus.read import declare_schema
 from tfray.errors import InputError
 from tfray.units.plan import InputFile
 
@@ -90,6 +90,3 @@ def check_same(files: list[InputFile]) -> None:
 def damaged_rows(schema: pa.Schema, rows: int) -> pa.Table:
     """Return as many rows of nulls."""
     return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)
-
-
-__all__ = ["DamagedFile", "Task", "added_fields", "damaged_rows", "input_schema", "output_schema"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -62,13 +63,24 @@ class EncodeUnit:
 
     def read(self, unit: Unit) -> tuple[Rows, str | None]:
         """Return a unit's rows, and why they are not all; raises InputError where the file is another by now."""
-        known = self.assignment.identities.get(unit.path)
-        found = storage.file_identity(unit.path)[1:]
-        if known is not None and found != known:
+        self.check_identity(unit.path)
+        for failures in range(1, storage.TRIES):
+            rows, damage = self.read_once(unit)
+            if damage is None or not storage.is_remote(unit.path):
+                return rows, damage
+            time.sleep(storage.pause(failures))  # the network may have failed, and not the file
+        return self.read_once(unit)
+
+    def check_identity(self, path: str) -> None:
+        """Raise InputError where a file is not what it was when the run began."""
+        known = self.assignment.identities.get(path)
+        if known is not None and storage.file_identity(path)[1:] != known:
             raise InputError(
-                f"input {unit.path!r} has changed since this run began; put the old file back, or begin anew with "
+                f"input {path!r} has changed since this run began; put the old file back, or begin anew with "
                 "--mode overwrite"
             )
+
+    def read_once(self, unit: Unit) -> tuple[Rows, str | None]:
         blocks: list[Rows] = []
         damage = None
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pyarrow as pa
 
 from tfray.checkpoint.folder import ModelFolder
@@ -9,9 +11,8 @@ from tfray.config import PredictJob
 from tfray.corpus.columns import check_columns, choose_columns, choose_source
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
-from tfray.inference.columns import Task, input_schema
-from tfray.units.ledger import Ledger
-from tfray.units.plan import Unit, find_files, plan_units
+from tfray.inference.columns import Task, input_schema, output_schema
+from tfray.units.plan import InputFile, Unit, find_files, plan_units
 
 UNIT_ROWS, GPU_UNIT_ROWS = 4096, 65_536  # at most
 SMALLEST_UNIT = 64
@@ -27,54 +28,78 @@ def choose_task(wanted: str, trained: str) -> Task:
 def check_task(task: Task, folder: ModelFolder, job: PredictJob) -> None:
     """Raise InputError where the model cannot do what is wanted, or a setting is of another task."""
     if task == "classify" and not folder.tokenizer.label_ids:
-        raise InputError(f"task='classify' needs labels, and {folder.folder!r} was trained for {folder.task}; leave "
-                         "the task out")  # fmt: skip
+        raise InputError(
+            f"task='classify' needs labels, and {folder.folder!r} was trained for {folder.task}; leave the task out"
+        )
     labels = len(folder.tokenizer.label_ids)
     if task == "classify" and job.generation.n_best > labels:
-        raise InputError(f"generation.n_best={job.generation.n_best} is more than the model's {labels} labels; use "
-                         f"{labels} at most")  # fmt: skip
+        raise InputError(
+            f"generation.n_best={job.generation.n_best} is more than the model's {labels} labels; use {labels} at most"
+        )
     if job.target_column and task != "score":
-        raise InputError(f"target_column={job.target_column!r} is for task='score', and the task is {task!r}; leave "
-                         "it out")  # fmt: skip
+        raise InputError(
+            f"target_column={job.target_column!r} is for task='score', and the task is {task!r}; leave it out"
+        )
 
 
-def choose_texts(job: PredictJob, task: Task, files: list) -> tuple[str, str | None]:
-    """Return the columns of source and target; the latter of task score alone."""
+class Texts(NamedTuple):
+    """The columns of source and target; the latter of task score alone."""
+
+    source: str
+    target: str | None
+
+
+def choose_texts(job: PredictJob, task: Task, files: list[InputFile]) -> Texts:
+    """Return the columns of source and target in the first file that has them; raises InputError where none has."""
     if task != "score":
-        return choose_source(files, job.source_column), None
+        return Texts(choose_source(files, job.source_column), None)
     columns = choose_columns(files, job.source_column, job.target_column, "translation")
-    return columns.source, columns.target
+    return Texts(columns.source, columns.target)
 
 
-def plan_rows(
-    job: PredictJob, task: Task, paths: list[str], known: pa.Schema | None, first_index: int
-) -> tuple[list[Unit], pa.Schema]:
-    """Return the units of input files and the columns of their rows; `known`: those that were decided before.
+class Plan(NamedTuple):
+    """The units of a run, and the columns of their rows."""
+
+    units: list[Unit]
+    rows: pa.Schema
+    texts: Texts
+
+
+def plan_rows(job: PredictJob, task: Task, paths: list[str], known: Plan | None = None) -> Plan:
+    """Return the plan for input files, added to a plan that was made before.
 
     Raises InputError for a file that cannot be used.
     """
     files = find_files(paths)
     if all(file.is_empty for file in files):
-        rows = input_schema(files, set(), job.inference)
-        name = job.source_column or "source"
-        empty = rows if name in rows.names or "text" in rows.names else pa.schema([*rows, (name, pa.string())])
-        return [], known or empty
-    source, target = choose_texts(job, task, files)
-    needed = {source, target} - {None}
+        return known or plan_nothing(job, task, files)
+    texts = known.texts if known and known.units else choose_texts(job, task, files)
+    needed = {name for name in texts if name}
     for file in files:
-        check_columns(file, needed, needed)  # type: ignore[arg-type]
-    rows = input_schema(files, needed, job.inference)  # type: ignore[arg-type]
+        check_columns(file, needed, needed)
+    rows = input_schema(files, needed, job.inference)
     if known is not None:
-        check_known(rows, known)
+        check_known(rows, known.rows)
     usual = GPU_UNIT_ROWS if job.inference.use_gpu == "yes" else UNIT_ROWS
     largest = job.inference.unit_rows or usual
-    return plan_units(files, min(SMALLEST_UNIT, largest), largest, first_index=first_index), known or rows
+    before = known.units if known else []
+    units = plan_units(files, min(SMALLEST_UNIT, largest), largest, first_index=len(before))
+    return Plan([*before, *units], known.rows if known else rows, texts)
+
+
+def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:
+    """Return the plan for files without rows: their columns, and that of the source in any case."""
+    rows = input_schema(files, set(), job.inference)
+    source = job.source_column or ("text" if "text" in rows.names and "source" not in rows.names else "source")
+    target = (job.target_column or "target") if task == "score" else None
+    missing = [(name, pa.string()) for name in (source, target) if name and name not in rows.names]
+    return Plan([], pa.schema([*rows, *missing]), Texts(source, target))
 
 
 def check_known(rows: pa.Schema, known: pa.Schema) -> None:
     """Raise InputError where added files do not fit the columns that were written before."""
-    differing = [str(field) for field in rows if field.name not in known.names or known.field(field.name).type
-                 != field.type]  # fmt: skip
+    types = {field.name: field.type for field in known}
+    differing = [str(field) for field in rows if types.get(field.name) != field.type]
     if differing:
         raise InputError(
             f"mode='append': the new files have columns that the output has not, or not so: {', '.join(differing)}; "
@@ -82,26 +107,10 @@ def check_known(rows: pa.Schema, known: pa.Schema) -> None:
         )
 
 
-def make_assignment(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task, rows: pa.Schema) -> Assignment:
-    """Return what every unit needs; raises InputError where an input column has the name of one of ours."""
-    inputs = ledger.made_from["inputs"]
-    assert isinstance(inputs, dict)
-    return assign(job, ledger.folder, folder, task, rows, inputs)
-
-
 def assign(
-    job: PredictJob, out: str, folder: ModelFolder, task: Task, rows: pa.Schema, identities: dict[str, list]
+    job: PredictJob, out: str, folder: ModelFolder, task: Task, plan: Plan, identities: dict[str, list]
 ) -> Assignment:
     """Return what every unit needs; raises InputError where an input column has the name of one of ours."""
-    source = first_present(rows, job.source_column, ("source", "text"))
-    target = first_present(rows, job.target_column, ("target", "label")) if task == "score" else None
-    assignment = Assignment(
-        folder, out, task, source, target, rows, job.generation, job.inference, identities
-    )  # fmt: skip
-    assert assignment.schema
+    assignment = Assignment(folder, out, task, *plan.texts, plan.rows, job.generation, job.inference, identities)
+    output_schema(plan.rows, assignment.added, job.inference.prefix)
     return assignment
-
-
-def first_present(rows: pa.Schema, wanted: str | None, usual: tuple[str, ...]) -> str:
-    """Return the wanted column, or the first usual one that the rows have."""
-    return wanted or next((name for name in usual if name in rows.names), usual[0])

@@ -24,12 +24,12 @@ from tfray.errors import InputError, TooManyErrors
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
-from tfray.inference.planning import check_task, choose_task, make_assignment, plan_rows
+from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
 from tfray.inference.rehearse import rehearse
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
-from tfray.units.ledger import Ledger, store_settings, sweep
+from tfray.units.ledger import SUCCESS, Ledger, has_manifest, store_settings, sweep
 from tfray.units.lock import Lock
 from tfray.units.place import open_place, take_place
 from tfray.units.plan import Unit, amount
@@ -114,21 +114,28 @@ def made_from(job: PredictJob, folder: ModelFolder, task: str, identities: dict[
 
 def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> tuple[list[Unit], Assignment]:
     """Return the units of a run and their assignment; planned now, or by an earlier start."""
-    inputs = ledger.made_from["inputs"]
-    assert isinstance(inputs, dict)
-    manifest = ledger.manifest if storage.exists(storage.join(ledger.folder, "_manifest.json")) else {}
-    units, rows = read_plan(ledger.folder, manifest["plan"]) if manifest else ([], None)
-    if not manifest or ledger.adds_to:
-        known = ledger.adds_to["inputs"] if ledger.adds_to else {}
-        new, rows = plan_rows(job, task, [path for path in inputs if path not in known], rows, len(units))
-        units = [*units, *new]
-        make_assignment(job, ledger, folder, task, rows)  # refuses columns before anything is written
-        plan = write_plan(ledger.folder, inputs, units, rows)
-        storage.remove(storage.join(ledger.folder, "_SUCCESS"))
-        ledger.begin(plan=plan)
+    inputs: dict = ledger.made_from["inputs"]  # type: ignore[assignment]
+    plan = known_plan(ledger)
+    if plan is None or ledger.adds_to:
+        before = ledger.adds_to["inputs"] if ledger.adds_to else {}
+        plan = plan_rows(job, task, [path for path in inputs if path not in before], plan)
+    assignment = assign(job, ledger.folder, folder, task, plan, inputs)
+    if not has_manifest(ledger.folder) or ledger.adds_to:
+        name = write_plan(ledger.folder, inputs, plan.units, plan.rows)
+        storage.remove(storage.join(ledger.folder, SUCCESS))
+        ledger.begin(plan=name, texts=plan.texts)
         store_settings(ledger.folder, job)
+    return plan.units, assignment
+
+
+def known_plan(ledger: Ledger) -> Plan | None:
+    """Return the plan of an earlier start."""
+    if not has_manifest(ledger.folder):
+        return None
+    manifest = ledger.manifest
+    units, rows = read_plan(ledger.folder, manifest["plan"])
     assert rows is not None
-    return units, make_assignment(job, ledger, folder, task, rows)
+    return Plan(units, rows, Texts(*manifest["texts"]))
 
 
 class Tally:
@@ -210,7 +217,7 @@ def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assig
     columns = {field.name: str(field.type) for field in assignment.schema}
     if not units:
         storage.publish_table(assignment.place("part-000000-empty.parquet"), assignment.schema.empty_table())
-    plan = ledger.manifest["plan"]
-    ledger.finish({"plan": plan, "task": assignment.folder.task, "schema": columns, **summary})
+    kept = {name: ledger.manifest[name] for name in ("plan", "texts")}
+    ledger.finish({**kept, "task": assignment.folder.task, "schema": columns, **summary})
     listed = ", ".join(f"{count} {kind}" for kind, count in summary["errors"].items())  # type: ignore[attr-defined]
     logger.info("predictions: %d rows, %s -> %s", summary["rows"], listed or "no errors", ledger.out)

@@ -31,12 +31,13 @@ SAMPLE_ROWS, SAMPLED_UNITS = 100, 10
 
 def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]) -> str:
     """Return a report of what a job would take; nothing is written but a sample in a temporary folder."""
-    units, rows = plan_rows(job, task, paths, None, 0)
+    plan = plan_rows(job, task, paths)
+    units = plan.units
     total = sum(unit.rows for unit in units)
     if not units:
         return format_table(["units", "rows"], [[0, 0]]) + "\nthere is nothing to predict"
     with tempfile.TemporaryDirectory(prefix="tfray-") as place:
-        assignment = assign(job, place, folder, task, rows, {})
+        assignment = assign(job, place, folder, task, plan, {})
         sample = sample_rows(units, assignment)
         record = carry_out(sample, assignment, place)
     seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])
