@@ -36,7 +36,8 @@ class Contender(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.engine} {self.precision}"
+        several = f" x {self.processes}" if self.engine == HF and self.processes > 1 else ""
+        return f"{self.engine} {self.precision}{several}"
 
 
 class Work(NamedTuple):
@@ -46,7 +47,7 @@ class Work(NamedTuple):
     batch: int
     output: int
     sources: list[list[int]]
-    lengths: list[int] | None = None  # output lengths row by row, where they differ
+    follows_source: bool = False  # outputs are as long as their sources
 
 
 def build(contender: Contender, size: str, vocab: int, device: str, folder: str) -> Any:
@@ -86,13 +87,10 @@ def run_ours(network: Any, work: Work) -> list[list[int]]:
     from tfray.config import GenerationConfig
     from tfray.generation.generate import generate
 
-    config = GenerationConfig(
-        beam_size=work.beam_size,
-        min_length=work.output - 1,
-        max_length=work.output,
-        batch_rows=work.batch,
-        early_stopping="beam",
-    )
+    lengths: dict[str, Any] = dict(min_length=work.output - 1, max_length=work.output)
+    if work.follows_source:
+        lengths = dict(min_length_ratio=1.0, max_length_ratio=1.0, max_length_extra=1)
+    config = GenerationConfig(beam_size=work.beam_size, batch_rows=work.batch, early_stopping="beam", **lengths)
     return [output.best.ids for output in generate(network, work.sources, config)]
 
 
@@ -151,6 +149,9 @@ def serve(pipe: Any, contender: Contender, size: str, vocab: int, device: str, f
 
             torch.cuda.synchronize()
         pipe.send((time.perf_counter() - start, outputs))
+        if device == "cuda":
+            print(f"{contender.name}: peak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GB", flush=True)
+            torch.cuda.reset_peak_memory_stats()
 
 
 class Team:
@@ -171,12 +172,13 @@ class Team:
 
     def run(self, work: Work) -> tuple[float, list[list[int]]]:
         """Return output tokens per second of all processes together, and the outputs."""
-        share = len(work.sources) // len(self.pipes)
+        # Dealt out in turn, so that sorted or random lengths are shared alike.
         for number, pipe in enumerate(self.pipes):
-            pipe.send(work._replace(sources=work.sources[number * share : (number + 1) * share]))
+            pipe.send(work._replace(sources=work.sources[number :: len(self.pipes)]))
         answers = [pipe.recv() for pipe in self.pipes]
-        outputs = [output for _, part in answers for output in part]
-        return work.output * len(outputs) / max(seconds for seconds, _ in answers), outputs
+        outputs = [answers[row % len(answers)][1][row // len(answers)] for row in range(len(work.sources))]
+        tokens = sum(map(len, outputs)) if work.follows_source else work.output * len(outputs)
+        return tokens / max(seconds for seconds, _ in answers), outputs
 
     def close(self) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -195,6 +197,7 @@ def contenders(device: str) -> list[Contender]:
     cores = len(os.sched_getaffinity(0))
     return [
         Contender(HF, "fp32", 1, cores),
+        Contender(HF, "fp32", cores, 1),
         *(Contender(CT2, precision, cores, 1) for precision in ("fp32", "int8")),
         *(Contender(OURS, precision, cores, 1) for precision in ("fp32", "bf16", "int8")),
     ]
@@ -256,13 +259,38 @@ def main() -> None:
                 batches = dict.fromkeys((HF, CT2, OURS), options.batches)
                 table = measure(teams, work, batches, options.rounds)
                 print_table(f"{size}, {'greedy' if beam_size == 1 else f'beam {beam_size}'}", table)
+                measure_lengths(size, [team for team in teams if team.contender.engine == OURS], work, options)
             for team in teams:
                 team.close()
 
 
+def measure_lengths(size: str, teams: list[Team], work: Work, options: argparse.Namespace) -> None:
+    """Print our throughput on log-normal lengths against equal ones; outputs are as long as their sources."""
+    from tests.bench.twins import some_sources
+
+    # Many more rows than slots, as in a data set: with few, the longest rows alone decide.
+    batch = min(options.batches)
+    rows = 8 * batch * len(teams[0].pipes) if teams else 0
+    equal = some_sources(rows, options.source, options.vocab, seed=1)
+    mixed = some_sources(rows, options.source, options.vocab, seed=2, log_normal=True)
+    for team in teams:
+        best = {True: 0.0, False: 0.0}
+        for _ in range(options.rounds + 1):
+            for is_mixed, sources in ((False, equal), (True, mixed)):
+                speed, _ = team.run(work._replace(sources=sources, follows_source=True, batch=batch))
+                best[is_mixed] = max(best[is_mixed], speed)
+        print(
+            f"{size}, beam {work.beam_size}, {team.contender.name}: {best[False]:,.0f} tokens/s with equal lengths, "
+            f"{best[True]:,.0f} with log-normal ones: {best[True] / best[False]:.2f}",
+            flush=True,
+        )
+
+
 def print_table(title: str, table: list[list[Any]]) -> None:
     speeds = {name: speed for name, _, speed, _ in table}
-    bases = [name for name in (f"{HF} fp32", f"{CT2} fp32", f"{CT2} int8", f"{CT2} fp16") if name in speeds]
+    bases = [
+        name for name in (f"{HF} fp32", f"{HF} fp32 x 2", f"{CT2} fp32", f"{CT2} int8", f"{CT2} fp16") if name in speeds
+    ]
     print(f"\n{title}")
     print(f"{'engine':20} {'batch':>5} {'tokens/s':>9} {'agrees':>7}" + "".join(f"{'/ ' + name:>21}" for name in bases))
     for name, batch, speed, same in table:

@@ -247,6 +247,7 @@ class Network:
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Return sequences padded at the right to a multiple of 16, (rows, length)."""
-    length = round_up(max(map(len, sequences)))
+    """Return sequences padded at the right to a multiple of 16, (rows, length); single tokens as they are."""
+    longest = max(map(len, sequences))
+    length = round_up(longest) if longest > 1 else 1
     return torch.tensor([[*ids, *[PAD_ID] * (length - len(ids))] for ids in sequences], device=device)
