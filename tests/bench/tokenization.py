@@ -38,6 +38,7 @@ from tfray.config import TextConfig
 from tfray.corpus.normalize import normalize
 from tfray.report.tables import format_table
 
+SAMPLE_ROWS = 20_000
 CLEANING = ["--corpus.clean.drop_equal", "true", "--corpus.clean.max_length_ratio", "9"]
 
 
@@ -223,11 +224,12 @@ def same_ids(files: list[Path], tokenizer: Path, tokens: Path) -> bool:
 
 def memory(arguments: argparse.Namespace, folder: Path) -> None:
     """Print and draw the memory of the whole process tree at 1x, 4x and 16x the corpus."""
-    files, tokenizer, megabytes = prepare(arguments, folder)
+    files, _, megabytes = prepare(arguments, folder)
     runs: dict[int, Measured] = {}
     for times in (1, 4, 16):
         copies = multiply(files, times, folder / f"x{times}")
-        options = ("--tokens.tokenizer", str(tokenizer), "--tokens.shard_tokens", "400000")
+        # The survey and the training of a tokenizer are in it; its sample has the same size for all.
+        options = ("--tokens.sample_rows", str(SAMPLE_ROWS), "--tokens.shard_tokens", "400000")
         runs[times] = tfray_tokenize(copies, folder / f"out{times}", *options, memory=True)
         assert runs[times].returncode == 0, runs[times].output
         shutil.rmtree(folder / f"x{times}")

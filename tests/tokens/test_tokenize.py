@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.test_storage_remote import bucket  # noqa: F401 - a fixture
 from tests.tokens.conftest import Run
+from tfray import storage
 from tfray.config import CleanConfig, CorpusConfig, PartConfig, TokenizeJob, TokensConfig
 from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
 from tfray.report.account import format_account
-from tfray.tokens.shards import TokenFolder
+from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
 
 WORDS = ["a", "man", "Mann", "ein", "dog", "Hund", "zwei", "two", "it's", "2,000", "café", "狗", "</s>"]
@@ -47,11 +49,13 @@ def write_lines(path: Path, lines: list[bytes]) -> str:
 
 
 def make_job(
-    out: Path, train: Any, clean: dict | None = None, tokens: dict | None = None, **corpus: Any
+    place: Path, train: Any, clean: dict | None = None, tokens: dict | None = None, out: str = "", **corpus: Any
 ) -> TokenizeJob:
     cleaning = CleanConfig(**{"max_characters": 500, "max_error_share": 1, **(clean or {})})
     settings = TokensConfig(**{"vocab_size": 300, "max_length": 30, **(tokens or {})})
-    return TokenizeJob(out=str(out), corpus=CorpusConfig(train=train, clean=cleaning, **corpus), tokens=settings)
+    return TokenizeJob(
+        out=out or str(place), corpus=CorpusConfig(train=train, clean=cleaning, **corpus), tokens=settings
+    )
 
 
 def read(tokens: TokenFolder, folder: str) -> list[dict]:
@@ -235,6 +239,19 @@ def test_shards_hold_about_so_many_tokens_and_no_unit_is_lost(tmp_path: Path, ru
     tokens = run(job, unit_rows=300)
     sizes = [shard.source_tokens + shard.target_tokens for shard in tokens.shards("train")]
     assert max(sizes) <= 2000 and sum(tokens.examples("train")) == 300
+
+
+def test_an_object_store_gives_and_takes_the_same_as_a_folder(tmp_path: Path, run: Run, bucket: str) -> None:  # noqa: F811
+    lines = [line((f"{word} {i}", f"{i % 7} {word}")) for i, word in enumerate(WORDS * 5)]
+    local = run(make_job(tmp_path / "out", write_lines(tmp_path / "a.jsonl", lines), {"duplicates": "target"}))
+    storage.publish_bytes(storage.join(bucket, "in/a.jsonl"), (tmp_path / "a.jsonl").read_bytes())
+    out = storage.join(bucket, "out")
+    remote = run(make_job(Path(), storage.join(bucket, "in/*.jsonl"), {"duplicates": "target"}, out=out))
+    assert [shard.pairs for shard in remote.shards("train")] == [shard.pairs for shard in local.shards("train")]
+    assert remote.tokenizer.json == local.tokenizer.json
+    ids = [read_pairs(tokens.paths("train")).to_pylist() for tokens in (local, remote)]
+    assert ids[0] == ids[1]
+    assert not storage.exists(storage.join(out, "_work"))
 
 
 # ------------------------------------------------------------------------------------------- bad input

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tfray.batches import pool as pool_module
 from tfray.batches.feed import PoolLanes, place_of
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards
@@ -69,7 +68,7 @@ def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
         def resegment(self, values: np.ndarray, offsets: np.ndarray, rate: float, seed: list[int]):
             return np.repeat(values, 2), 2 * offsets
 
-    monkeypatch.setitem(sys.modules, "tfray.tokens.dropout", SimpleNamespace(BpeDropout=lambda tokenizer: Doubling()))
+    monkeypatch.setattr(pool_module, "BpeDropout", lambda tokenizer: Doubling())
     monkeypatch.setattr(TokenFolder, "tokenizer", None)
     longer = replace(tokens, manifest=tokens.manifest | {"made_from": {"tokens": {"max_length": 99}}})
     steps = count_steps(replace(job, batches=replace(job.batches, bpe_dropout=0.5)), longer)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tokenizers import models
 
 from tfray.batches.batch import Ragged
 from tfray.batches.mixing import Draw, Portion, corpus_repeats, drawn_rows
 from tfray.batches.plan import Pool
 from tfray.config import BatchesConfig
 from tfray.errors import InputError
+from tfray.tokens.dropout import BpeDropout
 from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
 
@@ -59,12 +59,9 @@ def mix_shards(tokens: TokenFolder, config: BatchesConfig) -> list[Portion]:
 
 
 def check_dropout(tokens: TokenFolder, config: BatchesConfig) -> None:
-    """Refuse BPE dropout where the tokenizer is not BPE."""
-    if config.bpe_dropout and not isinstance(model := tokens.tokenizer.library.model, models.BPE):
-        raise InputError(
-            f"batches.bpe_dropout={config.bpe_dropout:g} needs a BPE tokenizer, the one in {tokens.folder!r} is "
-            f"{type(model).__name__}; set it to 0, or tokenize with --tokens.algorithm bpe"
-        )
+    """Raise InputError where BPE dropout is on and the tokenizer is not one for it."""
+    if config.bpe_dropout:
+        BpeDropout(tokens.tokenizer)
 
 
 class PoolReader:
@@ -74,8 +71,6 @@ class PoolReader:
         self.paths, self.portions, self.config = tokens.paths("train"), mix_shards(tokens, config), config
         self.drops_targets = tokens.task != "classification"
         if config.bpe_dropout:
-            from tfray.tokens.dropout import BpeDropout
-
             self.dropout = BpeDropout(tokens.tokenizer)
             self.max_length = tokens.manifest["made_from"]["tokens"]["max_length"]
 
