@@ -60,18 +60,18 @@ def made_from(job: TokenizeJob, corpora: list[Corpus]) -> dict[str, object]:
     """Return everything that the shards follow from."""
     corpus = asdict(job.corpus)
     corpus["clean"].pop("max_error_share")  # changes what is refused, not what is written
-    files = {corpus.name: [file.path for file in corpus.files] for corpus in corpora}
-    files |= {f"{corpus.name} (lost)": [file.path for file in corpus.lost] for corpus in corpora if corpus.lost}
-    targets = {corpus.name: [file.target_path for file in corpus.files if file.target_path] for corpus in corpora}
     return {
         "corpus": corpus,
         "tokens": asdict(job.tokens),
         "tokenizer": storage.fingerprint(tokenizer_identity(job.tokens.tokenizer)),
-        "inputs": {
-            name: [storage.file_identity(path) for path in [*paths, *targets.get(name, [])]]
-            for name, paths in files.items()
-        },
+        "inputs": {corpus.name: identify_files(corpus) for corpus in corpora},
     }
+
+
+def identify_files(corpus: Corpus) -> dict[str, list[object]]:
+    """Return size and time of change of each file, by its path; those of lost files, too: mended, they count."""
+    paths = [path for file in corpus.files for path in file.paths] + [file.path for file in corpus.lost]
+    return {path: storage.file_identity(path)[1:] for path in paths}
 
 
 def tokenizer_identity(path: str | None) -> list[object]:
