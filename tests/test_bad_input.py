@@ -102,6 +102,12 @@ def test_an_output_that_cannot_be_written(place: Path) -> None:
     assert "file/out" in message and "cannot be written" in message
 
 
+def test_more_models_than_the_machine_has_room_for(place: Path) -> None:
+    arguments = ("--model_folder", place / "model", "--input", place / "good.parquet", "--out", place / "out9")
+    message = refused("predict", *arguments, "--inference.actors", 500, "--inference.use_gpu", "no")
+    assert "inference.actors=500" in message and "use at most" in message
+
+
 def test_a_tokens_folder_that_is_none(place: Path) -> None:
     assert "tfray tokenize" in refused("train", "--tokens_folder", place, "--out", place / "out8")
 

@@ -102,3 +102,33 @@ def test_a_job_with_a_missing_file_fails_with_one_clear_message(head: str, tmp_p
     assert done.returncode != 0
     assert "does not exist" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_stopped_job_leaves_whole_units_and_the_next_one_goes_on(head: str, tmp_path: Path) -> None:
+    from tests.inference.conftest import WORDS, make_model
+
+    model = make_model(tmp_path / "model", max_length=64)
+    texts = [WORDS[: row % 40 + 1] for row in range(20_000)]
+    pq.write_table(pa.table({"source": texts}), tmp_path / "data.parquet")
+    arguments = ["jobs/predict.py", "--model_folder", model, "--input", tmp_path / "data.parquet"]
+    arguments += ["--out", tmp_path / "out", "--inference.unit_rows", 200]
+    command = [RAY, "job", "submit", "--no-wait", "--submission-id", "stopped", "--address", head]
+    command += ["--working-dir", str(ROOT), "--runtime-env-json", '{"excludes": [".git", "out", ".venv"]}', "--"]
+    subprocess.run([*command, "python", *map(str, arguments)], env=ENVIRONMENT, check=True, capture_output=True)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("part-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    stop = subprocess.run(
+        [RAY, "job", "stop", "--address", head, "stopped"], env=ENVIRONMENT, check=True, capture_output=True, text=True
+    )
+    assert "stopped" in stop.stdout
+    log = subprocess.run(
+        [RAY, "job", "logs", "--address", head, "stopped"], env=ENVIRONMENT, check=True, capture_output=True, text=True
+    ).stdout
+    assert "the same command goes on" in log and "Traceback" not in log
+    assert not (tmp_path / "out" / "_lock.json").exists()
+    done = submit(head, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "units were done before" in done.stdout and "target tokens/s" in done.stdout
+    assert pq.read_table(tmp_path / "out")["source"].to_pylist() == texts

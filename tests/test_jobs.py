@@ -275,6 +275,64 @@ def test_prediction_killed_and_started_again_misses_and_doubles_no_row(
     assert len(kept) >= 3, "finished units are not done again"
 
 
+def test_a_running_prediction_is_watched_guarded_and_ended_by_sigterm(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
+) -> None:
+    write_digits(tmp_path / "input.parquet", 20_000, 5)
+    out, log = tmp_path / "out", tmp_path / "log"
+    arguments = ["predict", "--model_folder", digits / "run" / "training" / "best", "--out", out]
+    arguments += ["--input", tmp_path / "input.parquet", "--inference.unit_rows", 200]
+    process = start(*arguments, log=log)
+    wait_for(lambda: len(list(out.glob("part-*"))) >= 2, process, log)
+    running = tfray("status", out)
+    assert f"running (process {process.pid}" in running.stdout and "time left" in running.stdout
+    second = tfray(*arguments)
+    assert second.returncode == 2 and f"is worked on by process {process.pid}" in second.stderr
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
+    assert "stopped" in tfray("status", out).stdout
+    assert not (out / "_SUCCESS").exists() and not (out / "_lock.json").exists()
+
+
+def test_a_row_that_kills_its_process_is_found_through_rays_own_retries(
+    whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
+) -> None:
+    write_digits(tmp_path / "input.parquet", 600, 6)
+    table = pq.read_table(tmp_path / "input.parquet")
+    sources = table["source"].to_pylist()
+    sources[123] = "kill me"
+    pq.write_table(table.set_column(0, "source", pa.array(sources)), tmp_path / "input.parquet")
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [*(sys.executable, "-m", "tfray.cli", "predict", "--model_folder", digits / "run" / "training" / "best"),
+         *("--input", tmp_path / "input.parquet", "--out", out, "--inference.unit_rows", "150")],
+        capture_output=True, text=True, timeout=400, check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(out).to_pylist()
+    assert [row["source"] for row in rows] == sources
+    assert [number for number, row in enumerate(rows) if row["error"]] == [123]
+    assert rows[123]["error"].startswith("crashed") and "crashed" in done.stdout
+
+
+DEADLY = """
+import os, sys
+if any("default_worker" in argument for argument in sys.orig_argv):
+    import tfray.inference.search as search
+    find = search.search_targets
+
+    def search_targets(models, tokenizer, sources, config):
+        if "kill me" in tokenizer.decode_batch([list(each.source)[:-1] for each in sources]):
+            os.kill(os.getpid(), 9)
+        return find(models, tokenizer, sources, config)
+
+    search.search_targets = search_targets
+"""
+
+
 def test_classification_finds_labels_with_probabilities(tmp_path: Path) -> None:
     for name, rows, seed in (("train", 2000, 1), ("test", 200, 2)):
         write_reviews(tmp_path / f"{name}.parquet", rows, seed)

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from tfray import config
-from tfray.errors import InputError, TooManyErrors
+from tfray.errors import InputError, Terminated, TooManyErrors
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "tokenize": (config.TokenizeJob, "tfray.tokens.tokenize"),
     "inspect": (config.InspectJob, "tfray.inspect"),
     "train": (config.TrainJob, "tfray.training.train"),
     "predict": (config.PredictJob, "tfray.inference.predict"),
+    "status": (config.StatusJob, "tfray.units.status"),
     "evaluate": (config.EvaluateJob, "tfray.evaluation.evaluate"),
     "run": (config.RunJob, "tfray.run"),
     "demo": (config.DemoJob, "tfray.demo.demo"),
@@ -27,17 +28,25 @@ EXAMPLES = {
     "inspect": "tfray inspect out/tokens",
     "train": "tfray train --tokens_folder out/tokens --out out/training --model.preset small",
     "predict": "tfray predict --model_folder out/training/best --input data/test.parquet --out out/predictions",
+    "status": "tfray status out/predictions",
     "evaluate": "tfray evaluate --predictions out/predictions --reference_column target",
     "run": "tfray run --config jobs/configs/multi30k_en_de.yaml --out out/multi30k",
     "demo": "tfray demo",
 }
+SHORT = {
+    "--address": "--cluster.address",
+    "--dry-run": "--dry_run",
+    "--fail-fast": "--inference.fail_fast",
+    "--max-error-rate": "--inference.max_error_rate",
+}
+FLAGS = ("--dry-run", "--dry_run", "--fail-fast")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command that the arguments name.
 
     Exit codes: 2 where the user's input cannot be used, 3 where a job did its work and lost more rows by
-    errors than it may, 130 after Ctrl-C.
+    errors than it may, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -65,14 +74,14 @@ def run_command(name: str, arguments: list[str]) -> None:
     except TooManyErrors as error:
         print(f"{error}", file=sys.stderr)
         sys.exit(3)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"tfray {name}: interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
 
 
 def name_folder(name: str, arguments: list[str]) -> list[str]:
     """Return arguments in which the one thing that a command is about may stand without its flag."""
-    flag = {"inspect": "--tokens_folder"}.get(name)
+    flag = {"inspect": "--tokens_folder", "status": "--out"}.get(name)
     return [flag, *arguments] if flag and arguments and not arguments[0].startswith("-") else arguments
 
 
@@ -87,7 +96,9 @@ def show(name: str, result: Any) -> None:
         print(importlib.import_module("tfray.evaluation.evaluate").format_scores(result))
     elif name == "tokenize":
         print(importlib.import_module("tfray.report.account").format_account(result.manifest))
-    elif name in ("demo", "inspect"):
+    elif name == "predict":
+        print(importlib.import_module("tfray.inference.summary").format_result(result))
+    elif name in ("demo", "inspect", "status"):
         print(result)
 
 
@@ -108,17 +119,21 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times.")
     parser.add_class_arguments(kind)
     try:
-        settings = parser.parse_args([spell_out(argument) for argument in arguments])
+        settings = parser.parse_args(spell_out(arguments))
     except ArgumentError as error:
         raise InputError(explain(str(error), [*parser.get_defaults().keys()])) from error
     settings.pop("config", None)
     return kind(**parser.instantiate(settings))
 
 
-def spell_out(argument: str) -> str:
-    """Return an argument with its full name: `--address` is short for `--cluster.address`."""
-    name, mark, value = argument.partition("=")
-    return f"--cluster.address{mark}{value}" if name == "--address" else argument
+def spell_out(arguments: list[str]) -> list[str]:
+    """Return arguments with their full names (`--address` is short for `--cluster.address`); a flag alone is true."""
+    spelled = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        name, mark, value = argument.partition("=")
+        is_alone = name in FLAGS and not mark and following.startswith("--")
+        spelled.append(f"{SHORT.get(name, name)}{'=true' if is_alone else mark + value}")
+    return spelled
 
 
 def explain(message: str, names: list[str]) -> str:

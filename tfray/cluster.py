@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
 from tfray.config import ClusterConfig
-from tfray.errors import InputError
+from tfray.errors import InputError, Terminated
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,11 +38,22 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         os.environ.setdefault(name, value)
     start(config)
     quiet_ray_data()
+    end_on_sigterm()
     try:
         yield
     finally:
         if not keeping.get():
             ray.shutdown()
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind this program as Ctrl-C does; Ray's own handler would exit in the middle."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 keeping: ContextVar[bool] = ContextVar("keeping", default=False)

@@ -11,3 +11,7 @@ class CheckpointMismatch(InputError):
 
 class TooManyErrors(Exception):
     """A job did its work and lost more rows by errors than it may: the message says how many, and why."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM; what is committed stays, and the same command goes on."""

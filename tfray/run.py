@@ -23,6 +23,7 @@ def run(job: RunJob) -> dict:
     find_files(as_list(job.test))  # a missing test file should not wait for the training to end
     held_out = storage.join(out, f"tokens/{TEST_TEXT}")
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
+    mode = "overwrite" if job.overwrite else "resume"
     with connected_once():
         tokens = tokenize(TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared))
         model = train(
@@ -43,7 +44,8 @@ def run(job: RunJob) -> dict:
                 out=storage.join(out, "predictions"),
                 generation=job.generation,
                 inference=job.inference,
-                **shared,
+                mode=mode,
+                cluster=job.cluster,
             )
         )
     return evaluate(

@@ -1,5 +1,156 @@
-"""One thread: tiny matrices gain nothing from more, and on a busy machine threads wait for each other."""
+"""One thread (tiny matrices gain nothing from more), lively random models, and the slow and obvious search."""
 
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor
+
+from tfray.config import GenerationConfig
+from tfray.generation.rows import Hypothesis, Request
+from tfray.model.architecture import Architecture
+from tfray.model.transformer import Transformer
+from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 torch.set_num_threads(1)
+VOCAB = 15
+NEVER = float("-inf")
+
+
+def lively_model(
+    seed: int, vocab_size: int = VOCAB, max_length: int = 24, end: float = 0.6, **options: Any
+) -> Transformer:
+    """A random model whose targets vary and end now and then."""
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = dict(d_model=16, num_heads=2, d_ff=24, encoder_layers=1, decoder_layers=2)
+    architecture = Architecture(**{**sizes, **options}, vocab_size=vocab_size, max_length=max_length)
+    model = Transformer(architecture).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter *= 1 if name == "embedding.tokens.weight" else 2.5
+            parameter += 0.3 * torch.randn_like(parameter)
+        if hasattr(model.decoder_norm, "bias"):
+            model.decoder_norm.bias += end * model.output_weight[EOS_ID]
+    return model
+
+
+def some_sources(count: int, longest: int = 9, seed: int = 5) -> list[list[int]]:
+    choose = random.Random(seed)
+    return [[*choose.choices(range(3, VOCAB), k=choose.randint(0, longest)), EOS_ID] for _ in range(count)]
+
+
+@torch.no_grad()
+def obvious_log_probs(
+    models: list[Transformer], request: Request, ids: list[int], config: GenerationConfig
+) -> tuple[Tensor, Tensor]:
+    """Return what may follow ids, by running the whole target through the training model; and where its last
+    layer looked at each position of it, (target, source)."""
+    source = torch.tensor([list(request.source)])
+    seen = []
+
+    def look(module: Any, arguments: tuple) -> None:
+        hidden, keys = arguments[:2]
+        query = module.split(module.query(hidden))
+        seen.append((query @ keys.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(-1).mean(1)[0])
+
+    handle = models[0].decoder[-1].cross_attention.register_forward_pre_hook(look)
+    logits = [model(source, torch.tensor([[BOS_ID, *ids]]))[0, -1].double() for model in models]
+    handle.remove()
+    if len(logits) > 1:
+        logits = [torch.stack([each.softmax(-1) for each in logits]).mean(0).log()]
+    for token in set(ids):
+        value = logits[0][token]
+        penalty = config.repetition_penalty
+        logits[0][token] = value / penalty if value > 0 else value * penalty
+    log_probs = logits[0].log_softmax(-1)
+    for token in range(len(log_probs)):
+        after = [*ids, token]
+        size = config.no_repeat_ngram
+        grams = [tuple(after[start : start + size]) for start in range(len(after) - size + 1)] if size else []
+        least = max(config.min_length, math.ceil(config.min_length_ratio * len(request.source)))
+        if (
+            token in (PAD_ID, BOS_ID, *config.suppress_tokens)
+            or (token == EOS_ID and len(ids) < least)
+            or len(set(grams)) < len(grams)
+            or any(after[-len(phrase) :] == list(phrase) for phrase in request.must_not)
+            or (len(ids) < len(request.prefix) and token != request.prefix[len(ids)])
+        ):
+            log_probs[token] = NEVER
+    return log_probs, seen[0]
+
+
+def limit_of(model: Transformer, request: Request, config: GenerationConfig) -> int:
+    wanted = math.ceil(config.max_length_ratio * len(request.source)) + config.max_length_extra
+    return min(wanted, model.architecture.max_length, config.max_length or 10**9)
+
+
+def obvious_rank(score: float, length: int, looks: Tensor, config: GenerationConfig) -> float:
+    base = length if config.length_normalization == "average" else (5 + length) / 6
+    coverage = sum(math.log(min(1.0, float(total))) for total in looks.sum(0)) if config.coverage_penalty else 0
+    return score / base**config.length_penalty + config.coverage_penalty * coverage
+
+
+def obvious_search(
+    models: Transformer | list[Transformer], source: list[int] | Request, config: GenerationConfig
+) -> list[Hypothesis]:
+    """Beam search on lists, to the longest length: greedy with a beam of 1."""
+    models = [models] if isinstance(models, Transformer) else models
+    request = source if isinstance(source, Request) else Request(source)
+    beginnings: list[tuple[list[int], float]] = [([], 0.0)]
+    ended: list[Hypothesis] = []
+    looks = torch.empty(0)
+    for _ in range(limit_of(models[0], request, config)):
+        candidates = []
+        seen = []
+        for place, (ids, score) in enumerate(beginnings):
+            log_probs, looks = obvious_log_probs(models, request, ids, config)
+            seen.append(looks)
+            candidates += [(-score - float(more), place, token) for token, more in enumerate(log_probs) if more > NEVER]
+        candidates.sort()
+        following = []
+        for number, (negative, place, token) in enumerate(candidates):
+            ids = beginnings[place][0]
+            if token != EOS_ID:
+                following.append(([*ids, token], -negative))
+            elif number < config.beam_size:
+                rank = obvious_rank(-negative, len(ids) + 1, seen[place], config)
+                ended.append(Hypothesis(ids, -negative, True, rank))
+        if config.beam_size == 1 and ended:
+            break
+        if config.early_stopping == "beam" and len(ended) >= config.beam_size:
+            break
+        beginnings = following[: config.beam_size]
+        if not beginnings:
+            break
+    ended.sort(key=lambda hypothesis: -hypothesis.rank)
+    unfinished = []
+    for ids, score in beginnings:
+        if len(ended) < config.n_best:
+            looks = obvious_log_probs(models, request, ids[:-1], config)[1]
+            unfinished.append(Hypothesis(ids, score, False, obvious_rank(score, len(ids), looks, config)))
+    unfinished.sort(key=lambda hypothesis: -hypothesis.rank)
+    return [*ended, *unfinished][: config.n_best]
+
+
+@pytest.fixture(scope="session")
+def lively():
+    return lively_model
+
+
+@pytest.fixture(scope="session")
+def obvious():
+    return obvious_search
+
+
+@pytest.fixture(scope="session")
+def obvious_next():
+    return obvious_log_probs
+
+
+@pytest.fixture(scope="session")
+def sources_of():
+    return some_sources

@@ -3,27 +3,28 @@
 import pyarrow as pa
 import pytest
 
+from tfray.config import GenerationConfig, InferenceConfig
 from tfray.errors import InputError
-from tfray.inference.columns import Prediction, output_schema, with_predictions
+from tfray.inference.columns import Task, added_fields, output_schema
+from tfray.inference.write import column_of
+
+TASKS: list[Task] = ["generate", "classify", "score", "embed"]
 
 
-def test_the_input_passes_through_with_its_types_and_order() -> None:
-    table = pa.table({"id": pa.array([3, 4], pa.int8()), "nested": [[{"a": 1}], None]})
-    predicted = with_predictions(table, [Prediction("x", -1.0, None), Prediction(None, None, "empty: none")])
-    assert predicted.select(["id", "nested"]).equals(table)
-    assert predicted.column_names == ["id", "nested", "prediction", "score", "error"]
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_declares_its_error_as_text_and_provenance_on_request(task: Task) -> None:
+    fields = added_fields(task, GenerationConfig(n_best=2), InferenceConfig(provenance=True), 8)
+    schema = output_schema(pa.schema([("id", pa.int8())]), fields, "")
+    assert schema.field("error").type == pa.string()
+    assert schema.names[0] == "id" and schema.names[-2:] == ["file", "row"]
+    for field in fields:
+        nothing = column_of([None, None], field.type)
+        assert nothing.type == field.type and nothing.null_count == 2
 
 
-def test_types_do_not_follow_from_the_values() -> None:
-    table = pa.table({"source": ["a"]})
-    all_good = with_predictions(table, [Prediction("x", -1.0, None)])
-    all_bad = with_predictions(table, [Prediction(None, None, "bad: row")])
-    nothing = with_predictions(table.slice(0, 0), [])
-    assert all_good.schema == all_bad.schema == nothing.schema
-    assert all_good.schema.field("error").type == pa.string()
-
-
-@pytest.mark.parametrize("name", ["prediction", "score", "error"])
+@pytest.mark.parametrize("name", ["prediction", "score", "error", "n_segments"])
 def test_an_input_column_of_the_same_name_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"{name}.*rename"):
-        output_schema(pa.schema([(name, pa.string())]))
+    fields = added_fields("generate", GenerationConfig(), InferenceConfig(), 8)
+    with pytest.raises(InputError, match=f"{name}.*prefix"):
+        output_schema(pa.schema([(name, pa.string())]), fields, "")
+    assert f"p_{name}" in output_schema(pa.schema([(name, pa.string())]), fields, "p_").names

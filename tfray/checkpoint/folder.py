@@ -52,12 +52,16 @@ class ModelFolder:
         text = asdict(self.text)
         return storage.fingerprint([self.config["architecture"], self.task, text, self.tokenizer_json, weights])
 
-    def load_model(self) -> Transformer:
-        """Return the network with its weights, in evaluation mode, on the CPU in fp32."""
+    def read_weights(self) -> bytes:
+        """Return the file of weights as it is, for those who load the model elsewhere."""
+        return storage.read_bytes(storage.join(self.folder, WEIGHTS))
+
+    def load_model(self, data: bytes | None = None) -> Transformer:
+        """Return the network with its weights (default: read from its file), in evaluation mode, on the CPU in fp32."""
         model = Transformer(self.architecture)
         path = storage.join(self.folder, WEIGHTS)
         try:
-            weights = safetensors.torch.load(storage.read_bytes(path))
+            weights = safetensors.torch.load(self.read_weights() if data is None else data)
             model.load_state_dict(weights)
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             raise InputError(

@@ -1,129 +1,165 @@
 """Beam search: the beam_size most probable beginnings of each row, extended token by token.
 
-A hypothesis that ends is ranked by log-probability / length^length_penalty. A row stops when
-beam_size hypotheses have ended, when no open beginning can rank above the best of them, or at its
-longest length.
+Of the extensions of all beginnings of a row, those that end and are among the beam_size best become
+hypotheses, ranked by log-probability / length penalty + coverage penalty; the beam_size best of the others
+go on. A row is done when nothing open can rank above its n_best hypotheses any more, which is exact:
+log-probability only falls, and the longest length is the most favourable one. `early_stopping: beam` ends
+it as soon as beam_size hypotheses have ended.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tfray.config import GenerationConfig
-from tfray.generation.cache import DecoderCache
-from tfray.generation.hypothesis import Hypothesis, next_log_probs
-from tfray.model.transformer import Transformer
-from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
+from tfray.generation.board import Board
+from tfray.generation.constraints import choose_with_phrases, unmet
+from tfray.generation.rows import Hypothesis
+from tfray.generation.select import best_tokens
+from tfray.tokens.special import EOS_ID
+
+NEVER = float("-inf")
+
+
+def length_penalty(lengths: Tensor, config: GenerationConfig) -> Tensor:
+    """Return what scores are divided by: length^a, or ((5 + length) / 6)^a (Wu et al. 2016, equation 14)."""
+    lengths = lengths.double()
+    base = (5 + lengths) / 6 if config.length_normalization == "gnmt" else lengths
+    return base**config.length_penalty
 
 
 class Beam:
-    """One row's search: beginnings still open, and the best hypothesis that has ended."""
+    """The beams of all rows in slots."""
 
-    def __init__(self, limit: int, config: GenerationConfig) -> None:
-        self.limit, self.config = limit, config
-        self.open: list[tuple[list[int], float]] = [([], 0.0)] * config.beam_size
-        self.best: Hypothesis | None = None
-        self.best_rank = float("-inf")
-        self.ended = 0
+    def __init__(self, board: Board, config: GenerationConfig, source: int) -> None:
+        self.board, self.config, self.size = board, config, config.beam_size
+        slots = len(board.limits)
+        self.ended: list[list[Hypothesis]] = [[] for _ in range(slots)]
+        self.counts = [0] * slots
+        self.threshold = board.add("threshold", torch.full((slots,), NEVER, dtype=torch.float64, device=board.device))
+        """The rank that something open must beat: of the n_best-th hypothesis so far."""
+        self.full = board.add("full", torch.zeros(slots, dtype=torch.bool, device=board.device))
+        self.looked = None
+        if config.coverage_penalty:
+            self.looked = board.add("looked", torch.zeros(slots, self.size, source, device=board.device))
 
-    def rank(self, score: float, length: int) -> float:
-        """Return a score normalized by a length that counts eos."""
-        return score / length**self.config.length_penalty
+    def admit(self, slots: list[int]) -> None:
+        """Begin rows in these slots: all beginnings are alike, so only one may go on."""
+        self.board.scores[slots, 1:] = NEVER
+        self.threshold[slots] = NEVER
+        self.full[slots] = False
+        for slot in slots:
+            self.ended[slot], self.counts[slot] = [], 0
+        if self.looked is not None:
+            self.looked[slots] = 0
 
-    def offer(self, ids: list[int], score: float, is_finished: bool) -> None:
-        """Take a hypothesis that ended, if it ranks above the best so far."""
-        self.ended += 1
-        rank = self.rank(score, len(ids) + is_finished)
-        if rank > self.best_rank:
-            self.best, self.best_rank = Hypothesis(ids, score, is_finished), rank
+    def advance(self, log_probs: Tensor, looks: Tensor) -> tuple[Tensor, list[int]]:
+        """Extend the beams; return each hypothesis' parent (rows, size), and the slots that are done."""
+        board, rows, size = self.board, self.board.rows, self.size
+        if self.looked is not None:
+            self.looked[:rows, :, : looks.shape[-1]] += looks
+        values, ids = best_tokens(log_probs, 2 * size)
+        each = ids.shape[1]
+        totals = (board.scores[:rows, :, None] + values.view(rows, size, each).double()).flatten(1)
+        order = totals.sort(dim=-1, descending=True, stable=True)
+        # Twice the beam, so that enough are left when all that end are taken out.
+        totals, places = order.values[:, : 2 * size], order.indices[:, : 2 * size]
+        parents, tokens = places // each, ids.view(rows, -1).gather(1, places)
+        is_end = tokens == EOS_ID
+        # An end counts only among the beam_size best, as any other candidate would.
+        self.collect(is_end[:, :size] & (totals[:, :size] > NEVER), parents, totals)
+        kept = is_end.byte().sort(dim=-1, stable=True).indices[:, :size]
+        totals, parents, tokens = (part.gather(1, kept) for part in (totals, parents, tokens))
+        for slot, request in enumerate(board.requests[:rows]):
+            if request.must:
+                self.allocate(slot, log_probs, totals, parents, tokens)
+        board.scores[:rows] = totals
+        board.extend(tokens, parents)
+        if self.looked is not None:
+            looked = self.looked[:rows]
+            self.looked[:rows] = looked.gather(1, parents[..., None].expand_as(looked))
+        return parents, self.done_slots()
 
-    def extend(self, candidates: list[Candidate]) -> list[int]:
-        """Extend the beam by the best candidates; return the old places of the new beginnings."""
-        beginnings, places = [], []
-        for rank, candidate in enumerate(candidates):
-            ids = self.open[candidate.place][0]
-            if candidate.token == EOS_ID:
-                # An end counts only among the beam_size best, as any other candidate would; impossible
-                # ones fill up a beam that is wider than the vocabulary.
-                if rank < self.config.beam_size and candidate.score > float("-inf"):
-                    self.offer(ids, candidate.score, is_finished=True)
-            elif len(beginnings) < self.config.beam_size:
-                beginnings.append(([*ids, candidate.token], candidate.score))
-                places.append(candidate.place)
-        self.open = beginnings
-        return places
+    def allocate(self, slot: int, log_probs: Tensor, totals: Tensor, parents: Tensor, tokens: Tensor) -> None:
+        """Replace a row's choice by one that keeps room for the phrases that it must contain."""
+        board = self.board
+        own = log_probs[slot * self.size : (slot + 1) * self.size]
+        ids = board.history[slot, :, : board.taken[slot]].tolist()
+        room = int(board.limits[slot]) - board.taken[slot]
+        chosen = choose_with_phrases(board.requests[slot].must, ids, board.scores[slot].tolist(), own, room)
+        for place, (total, parent, token) in enumerate(chosen):
+            totals[slot, place], parents[slot, place], tokens[slot, place] = total, parent, token
 
-    @property
-    def is_done(self) -> bool:
-        """True when enough have ended, or nothing that is open can rank above the best.
+    def done_slots(self) -> list[int]:
+        """Return the slots whose rows are at their limit, have enough hypotheses, or cannot find better ones."""
+        board, rows = self.board, self.board.rows
+        best = board.scores[:rows].amax(1)
+        bound = best / length_penalty(board.limits[:rows], self.config)
+        done = (self.threshold[:rows] >= bound) | (board.positions[:rows] >= board.limits[:rows]) | (best == NEVER)
+        if self.config.early_stopping == "beam":
+            done |= self.full[:rows]
+        return done.nonzero().flatten().tolist()
 
-        An open beginning's score only falls; the longest length gives the most favourable rank.
-        """
-        if self.ended >= self.config.beam_size or len(self.open[0][0]) >= self.limit:
-            return True
-        return self.best is not None and self.rank(self.open[0][1], self.limit) <= self.best_rank
+    def collect(self, ends: Tensor, parents: Tensor, totals: Tensor) -> None:
+        """Take the hypotheses that end now."""
+        events = ends.nonzero()
+        if not len(events):
+            return
+        slots, ranks = events.unbind(1)
+        places = parents[slots, ranks]
+        histories = self.board.history[slots, places, : self.board.reached].tolist()
+        scores = totals[slots, ranks]
+        lengths = self.board.positions[slots] + 1
+        normalized = scores / length_penalty(lengths, self.config) + self.coverage(slots, places)
+        changed = set()
+        for slot, ids, length, score, rank in zip(
+            slots.tolist(), histories, lengths.tolist(), scores.tolist(), normalized.tolist(), strict=True
+        ):
+            ids = ids[: length - 1]
+            if not unmet(self.board.requests[slot].must, ids):
+                self.ended[slot].append(Hypothesis(ids, score, True, rank))
+                self.counts[slot] += 1
+                changed.add(slot)
+        for slot in changed:
+            # Stable: of equal ranks the one that ended first, then the one in the better place.
+            self.ended[slot] = sorted(self.ended[slot], key=lambda hypothesis: -hypothesis.rank)[: self.config.n_best]
+            if len(self.ended[slot]) == self.config.n_best:
+                self.threshold[slot] = self.ended[slot][-1].rank
+            self.full[slot] = self.counts[slot] >= self.size
 
-    @property
-    def result(self) -> Hypothesis:
-        """The best hypothesis; the best beginning, cut at the limit, where none has ended."""
-        if self.best is None:
-            self.offer(*self.open[0], is_finished=False)
-        assert self.best is not None
-        return self.best
+    def coverage(self, slots: Tensor, places: Tensor) -> Tensor | float:
+        """Return coverage_penalty x the sum over source positions of log(min(attention so far, 1))
+        (Wu et al. 2016, equation 14), 0 where it is off."""
+        if self.looked is None:
+            return 0.0
+        looked = self.looked[slots, places].double()
+        lengths = torch.tensor([len(self.board.requests[slot].source) for slot in slots.tolist()], device=looked.device)
+        is_source = torch.arange(looked.shape[1], device=looked.device) < lengths[:, None]
+        logs = looked.clamp(1e-30, 1.0).log() * is_source
+        return self.config.coverage_penalty * logs.sum(1)
 
+    def finish(self, slots: list[int]) -> list[list[Hypothesis]]:
+        """Return the n_best hypotheses of rows that are done, filled up with beginnings that have not ended."""
+        return [[*self.ended[slot], *self.unfinished(slot)][: self.config.n_best] for slot in slots]
 
-class Candidate(NamedTuple):
-    """A beginning extended by a token."""
+    def unfinished(self, slot: int) -> list[Hypothesis]:
+        """Return a row's open beginnings, the best first; none where enough have ended."""
+        if len(self.ended[slot]) >= self.config.n_best:
+            return []
+        board = self.board
+        ids = board.history[slot, :, : board.taken[slot]].tolist()
+        place = torch.arange(self.size, device=board.device)
+        ranks = board.scores[slot] / length_penalty(board.positions[slot], self.config)
+        ranks = (ranks + self.coverage(torch.full_like(place, slot), place)).tolist()
+        found = [
+            Hypothesis(beginning, score, False, rank)
+            for beginning, score, rank in zip(ids, board.scores[slot].tolist(), ranks, strict=True)
+            if score > NEVER and not unmet(board.requests[slot].must, beginning)
+        ]
+        return sorted(found, key=lambda hypothesis: -hypothesis.rank)
 
-    place: int
-    token: int
-    score: float
-
-
-def beam_search(
-    model: Transformer, source_ids: Tensor, limits: list[int], config: GenerationConfig
-) -> list[Hypothesis]:
-    """Return the best hypothesis of each row, of at most limits[row] tokens with eos."""
-    device, size = source_ids.device, config.beam_size
-    memory = model.encode(source_ids)
-    cache = DecoderCache(model.project_memory(memory), memory.mask)
-    beams = [Beam(limit, config) for limit in limits]
-    active = list(range(len(beams)))
-    last = torch.full((len(beams) * size,), BOS_ID, device=device)
-    # All beginnings are alike at first: only one of each row may go on.
-    scores = torch.tensor([0.0, *[float("-inf")] * (size - 1)], device=device).repeat(len(beams), 1)
-    while active:
-        logits = model.decode_next(last, cache.memory_keys_values, cache.memory_mask, cache.past)
-        candidates = best_candidates(next_log_probs(logits, PAD_ID, BOS_ID), scores)
-        going_on, kept = [], []
-        for place, (row, row_candidates) in enumerate(zip(active, candidates, strict=True)):
-            places = beams[row].extend(row_candidates)
-            if not beams[row].is_done:
-                going_on.append(place)
-                kept += [place * size + old for old in places]
-        if len(going_on) < len(active):
-            cache.select_rows(torch.tensor(going_on, dtype=torch.long, device=device))
-        active = [active[place] for place in going_on]
-        cache.select_hypotheses(torch.tensor(kept, dtype=torch.long, device=device))
-        opened = [beginning for row in active for beginning in beams[row].open]
-        last = torch.tensor([ids[-1] for ids, _ in opened], dtype=torch.long, device=device)
-        scores = torch.tensor([score for _, score in opened], device=device).view(-1, size)
-    return [beam.result for beam in beams]
-
-
-def best_candidates(log_probs: Tensor, scores: Tensor) -> list[list[Candidate]]:
-    """Return each row's 2 x beam_size best extensions, best first.
-
-    Twice the beam, so that enough are left when all that end are taken out.
-    """
-    rows, size = scores.shape
-    vocab = log_probs.shape[-1]
-    totals = (scores.view(-1, 1) + log_probs).view(rows, size * vocab)
-    best = totals.topk(min(2 * size, totals.shape[1]), dim=-1)
-    return [
-        [Candidate(index // vocab, index % vocab, score) for index, score in zip(indices, values, strict=True)]
-        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Move what is kept outside tensors."""
+        for old, new in zip(sources, targets, strict=True):
+            self.ended[new], self.counts[new] = self.ended[old], self.counts[old]

@@ -1,70 +1,135 @@
-"""Ids in, ids out: batches by length, one search for each batch, results in the rows' order.
-
-Knows torch, and nothing of text or Ray.
-"""
+"""Ids in, ids out: the public functions of the search. Knows torch, and nothing of text or Ray."""
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from tfray.config import GenerationConfig
-from tfray.generation.beam import beam_search
-from tfray.generation.greedy import greedy_search
-from tfray.generation.hypothesis import Hypothesis
+from tfray.errors import InputError
+from tfray.generation.engine import Engine, width_of
+from tfray.generation.memory import budget_bytes, slots_for
+from tfray.generation.network import Network
+from tfray.generation.rows import Hypothesis, Output, Request, find_error
+from tfray.model.precision import choose_dtype
 from tfray.model.transformer import Transformer
-from tfray.tokens.special import BOS_ID, PAD_ID
+from tfray.tokens.special import EOS_ID
+
+Models = Transformer | Network | Sequence[Transformer | Network]
+WINDOW_ROWS = 16_384
+NOTHING_FOUND = "constraint: the search found no target that meets all that is asked for; use a larger beam"
 
 
-@torch.inference_mode()
-def generate(model: Transformer, sources: Sequence[list[int]], config: GenerationConfig) -> list[Hypothesis]:
-    """Return the best hypothesis for each source; sources end with eos."""
-    search = greedy_search if config.beam_size == 1 else beam_search
-    results: list[Hypothesis | None] = [None] * len(sources)
-    for rows in batches_by_length(sources, config.batch_rows):
-        source_ids = pad([sources[row] for row in rows], device_of(model))
-        limits = [longest_target(len(sources[row]), model, config) for row in rows]
-        for row, hypothesis in zip(rows, search(model, source_ids, limits, config), strict=True):
-            results[row] = hypothesis
-    return [result for result in results if result is not None]
+def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
+    """Return a model packed for a configuration's precision; a network comes back as it is."""
+    if isinstance(model, Network):
+        return model
+    precision = config.precision
+    if precision == "auto":
+        device = model.output_weight.device
+        precision = "bf16" if str(choose_dtype("auto", device)) == "torch.bfloat16" else "fp32"
+    return Network(model, precision)
 
 
-@torch.inference_mode()
-def classify(model: Transformer, sources: Sequence[list[int]], label_ids: list[int], batch_rows: int) -> Tensor:
-    """Return each source's probabilities over the labels from one decoder step, (sources, labels)."""
-    probabilities = torch.empty(len(sources), len(label_ids))
-    device = device_of(model)
-    labels = torch.tensor(label_ids, device=device)
-    for rows in batches_by_length(sources, batch_rows):
-        memory = model.encode(pad([sources[row] for row in rows], device))
-        begin = torch.full((len(rows), 1), BOS_ID, device=device)
-        logits = model.project(model.decode(begin, memory)[:, 0])[:, labels]
-        probabilities[rows] = logits.float().softmax(-1).cpu()
-    return probabilities
+def networks_of(models: Models, config: GenerationConfig) -> list[Network]:
+    """Return the networks that decide together; raises InputError where their vocabularies differ."""
+    each = [models] if isinstance(models, Transformer | Network) else list(models)
+    networks = [prepare(model, config) for model in each]
+    sizes = [network.architecture.vocab_size for network in networks]
+    if len(set(sizes)) > 1:
+        raise InputError(f"models with vocabularies of {sizes} cannot decide together; they need one tokenizer")
+    return networks
 
 
-def batches_by_length(sources: Sequence[list[int]], batch_rows: int) -> Iterator[list[int]]:
-    """Yield row numbers of like length together, the longest first so that memory peaks at once."""
-    order = sorted(range(len(sources)), key=lambda row: (-len(sources[row]), row))
-    for start in range(0, len(order), batch_rows):
-        yield order[start : start + batch_rows]
+def generate(models: Models, sources: Sequence[Sequence[int] | Request], config: GenerationConfig) -> list[Output]:
+    """Return each source's output; sources end with eos. Several models decide by their mean probability."""
+    outputs: list[Output | None] = [None] * len(sources)
+    for row, output in stream(models, sources, config):
+        outputs[row] = output
+    return [output for output in outputs if output is not None]
 
 
-def longest_target(source_length: int, model: Transformer, config: GenerationConfig) -> int:
-    """Return the most tokens of a source's target, eos included."""
-    wanted = math.ceil(config.max_length_ratio * source_length) + config.max_length_extra
-    return min(wanted, model.architecture.max_length)
+def stream(
+    models: Models, sources: Sequence[Sequence[int] | Request], config: GenerationConfig
+) -> Iterator[tuple[int, Output]]:
+    """Yield (row, output) as rows get done."""
+    networks = networks_of(models, config)
+    engine = Engine(networks, config)
+    for start in range(0, len(sources), WINDOW_ROWS):
+        window = [
+            (row, source if isinstance(source, Request) else Request(source))
+            for row, source in enumerate(sources[start : start + WINDOW_ROWS], start)
+        ]
+        yield from run_window(engine, window)
 
 
-def pad(sources: list[list[int]], device: torch.device) -> Tensor:
-    """Return sources padded at the right, (rows, longest)."""
-    longest = max(map(len, sources))
-    return torch.tensor([[*ids, *[PAD_ID] * (longest - len(ids))] for ids in sources], device=device)
+def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tuple[int, Output]]:
+    """Yield the outputs of rows that are worked on together."""
+    networks, config = engine.networks, engine.config
+    budget = budget_bytes(config, networks[0].device)
+    sound: list[tuple[int, Request]] = []
+    pieces: dict[int, list[int]] = {}
+    truncated: set[int] = set()
+    longest = min(network.architecture.max_length for network in networks)
+    for row, request in window:
+        error = next((e for e in (find_error(request, n.architecture, config) for n in networks) if e), None)
+        length = min(len(request.source), longest)
+        if error is None and slots_for(length, networks, config, width_of(config), budget) < 1:
+            error = (
+                f"too_large: a row of {length} source tokens with {width_of(config)} hypotheses does not fit into "
+                f"{budget / 2**30:.2f} GB"
+            )
+        if error is not None:
+            yield row, Output(error=error)
+        elif len(request.source) > longest and config.long_sources == "truncate":
+            truncated.add(row)
+            sound.append((row, replace(request, source=[*request.source[: longest - 1], EOS_ID])))
+        elif len(request.source) > longest:
+            own = split_request(request, row, longest)
+            pieces[row] = [-1 - len(sound) - place for place in range(len(own))]
+            sound += zip(pieces[row], own, strict=True)
+        else:
+            sound.append((row, request))
+    owner = {piece: row for row, own in pieces.items() for piece in own}
+    parts: dict[int, list[Hypothesis]] = {}
+    for row, hypotheses in engine.run(sound):
+        if row >= 0:
+            error = None if hypotheses else NOTHING_FOUND
+            yield row, Output(hypotheses, error, truncated=row in truncated)
+            continue
+        parts[row] = hypotheses
+        whole = owner[row]
+        if all(piece in parts for piece in pieces[whole]):
+            hypotheses = join([parts[piece] for piece in pieces[whole]])
+            yield whole, Output(hypotheses, None if hypotheses else NOTHING_FOUND)
 
 
-def device_of(model: Transformer) -> torch.device:
-    """Return where a model's weights are."""
-    return model.output_weight.device
+def split_request(request: Request, row: int, longest: int) -> list[Request]:
+    """Return a long row's pieces; the first has its prefix, and each has its own chance."""
+    number = row if request.number is None else request.number
+    return [
+        replace(request, source=part, prefix=request.prefix if place == 0 else (), number=number + (place << 32))
+        for place, part in enumerate(split_source(request.source, longest))
+    ]
+
+
+def split_source(source: Sequence[int], longest: int) -> list[list[int]]:
+    """Return a long source in pieces of about equal length, each with its own eos."""
+    body = list(source[:-1]) if source[-1] == EOS_ID else list(source)
+    count = -(-len(body) // (longest - 1))
+    cuts = [len(body) * number // count for number in range(count + 1)]
+    return [[*body[start:stop], EOS_ID] for start, stop in itertools.pairwise(cuts)]
+
+
+def join(pieces: list[list[Hypothesis]]) -> list[Hypothesis]:
+    """Return hypotheses of a whole source, the n-th of all pieces one after another."""
+    return [
+        Hypothesis(
+            [token for part in parts for token in part.ids],
+            sum(part.score for part in parts),
+            all(part.is_finished for part in parts),
+            sum(part.rank for part in parts),
+        )
+        for parts in zip(*pieces, strict=False)
+    ]

@@ -1,100 +1,223 @@
-"""The predict job: files -> units -> one Parquet file a unit, exactly once."""
+"""The predict job: files -> units -> one Parquet file a unit, exactly once.
+
+    unit  ->  read, judge, encode  ->  the model  ->  decode, write, record
+              CPU actors               one a GPU      CPU actors
+                                       or core group
+
+A unit is done when its record stands in the commit log; what dies before that is done again.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+
+import numpy as np
 
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder, open_model_folder
-from tfray.cluster import cluster_total, connected
-from tfray.config import ClusterConfig, InferenceConfig, PredictJob, as_list
-from tfray.corpus.columns import check_columns, choose_source
-from tfray.corpus.read import declare_schema
-from tfray.errors import InputError
-from tfray.inference.columns import output_schema
-from tfray.inference.stage import Assignment, PredictUnit
+from tfray.cluster import connected
+from tfray.config import PredictJob, as_list
+from tfray.errors import InputError, TooManyErrors
+from tfray.inference.assignment import Assignment
+from tfray.inference.attempts import ATTEMPTS
+from tfray.inference.columns import Task
+from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
+from tfray.inference.rehearse import rehearse
+from tfray.inference.steps import check_room, make_steps, waiting_bytes
+from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
-from tfray.units.ledger import Ledger, open_ledger, store_settings
-from tfray.units.plan import InputFile, Unit, amount, find_files, plan_units
-from tfray.units.stream import stream
+from tfray.units.ledger import SUCCESS, Ledger, has_manifest, store_settings, sweep
+from tfray.units.lock import Lock
+from tfray.units.place import open_place, take_place
+from tfray.units.plan import Unit, amount
+from tfray.units.stored import read_plan, write_plan
+from tfray.units.stream import WorkLost, flow
 
 logger = logging.getLogger(__name__)
 
-UNIT_ROWS = (64, 4096)
+FORMAT_VERSION = 2
+BATCHING = ("batch_rows", "max_tokens", "memory_gb")  # of generation: these change no result
+RESULTS = ("prefix", "provenance", "token_scores", "embedding_type", "max_characters", "sentences", "language",
+           "schemas")  # of inference: these do  # fmt: skip
+ROWS_BEFORE_RATE = 1000  # of which an error rate says something
+LOSSES_IN_A_ROW = 5
+THREADS = 16
 
 
 def predict(job: PredictJob) -> str:
-    """Return the folder of predictions, made now or before; a killed job goes on where it was."""
+    """Return the folder of predictions, made now or before; for a dry run, a report.
+
+    Raises TooManyErrors where more rows have errors than may.
+    """
     folder = open_model_folder(job.model_folder)
-    files = find_files(as_list(job.input))
-    source = choose_source(files, job.source_column)
-    for file in files:
-        check_columns(file, {source}, {source})
-    schema = declare_schema(files, {source})
-    output_schema(schema)
-    ledger = open_ledger(job.out, made_from(job, folder, files), job.overwrite)
-    if ledger.is_finished:
-        logger.info("predictions: %s is finished and unchanged", ledger.folder)
-        return ledger.folder
-    store_settings(ledger.folder, job)
-    units = plan_units(files, *UNIT_ROWS)
-    limit = job.inference.max_characters
-    assignment = Assignment(folder.folder, ledger.folder, source, schema, job.generation, limit)
-    with connected(job.cluster):
-        run_units(job, ledger, units, assignment)
-    finish(ledger, units, folder.task)
-    return ledger.folder
+    task = choose_task(job.task, folder.task)
+    check_task(task, folder, job)
+    identities = identify(as_list(job.input))
+    check_apart(as_list(job.input), [*identities], job.out)
+    check_room(job)
+    if job.dry_run:
+        return rehearse(job, folder, task, [*identities])
+    storage.check_writable(job.out)
+    with Lock(job.out) as lock:
+        ledger = open_place(job.out, made_from(job, folder, task, identities), job.mode)
+        if ledger.is_finished and not ledger.adds_to:
+            logger.info("predictions: %s is finished and unchanged", ledger.out)
+        else:
+            units, assignment = begin(job, ledger, folder, task)
+            run_units(job, ledger, units, assignment, lock)
+            finish(job, ledger, units, assignment)
+        if ledger.replaces:
+            take_place(ledger)
+    return ledger.out
 
 
-def made_from(job: PredictJob, folder: ModelFolder, files: list[InputFile]) -> dict[str, object]:
+def identify(patterns: list[str]) -> dict[str, list]:
+    """Return what tells each input file apart, by its path; no file is opened."""
+    paths = list(dict.fromkeys(path for pattern in patterns for path in storage.expand(pattern)))
+    with ThreadPoolExecutor(THREADS) as threads:
+        return {
+            path: identity[1:] for path, identity in zip(paths, threads.map(storage.file_identity, paths), strict=True)
+        }
+
+
+def check_apart(patterns: list[str], paths: list[str], out: str) -> None:
+    """Raise InputError where what is written would be read as input, or input stands where is written."""
+    out = storage.absolute(out).partition("?")[0].rstrip("/")
+    for pattern in patterns:
+        place = storage.absolute(pattern).partition("?")[0].rstrip("/")
+        written = f"{out}/part-000000-00000000.parquet"
+        is_read = written.startswith(f"{place}/") or storage.matches(written.split("/"), place.split("/"))
+        if is_read or any(path.startswith(f"{out}/") for path in paths):
+            raise InputError(
+                f"out={out!r} and input={pattern!r} lie in each other: predictions would be read as input; "
+                "choose a folder for them elsewhere"
+            )
+
+
+def made_from(job: PredictJob, folder: ModelFolder, task: str, identities: dict[str, list]) -> dict[str, object]:
     """Return everything that the predictions follow from."""
-    generation = {name: value for name, value in asdict(job.generation).items() if name != "batch_rows"}
+    generation, inference = asdict(job.generation), asdict(job.inference)
     return {
+        "format": FORMAT_VERSION,
         "model": folder.fingerprint,
-        "generation": generation,
+        "task": task,
+        "generation": {name: value for name, value in generation.items() if name not in BATCHING},
+        "inference": {name: inference[name] for name in RESULTS},
         "source_column": job.source_column,
-        "max_characters": job.inference.max_characters,
-        "inputs": [storage.file_identity(file.path) for file in files],
+        "target_column": job.target_column,
+        "inputs": identities,
     }
 
 
-def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment) -> None:
-    """Predict the units that are not done yet."""
+def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> tuple[list[Unit], Assignment]:
+    """Return the units of a run and their assignment; planned now, or by an earlier start."""
+    inputs: dict = ledger.made_from["inputs"]  # type: ignore[assignment]
+    plan = known_plan(ledger)
+    if plan is None or ledger.adds_to:
+        before = ledger.adds_to["inputs"] if ledger.adds_to else {}
+        plan = plan_rows(job, task, [path for path in inputs if path not in before], plan)
+    assignment = assign(job, ledger.folder, folder, task, plan, inputs)
+    if not has_manifest(ledger.folder) or ledger.adds_to:
+        name = write_plan(ledger.folder, inputs, plan.units, plan.rows)
+        storage.remove(storage.join(ledger.folder, SUCCESS))
+        ledger.begin(plan=name, texts=plan.texts)
+        store_settings(ledger.folder, job)
+    return plan.units, assignment
+
+
+def known_plan(ledger: Ledger) -> Plan | None:
+    """Return the plan of an earlier start."""
+    if not has_manifest(ledger.folder):
+        return None
+    manifest = ledger.manifest
+    units, rows = read_plan(ledger.folder, manifest["plan"])
+    assert rows is not None
+    return Plan(units, rows, Texts(*manifest["texts"]))
+
+
+class Tally:
+    """Rows, tokens and errors so far, and whether there are too many of these."""
+
+    def __init__(self, job: PredictJob, records: list[dict]) -> None:
+        self.config = job.inference
+        self.rows = self.tokens = 0
+        self.errors: Counter[str] = Counter()
+        self.first: str | None = None
+        for record in records:
+            self.take(record)
+
+    def take(self, record: dict) -> None:
+        self.rows += record["rows"]
+        self.tokens += record["target_tokens"]
+        self.errors.update(record["errors"])
+        self.first = self.first or record["first_error"]
+
+    def check(self, is_end: bool = False) -> None:
+        """Raise TooManyErrors where a limit is passed."""
+        count = self.errors.total()
+        if self.config.fail_fast and count:
+            raise TooManyErrors(
+                f"inference.fail_fast: {self.first}; mend or remove the row, or leave fail_fast out: what is done "
+                "stays done"
+            )
+        limit = self.config.max_error_rate
+        if (is_end or self.rows >= ROWS_BEFORE_RATE) and count > limit * self.rows:
+            raise TooManyErrors(
+                f"{format_errors({'errors': dict(self.errors.most_common()), 'rows': self.rows, 'first_errors': []})}"
+                f"\n\n{count:,} of {self.rows:,} rows ({count / self.rows:.1%}) have errors, more than "
+                f"inference.max_error_rate={limit:g} allows (the first: {self.first}); mend the input, or raise the "
+                "rate and start the job again: what is done stays done"
+            )
+
+
+def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment, lock: Lock) -> None:
+    """Predict the units that are not done yet; what Ray loses and cannot make up for is begun again."""
     remaining = ledger.remaining(units)
+    undone = {unit.index for unit in remaining}
+    tally = Tally(job, ledger.records([unit for unit in units if unit.index not in undone]))
+    tally.check()
+    if not remaining:
+        return
     if len(remaining) < len(units):
         logger.info("predictions: %d of %d units were done before", len(units) - len(remaining), len(units))
-    actors, gpus = place_actors(job.inference, job.cluster)
-    errors = 0
-    with Progress(*amount("predicting", remaining)) as progress:
-        results = stream(remaining, PredictUnit, (assignment,), job.cluster, actors=actors, gpus=gpus)
-        for result in results:
-            errors += sum(result["errors"].values())
-            progress.update(result["unit_rows"], errors=errors)
+    weights = np.frombuffer(assignment.folder.read_weights(), np.uint8)
+    losses = 0
+    with connected(job.cluster), Progress(*amount("predicting", remaining)) as progress:
+        steps = make_steps(job, assignment, weights)
+        before, begun = tally.tokens, progress.seconds()
+        while remaining:
+            try:
+                for record in flow(remaining, steps, waiting_bytes(remaining, steps)):
+                    losses = 0
+                    tally.take(record)
+                    rate = (tally.tokens - before) / max(progress.seconds() - begun, 1e-3)
+                    shown = {"target tokens/s": f"{rate:,.0f}"} if tally.tokens else {}
+                    progress.update(record["unit_rows"], **shown, errors=f"{tally.errors.total():,}")
+                    lock.check()
+                    tally.check()
+            except WorkLost as loss:
+                losses += 1
+                if losses == LOSSES_IN_A_ROW:
+                    raise
+                logger.warning("predictions: Ray has lost more than it can mend; going on (%s)", loss)
+            remaining = ledger.remaining(units)
 
 
-def place_actors(config: InferenceConfig, cluster: ClusterConfig) -> tuple[int, float]:
-    """Return the number of actors and the GPUs of each; raises InputError where they find no room."""
-    cpus, gpus = int(cluster_total("CPU")), int(cluster_total("GPU"))
-    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus > 0)
-    total, kind = (gpus, "GPU") if use_gpu else (cpus, "CPU")
-    actors = config.actors or max(1, total)
-    if actors > total and not cluster.autoscaling:
-        raise InputError(
-            f"inference.actors={actors} need a {kind} each, the cluster has {total}; use at most {total}, "
-            "or say --cluster.autoscaling true if it grows on demand"
-        )
-    return actors, 1.0 if use_gpu else 0.0
-
-
-def finish(ledger: Ledger, units: list[Unit], task: str) -> None:
+def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment) -> None:
     """Count what was written, say so, and declare the predictions whole."""
-    errors: Counter[str] = Counter()
-    rows = 0
-    for summary in ledger.records(units):
-        rows += summary["rows"]
-        errors.update(summary["errors"])
-    ledger.finish({"task": task, "rows": rows, "errors": dict(errors.most_common()), "units": len(units)})
-    listed = ", ".join(f"{count} {kind}" for kind, count in errors.most_common())
-    logger.info("predictions: %d rows, %s -> %s", rows, listed or "no errors", ledger.folder)
+    records = ledger.records(units)
+    Tally(job, records).check(is_end=True)
+    summary = summarize(records)
+    sweep(ledger.folder)
+    storage.remove(storage.join(ledger.folder, ATTEMPTS))
+    storage.publish_json(storage.join(ledger.folder, SUMMARY), summary)
+    columns = {field.name: str(field.type) for field in assignment.schema}
+    if not units:
+        storage.publish_table(assignment.place("part-000000-empty.parquet"), assignment.schema.empty_table())
+    kept = {name: ledger.manifest[name] for name in ("plan", "texts")}
+    ledger.finish({**kept, "task": assignment.folder.task, "schema": columns, **summary})
+    listed = ", ".join(f"{count} {kind}" for kind, count in summary["errors"].items())  # type: ignore[attr-defined]
+    logger.info("predictions: %d rows, %s -> %s", summary["rows"], listed or "no errors", ledger.out)

@@ -27,6 +27,11 @@ class Progress:
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         show = TerminalLine if sys.stderr.isatty() else LogLines
         self._view = show(label, total, unit)
+        self._begun = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds since the display began."""
+        return time.monotonic() - self._begun
 
     def update(self, n: int, **postfix: object) -> None:
         """Count n more as done; the postfix stays until another one is given."""
@@ -54,12 +59,11 @@ class Intake(Progress):
     def __init__(self, label: str, total_bytes: int) -> None:
         super().__init__(label, total_bytes, "B")
         self._counts: Counter[str] = Counter()
-        self._begun = time.monotonic()
 
     def take(self, size: int, **counts: int) -> None:
         """Count bytes as read, and what was found in them; each count is shown with its rate."""
         self._counts.update(counts)
-        seconds = max(time.monotonic() - self._begun, 1e-3)
+        seconds = max(self.seconds(), 1e-3)
         self.update(size, **{name: f"{n:,} ({n / seconds:,.0f}/s)" for name, n in self._counts.items()})
 
 

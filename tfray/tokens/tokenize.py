@@ -24,7 +24,9 @@ from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUni
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
 from tfray.units.ledger import Ledger, open_ledger, read_records, store_settings, unrecorded
+from tfray.units.lock import Lock
 from tfray.units.plan import Unit, plan_units
+from tfray.units.stored import write_plan
 from tfray.units.stream import stream
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,13 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
     Raises TooManyErrors at the end where more rows were lost by errors than may be.
     """
     corpora = find_corpora(job.corpus)
+    storage.check_writable(job.out)
+    with Lock(job.out):
+        return carry_out(job, corpora)
+
+
+def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
+    """Return the folder of token shards, made now or before, by a job that has the place for itself."""
     ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
@@ -49,6 +58,7 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
     for lost in (lost for corpus in corpora for lost in corpus.lost):
         logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
     recipe, units = make_recipe(job.corpus, corpora), plan_corpora(job, corpora)
+    ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
     if ledger.remaining(units):
         with connected(job.cluster):
             tokenizer, verdicts = survey(job, ledger, recipe, units)

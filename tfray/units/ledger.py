@@ -31,6 +31,15 @@ class Ledger:
 
     folder: str
     made_from: dict[str, object]
+    replaces: str | None = None
+    """The folder whose place it takes once it is whole."""
+    adds_to: dict | None = None
+    """What a finished output is made from, to which this run adds."""
+
+    @property
+    def out(self) -> str:
+        """The folder where people find the output."""
+        return self.replaces or self.folder
 
     @property
     def is_finished(self) -> bool:
@@ -48,11 +57,17 @@ class Ledger:
         """Return the records of finished units, in the units' order."""
         return read_records(storage.join(self.folder, RECORDS), units)
 
+    def begin(self, **known: object) -> None:
+        """Record what the output is made from."""
+        storage.publish_json(storage.join(self.folder, MANIFEST), self.described(known))
+
     def finish(self, summary: dict[str, object]) -> None:
         """Record the totals and declare the output whole."""
-        manifest = {"format_version": 1, "made_from": self.made_from, **summary}
-        storage.publish_json(storage.join(self.folder, MANIFEST), manifest)
+        storage.publish_json(storage.join(self.folder, MANIFEST), self.described(summary))
         storage.publish_bytes(storage.join(self.folder, SUCCESS), b"")
+
+    def described(self, known: Mapping[str, object]) -> dict[str, object]:
+        return {"format_version": 1, "made_from": self.made_from, **known}
 
 
 def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -> Ledger:
@@ -72,7 +87,7 @@ def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -
         clear(folder)
     elif visible(folder):
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
-    storage.publish_json(storage.join(folder, MANIFEST), {"format_version": 1, "made_from": ledger.made_from})
+    ledger.begin()
     return ledger
 
 
@@ -89,7 +104,11 @@ def unrecorded(folder: str, units: list[Unit]) -> list[Unit]:
 
 def read_records(folder: str, units: list[Unit]) -> list[dict]:
     """Return the units' records in a folder, in the units' order."""
-    paths = [storage.join(folder, f"{unit.stem}.json") for unit in units]
+    return read_record_files([storage.join(folder, f"{unit.stem}.json") for unit in units])
+
+
+def read_record_files(paths: list[str]) -> list[dict]:
+    """Return records by their paths."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(storage.read_json, paths))
 
@@ -107,8 +126,9 @@ def has_manifest(folder: str) -> bool:
 
 
 def visible(folder: str) -> list[str]:
-    """Return the files and folders in a folder, but not the hidden ones that a killed job may leave."""
-    return [*published(folder), *(place for place in storage.list_folders(folder) if name_of(place)[0] != ".")]
+    """Return the files and folders in a folder, but not what a job leaves that was killed before it began."""
+    files = [path for path in published(folder) if not name_of(path).startswith(("_lock", "_plan"))]
+    return [*files, *(place for place in storage.list_folders(folder) if name_of(place)[0] != ".")]
 
 
 def published(folder: str) -> list[str]:
@@ -137,7 +157,7 @@ def refuse_unless(overwrite: bool, folder: str, changed: list[str]) -> None:
         listed = "; ".join(changed[:5])
         raise CheckpointMismatch(
             f"out={folder!r} was made from something else: {listed}; choose another folder, go back "
-            "to the old setting, or make it anew with --overwrite true"
+            "to the old setting, or make it anew with --overwrite true (predict: --mode overwrite)"
         )
 
 

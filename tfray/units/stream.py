@@ -1,54 +1,84 @@
-"""Work through Ray Data: each item goes to one of a pool of actors, and a small result comes back."""
+"""Work through Ray Data: each item goes through one or more steps of actors, and a small result comes back."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfray.cluster import cluster_total
 from tfray.config import ClusterConfig
 from tfray.errors import InputError
 
 
-def stream(
-    items: Sequence[object],
-    stage: type,
-    arguments: tuple,
-    cluster: ClusterConfig,
-    *,
-    shared: object = None,
-    actors: int | None = None,
-    gpus: float = 0,
-) -> Iterator[Any]:
-    """Yield what `stage(*arguments)` returns for each item, in the order in which they finish.
+class WorkLost(Exception):
+    """Ray has lost nodes or objects and could not make up for them; what is committed is there all the same."""
 
-    A stage is a class whose `__init__` loads and whose `__call__` maps one item, most often a unit, to a
-    small result. `shared` is put into the object store once and comes as the last argument where it is
-    given. Default: one actor a CPU core; in a cluster that grows, as many as it comes to hold.
+
+class Step(NamedTuple):
+    """A pool of actors that do one thing with an item.
+
+    A stage is a class whose `__init__` loads and whose `__call__` maps one item, most often a unit, to
+    what the next step takes, or to a small result.
+    """
+
+    stage: type
+    arguments: tuple
+    actors: tuple[int, int]
+    """The fewest and the most."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    shared: object = None
+    """Put into the object store once; comes as the last argument where it is given."""
+
+
+def stream(
+    items: Sequence[object], stage: type, arguments: tuple, cluster: ClusterConfig, *, shared: object = None
+) -> Iterator[Any]:
+    """Yield what one step makes of each item, in the order in which they finish.
+
+    One actor a CPU core; in a cluster that grows, as many as it comes to hold.
+    """
+    smallest = max(1, min(len(items), int(cluster_total("CPU")))) if items else 1
+    largest = max(smallest, len(items) if cluster.autoscaling else 0)
+    yield from flow(items, [Step(stage, arguments, (smallest, largest), shared=shared)])
+
+
+def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None = None) -> Iterator[Any]:
+    """Yield what the steps, one after the other and all at the same time, make of each item, as they finish.
+
+    Steps that are ahead of the next one pause when about waiting_bytes wait for it.
     """
     import ray
     import ray.data
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     if not items:
         return
-    smallest = min(len(items), actors or max(1, int(cluster_total("CPU"))))
-    largest = len(items) if cluster.autoscaling and actors is None else smallest
+    context = DataContext.get_current().copy()
+    if waiting_bytes:
+        context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting_bytes)
     rows = [{"item": pickle.dumps(item)} for item in items]
-    reference = None if shared is None else ray.put(shared)
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        StreamStage,  # type: ignore[arg-type]
-        fn_constructor_args=(stage, arguments, reference),
-        compute=ActorPoolStrategy(min_size=smallest, max_size=max(smallest, largest)),
-        num_cpus=1,
-        num_gpus=gpus or None,
-    )
+    with DataContext.current(context):
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+        for step in steps:
+            smallest, largest = (max(1, min(count, len(items))) for count in step.actors)
+            dataset = dataset.map(
+                StreamStage,  # type: ignore[arg-type]
+                fn_constructor_args=(step.stage, step.arguments, None if step.shared is None else ray.put(step.shared)),
+                compute=ActorPoolStrategy(min_size=smallest, max_size=largest, max_tasks_in_flight_per_actor=2),
+                num_cpus=step.cpus,
+                num_gpus=step.gpus or None,
+            )
     try:
         for row in dataset.iter_rows():
-            yield pickle.loads(row["result"])
+            yield pickle.loads(row["item"])
     except Exception as error:
-        raise find_input_error(error) or error from None
+        if (ours := find_input_error(error)) is not None:
+            raise ours from None
+        if (lost := find(error, losses())) is not None:
+            raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[:300]}") from error
+        raise error from None
 
 
 class StreamStage:
@@ -63,15 +93,35 @@ class StreamStage:
         self.stage = stage(*arguments, *shared)
 
     def __call__(self, row: dict) -> dict:
-        return {"result": pickle.dumps(self.stage(pickle.loads(row["item"])))}
+        return {"item": pickle.dumps(self.stage(pickle.loads(row["item"])))}
 
 
-def find_input_error(error: BaseException | None) -> InputError | None:
+def find_input_error(error: BaseException) -> InputError | None:
     """Return the InputError that a worker raised, if that is what stands behind an error of Ray's."""
+    found = find(error, InputError)
+    return None if found is None else InputError(str(getattr(found, "cause", None) or found))
+
+
+def losses() -> tuple[type[Exception], ...]:
+    """Return the errors by which Ray says that something has died."""
+    from ray import exceptions
+
+    return (
+        exceptions.ActorDiedError,
+        exceptions.ActorUnavailableError,
+        exceptions.NodeDiedError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+        exceptions.WorkerCrashedError,
+    )
+
+
+def find(error: BaseException | None, kinds: type | tuple[type, ...]) -> BaseException | None:
+    """Return the error of some kinds that stands behind an error of Ray's, if there is one."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, InputError):
-            return InputError(str(getattr(error, "cause", None) or error))
+        if isinstance(error, kinds):
+            return error
         error = getattr(error, "cause", None) or error.__cause__
     return None

@@ -1,0 +1,126 @@
+"""The compiled kernels do what torch does, and torch serves where they cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tfray.config import GenerationConfig
+from tfray.generation import native
+from tfray.generation.attention import attend, bias_of
+from tfray.generation.generate import generate
+from tfray.generation.linear import quantize_rows
+
+KERNELS = native.kernels(torch.device("cpu"))
+needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no C compiler")
+
+
+def lengths_mask(lengths: list[int], longest: int) -> Tensor:
+    return torch.arange(longest) < torch.tensor(lengths)[:, None]
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [1, 15, 256, 1000])
+def test_rows_are_quantized_finished_and_normalized_as_by_torch(width):
+    torch.manual_seed(width)
+    states, residual, bias, weight = (
+        torch.randn(9, width),
+        torch.randn(9, width),
+        torch.randn(width),
+        torch.randn(width),
+    )
+    whole, scales = torch.empty(9, width, dtype=torch.uint8), torch.empty(9, 1)
+    native.call(KERNELS.quantize_rows, states, whole, scales, 9, width)
+    expected, expected_scales = quantize_rows(states)
+    torch.testing.assert_close(scales, expected_scales)
+    assert (whole.int() - expected.int()).abs().max() <= 1
+    for with_residual, relu in ((residual, 0), (None, 1), (None, 0)):
+        output = states.clone()
+        native.call(KERNELS.finish_rows, output, scales, bias, with_residual, relu, 9, width)
+        wanted = states * scales + bias + (residual if with_residual is not None else 0)
+        torch.testing.assert_close(output, wanted.relu() if relu else wanted)
+    output = torch.empty_like(states)
+    native.call(KERNELS.normalize_rows, states, weight, bias, 1e-5, output, 9, width)
+    torch.testing.assert_close(output, F.layer_norm(states, (width,), weight, bias), atol=1e-5, rtol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("vocab", [3, 100, 8192])
+def test_log_probabilities_are_those_of_torch(vocab):
+    torch.manual_seed(vocab)
+    logits = torch.randn(7, vocab) * 5
+    logits[0, 1] = float("-inf")
+    scales = torch.rand(7, 1) + 0.5
+    for scale in (None, scales):
+        found = logits.clone()
+        native.call(KERNELS.log_softmax_rows, found, scale, 7, vocab)
+        expected = (logits * scale if scale is not None else logits).log_softmax(-1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert found[0, 1] == float("-inf")
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [6, 32, 64, 128])
+@pytest.mark.parametrize("width", [1, 3])
+def test_attention_to_the_source_is_that_of_torch(width, size):
+    torch.manual_seed(size)
+    heads, lengths, capacity = 2, [5, 1, 16], 16
+    queries = torch.randn(3 * width, heads * size) / size**0.5
+    keys, values = torch.randn(2, 4, heads, capacity, size)
+    output = torch.empty_like(queries)
+    shape = (3, width, heads, size, capacity)
+    native.call(KERNELS.attend_memory, queries, keys, values, torch.tensor(lengths), output, *shape)
+    bias = bias_of(lengths_mask(lengths, capacity), torch.float32)[:, None]
+    expected, _ = attend(queries.view(3, width, heads, size), keys[:3], values[:3], bias)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+    joint = torch.randn(sum(lengths), 3 * heads * size) / size**0.25
+    output = torch.empty(len(joint), heads * size)
+    native.call(KERNELS.attend_source, joint, torch.tensor([0, 5, 6, 22]), output, 3, heads, size, capacity)
+    for start, stop in ((0, 5), (5, 6), (6, 22)):
+        own = joint[start:stop].view(1, stop - start, 3, heads, size)
+        query, key, value = own[:, :, 0], own[:, :, 1].transpose(1, 2), own[:, :, 2].transpose(1, 2)
+        expected, _ = attend(query, key, value, torch.zeros(1, 1, stop - start))
+        torch.testing.assert_close(output[start:stop], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "search", [dict(beam_size=1), dict(beam_size=3, n_best=2), dict(search="sample", samples=2)], ids=str
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_with_and_without_kernels_the_search_finds_the_same(precision, search, lively, sources_of, monkeypatch):
+    model, sources = lively(2, d_model=64, d_ff=64), sources_of(12)
+    config = GenerationConfig(**search, precision=precision, batch_rows=5)
+    found = generate(model, sources, config)
+    monkeypatch.setattr(native, "kernels", lambda device: None)
+    plain = generate(model, sources, config)
+    same = sum(one.best.ids == other.best.ids for one, other in zip(found, plain, strict=True))
+    assert same >= (12 if precision == "fp32" else 10)
+    if precision == "fp32":
+        assert [o.best.score for o in found] == pytest.approx([o.best.score for o in plain], abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"TFRAY_NATIVE": "0"}, {"CC": "/nonexistent/cc", "XDG_CACHE_HOME": "EMPTY"}], ids=str
+)
+def test_without_a_compiler_torch_does_the_work(setting, tmp_path):
+    import os
+
+    program = "from tfray.generation import native; print(native.compiled())"
+    environment = {**os.environ, **setting}
+    if "XDG_CACHE_HOME" in setting:
+        environment["XDG_CACHE_HOME"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
+
+
+def test_many_threads_leave_the_work_to_torch():
+    torch.set_num_threads(2)
+    try:
+        assert native.kernels(torch.device("cpu")) is None
+    finally:
+        torch.set_num_threads(1)

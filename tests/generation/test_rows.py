@@ -1,0 +1,110 @@
+"""Bad rows get one clear error each, and their companions what they get alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tfray.config import GenerationConfig
+from tfray.generation.cache import round_up
+from tfray.generation.generate import generate, split_source
+from tfray.generation.memory import plan_groups, row_bytes
+from tfray.generation.network import Network
+from tfray.generation.rows import Request
+
+BEAM = GenerationConfig(beam_size=2, precision="fp32")
+BAD = [
+    (Request([]), BEAM, "empty: the source has no tokens"),
+    (Request([0, 0]), BEAM, "empty: the source is padding"),
+    (Request([3, 0, 2]), BEAM, "bad_id: the source has padding"),
+    (Request([3, 15, 2]), BEAM, "bad_id: source has the id 15, the vocabulary ends at 14"),
+    (Request([3, -1, 2]), BEAM, "bad_id: source has the id -1"),
+    (Request([3] * 30), BEAM, "too_long: the source has 30 tokens, the model takes 24"),
+    (Request([3, 2], prefix=[99]), BEAM, "bad_id: prefix"),
+    (Request([3, 2], must=[[4, 99]]), BEAM, "bad_id: must"),
+    (Request([3, 2], must=[[]]), BEAM, "constraint: a phrase is empty"),
+    (Request([3, 2], must=[[4, 5, 6]], must_not=[[5, 6]]), BEAM, "constraint: must asks for"),
+    (Request([3, 2], prefix=[4, 5], must_not=[[5]]), BEAM, "constraint: prefix asks for"),
+    (Request([3, 2], must=[[4, 2]]), BEAM, "constraint: must asks for the id 2"),
+    (Request([3, 2], must=[[4] * 25]), BEAM, "constraint: a phrase of 25 tokens"),
+    (
+        Request([3, 2], must=[[4]]),
+        GenerationConfig(beam_size=1, precision="fp32"),
+        "constraint: must-phrases need beam",
+    ),
+    (Request([3, 2], prefix=[4] * 24), BEAM, "prefix: its 24 tokens leave no room"),
+    (Request([3, 2]), GenerationConfig(min_length=30, precision="fp32"), "length: the target must have 30"),
+    (Request([3, 2]), GenerationConfig(memory_gb=1e-9, precision="fp32"), "too_large: a row of 2 source tokens"),
+    (
+        Request([3, 2]),
+        GenerationConfig(suppress_tokens=list(range(3, 15)), min_length=1, precision="fp32"),
+        "constraint: the search found no target",
+    ),
+    (
+        Request([3, 2], must=[[4, 5, 6], [7, 8, 9]]),
+        GenerationConfig(beam_size=2, max_length=5, precision="fp32"),
+        "constraint: the search found no target",
+    ),
+]
+
+
+@pytest.mark.parametrize("request_, config, message", BAD, ids=[message for _, _, message in BAD])
+def test_a_bad_row_gets_a_typed_error(request_, config, message, lively):
+    output = generate(lively(1), [request_], config)[0]
+    assert output.error is not None and output.error.startswith(message)
+    assert output.hypotheses == [] and not output.hit_max_length
+
+
+def test_companions_of_bad_rows_get_what_they_get_alone(lively, sources_of):
+    network, sources = Network(lively(1)), sources_of(20)
+    expected = generate(network, sources, BEAM)
+    bad = [row[0] for row in BAD if row[1] is BEAM]
+    mixed = [item for pair in zip(sources, bad, strict=False) for item in pair]
+    found = generate(network, mixed, BEAM)
+    assert [output.hypotheses for output in found[::2]] == [output.hypotheses for output in expected[: len(bad)]]
+    assert all(output.error for output in found[1::2])
+
+
+def test_a_row_too_large_for_the_memory_does_not_hinder_smaller_ones(lively):
+    network, long, short = Network(lively(1, max_length=200)), [*[3] * 150, 2], [4, 2]
+    budget = row_bytes(30, 80, 2, [network]) / 2**30
+    config = GenerationConfig(beam_size=2, memory_gb=budget)
+    found = generate(network, [short, long, short], config)
+    assert found[1].error is not None and found[1].error.startswith("too_large")
+    assert found[0] == found[2] == generate(network, [short], BEAM)[0]
+
+
+def test_long_sources_are_cut_or_split_as_configured_and_never_silently(lively):
+    model, long = lively(3, max_length=10), [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 3, 4, 2]
+    cut, short = generate(model, [long, [4, 2]], GenerationConfig(long_sources="truncate", precision="fp32"))
+    assert cut.truncated and not short.truncated
+    alone = generate(model, [[*long[:9], 2]], BEAM_OF_FOUR)[0]
+    assert cut.hypotheses == alone.hypotheses
+    split = generate(model, [[4, 2], long], GenerationConfig(long_sources="split", precision="fp32"))[1]
+    pieces = split_source(long, 10)
+    assert [token for piece in pieces for token in piece[:-1]] == long[:-1]
+    assert all(len(piece) <= 10 for piece in pieces)
+    parts = [output.best for output in generate(model, pieces, BEAM_OF_FOUR)]
+    assert split.best.ids == [token for part in parts for token in part.ids]
+    assert split.best.score == sum(part.score for part in parts)
+    assert split.error is None and not split.truncated
+
+
+BEAM_OF_FOUR = GenerationConfig(precision="fp32")
+
+
+def test_groups_hold_every_row_once_and_fit_the_budget(lively, sources_of):
+    network = Network(lively(0, max_length=400))
+    sources = [[3] * length + [2] for length in (300, 250, 200, 90, 50, 20, 10, 5, 2, 1)] * 3
+    ordered = sorted(enumerate(map(Request, sources)), key=lambda item: (-len(item[1].source), item[0]))
+    config = GenerationConfig(max_tokens=3000)
+    groups = list(plan_groups(ordered, [network], config, 4))
+    assert [item for group in groups for item in group.rows] == ordered
+    assert len(groups) > 1
+    for group in groups:
+        first = len(group.rows[0][1].source)
+        target = min(2 * first + 20, 400)
+        assert group.slots == 1 or group.slots * (round_up(first) + 4 * target) <= 3000
+
+
+def test_no_sources_give_no_results(lively):
+    assert generate(lively(0), [], BEAM) == []

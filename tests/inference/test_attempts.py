@@ -1,0 +1,132 @@
+"""A row that kills its process is found and marked, whatever else is in its unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.inference.conftest import WORDS, Run, make_job
+from tfray.errors import InputError
+from tfray.inference.answer import AnswerUnit
+from tfray.inference.attempts import ATTEMPTS, GUILTY, open_attempts
+from tfray.inference.encode import Encoded
+
+
+class Death(BaseException):
+    """Stands for the end of a process."""
+
+
+def survive(folder: str, rows: int, killers: set[int]) -> tuple[list[int], list[int], int]:
+    """Return the rows that are done, those that are marked, and the deaths on the way."""
+
+    def work(chosen: list[int]) -> list[int]:
+        if killers & set(chosen):
+            raise Death
+        return chosen
+
+    for deaths in range(1000):
+        attempts = open_attempts(folder, "unit")
+        try:
+            return attempts.carry_out(work, rows), attempts.guilty, deaths
+        except Death:
+            continue
+    raise AssertionError("no end")
+
+
+@given(rows=st.integers(1, 200), data=st.data())
+def test_exactly_the_rows_that_kill_are_marked(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, data: st.DataObject
+) -> None:
+    killers = data.draw(st.sets(st.integers(0, rows - 1), max_size=3))
+    folder = str(tmp_path_factory.mktemp("out"))
+    done, guilty, deaths = survive(folder, rows, killers)
+    assert set(guilty) == killers
+    assert done == [row for row in range(rows) if row not in killers]
+    assert deaths <= 3 + len(killers) * (rows.bit_length() + 3) + 3
+    assert killers or not Path(folder, ATTEMPTS, "unit.json").exists()
+
+
+def test_deaths_that_no_row_explains_mark_no_row(tmp_path: Path) -> None:
+    deaths = iter([True, True, True, False, True])
+
+    def work(rows: list[int]) -> list[int]:
+        if next(deaths, False):
+            raise Death
+        return rows
+
+    while True:
+        attempts = open_attempts(str(tmp_path), "unit")
+        try:
+            assert attempts.carry_out(work, 64) == list(range(64))
+            break
+        except Death:
+            continue
+    assert attempts.guilty == []
+
+
+def test_rows_that_kill_only_together_end_the_job_with_a_word(tmp_path: Path) -> None:
+    def work(rows: list[int]) -> list[int]:
+        if len(rows) > 5:
+            raise Death
+        return rows
+
+    with pytest.raises(InputError, match="batch_rows"):
+        while True:
+            try:
+                open_attempts(str(tmp_path), "unit").carry_out(work, 10)
+            except Death:
+                continue
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("odd")])
+def test_a_row_that_fails_costs_only_itself(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pq.write_table(pa.table({"source": [WORDS[: row + 3] for row in range(20)]}), tmp_path / "a.parquet")
+    job = make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out")
+    expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm")).to_pylist()
+    real, alone = AnswerUnit.generate, []
+
+    def fail(self: AnswerUnit, encoded: Encoded, rows: list[int]) -> list:
+        if any(encoded.unit.first_row + row == 13 for row in rows):
+            alone.append(len(rows) == 1)
+            raise error
+        return real(self, encoded, rows)
+
+    monkeypatch.setattr(AnswerUnit, "generate", fail)
+    rows = run(job, unit_rows=20).to_pylist()
+    kind = "out_of_memory" if isinstance(error, MemoryError) else "failed"
+    assert rows[13]["error"].startswith(kind) and rows[13]["prediction"] is None
+    assert alone.count(True) == 2, "tried once more alone before it is marked"
+    assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
+
+
+def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"source": [WORDS[: row + 3] for row in range(20)]}), tmp_path / "a.parquet")
+    job = make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out")
+    expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm")).to_pylist()
+    real = AnswerUnit.generate
+
+    def die(self: AnswerUnit, encoded: Encoded, rows: list[int]) -> list:
+        if any(encoded.unit.first_row + row == 13 for row in rows):
+            raise Death
+        return real(self, encoded, rows)
+
+    monkeypatch.setattr(AnswerUnit, "generate", die)
+    rows: list[dict] = []
+    for _ in range(30):
+        try:
+            rows = run(job, unit_rows=20).to_pylist()
+            break
+        except Death:
+            continue
+    assert rows[13]["error"] == GUILTY
+    assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
+    assert not (tmp_path / "out" / ATTEMPTS).exists()

@@ -1,0 +1,42 @@
+"""Texts are cut where sentences end, and nothing of them is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfray.inference.sentences import join_sentences, split_sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "count"),
+    [
+        ("Mr. Smith went to Washington, D.C. yesterday. He left.", "en", 2),
+        ("It was 3.5 km long. J. R. Tolkien wrote it, e.g. in 1937.", None, 2),
+        ('He said: "Stop!" Then he went... And that was it.', None, 3),
+        ("Am 3. Mai kam er, d.h. zu spät. Und dann?", "de", 2),
+        ("There were 3. Then 4 came.", "en", 2),
+        ("今天天气很好。我们去公园吧！“好的。”他说。", None, 4),
+        ("मैं घर जा रहा हूँ। वह आ गया।", None, 2),
+        ("A heading without a mark\n\nand a line that goes on\nhere", None, 2),
+        ("No mark at all", None, 1),
+        ("?!", None, 1),
+    ],
+)
+def test_sentences_end_where_people_end_them(text: str, language: str, count: int) -> None:
+    assert len(split_sentences(text, language)) == count
+
+
+@given(
+    text=st.text(st.sampled_from("aB1 .!?…。！\"'”)\n\t\u3000é"), max_size=60),
+    language=st.sampled_from([None, "en", "de", "xx"]),
+)
+def test_nothing_but_white_space_is_lost(text: str, language: str | None) -> None:
+    sentences = split_sentences(text, language)
+    assert "".join("".join(sentences).split()) == "".join(text.split())
+    assert all(sentences) or not text
+
+
+def test_targets_are_joined_as_their_script_wants() -> None:
+    assert join_sentences(["One.", "Two.", "", "Three."]) == "One. Two. Three."
+    assert join_sentences(["一。", "二。"]) == "一。二。"
+    assert join_sentences([]) == ""

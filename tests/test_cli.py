@@ -1,0 +1,28 @@
+"""What stands on the command line becomes the settings of a job."""
+
+import pytest
+
+from tfray.cli import name_folder, spell_out
+
+
+@pytest.mark.parametrize(
+    ("given", "spelled"),
+    [
+        (["--address", "auto"], ["--cluster.address", "auto"]),
+        (["--address=auto"], ["--cluster.address=auto"]),
+        (["--dry-run"], ["--dry_run=true"]),
+        (["--dry-run", "--out", "x"], ["--dry_run=true", "--out", "x"]),
+        (["--dry-run", "false"], ["--dry_run", "false"]),
+        (
+            ["--fail-fast", "--max-error-rate", "0.1"],
+            ["--inference.fail_fast=true", "--inference.max_error_rate", "0.1"],
+        ),
+    ],
+)
+def test_short_flags_stand_for_full_ones(given: list[str], spelled: list[str]) -> None:
+    assert spell_out(given) == spelled
+
+
+def test_the_one_folder_of_a_command_needs_no_flag() -> None:
+    assert name_folder("status", ["out"]) == ["--out", "out"]
+    assert name_folder("predict", ["out"]) == ["out"]

@@ -1,0 +1,166 @@
+"""The engine: rows enter slots, every step extends all of them by a token, rows that are done make room.
+
+    waiting rows, the longest first  ->  encoded in chunks  ->  slots  ->  done: out at once
+                                                                 ^  |
+                                                                 step: network -> rules -> search
+
+The batch stays full as long as rows wait; then it shrinks. A row's answer does not depend on its
+companions: masks are exact, and on a CPU so are the kernels (see `linear`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tfray.config import GenerationConfig
+from tfray.generation.beam import Beam
+from tfray.generation.board import Board
+from tfray.generation.cache import SlotCache, round_up
+from tfray.generation.memory import plan_groups
+from tfray.generation.network import Network
+from tfray.generation.processors import next_log_probs
+from tfray.generation.rows import Hypothesis, Request
+from tfray.generation.single import Single
+
+CHUNK_TOKENS = 4096
+
+
+class Encoded(NamedTuple):
+    """A row that is ready to enter: its number, request, and keys and values of its source for each network."""
+
+    row: int
+    request: Request
+    keys_values: list[Tensor]
+
+
+class Engine:
+    """Networks that decide together, and a configuration."""
+
+    def __init__(self, networks: Sequence[Network], config: GenerationConfig) -> None:
+        self.networks, self.config = list(networks), config
+        self.width = width_of(config)
+        self.device = self.networks[0].device
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """Yield (row, hypotheses) in the order in which rows are done. All requests must be sound."""
+        ordered = sorted(requests, key=lambda item: (-len(item[1].source), item[0]))
+        for group in plan_groups(ordered, self.networks, self.config, self.width):
+            yield from Batch(self, group.slots, group.rows).run()
+
+
+class Batch:
+    """One run of the slots over a group of rows, longest first."""
+
+    def __init__(self, engine: Engine, slots: int, rows: list[tuple[int, Request]]) -> None:
+        self.networks, self.config, self.slots = engine.networks, engine.config, slots
+        self.waiting, self.encoded = deque(rows), deque[Encoded]()
+        longest = min(network.architecture.max_length for network in self.networks)
+        source = round_up(max(len(request.source) for _, request in rows))
+        self.board = Board(slots, engine.width, longest, self.config, engine.device)
+        self.search = (
+            Beam(self.board, self.config, source)
+            if self.config.search == "beam" and self.config.beam_size > 1
+            else Single(self.board, self.config)
+        )
+        self.caches = [
+            SlotCache(
+                slots,
+                engine.width,
+                source,
+                len(network.decoder),
+                network.heads,
+                network.head_dim,
+                network.embedding.new_empty(0, dtype=network.cache_dtype(kernels)),
+                kernels,
+            )
+            for network, kernels in ((each, self.kernels_of(each)) for each in self.networks)
+        ]
+
+    def kernels_of(self, network: Network) -> ctypes.CDLL | None:
+        """Return the kernels for a network's cache; they do not keep the attention that coverage needs."""
+        return None if self.config.coverage_penalty else network.kernels()
+
+    def run(self) -> Iterator[tuple[int, list[Hypothesis]]]:
+        """Yield (row, hypotheses) in the order in which rows are done."""
+        self.fill(list(range(self.slots)))
+        while self.board.rows:
+            logits, looks = self.step()
+            parents, done = self.search.advance(next_log_probs(logits, self.board, self.config), looks)
+            for cache in self.caches:
+                cache.end_step(parents)
+            if done:
+                numbers = [self.board.row_of[slot] for slot in done]
+                yield from zip(numbers, self.search.finish(done), strict=True)
+                self.fill(done)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """Return the next token's logits (rows x width, vocab), and the attention to the source."""
+        last = self.board.last[: self.board.rows]
+        found = [network.step(last, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
+        if self.config.coverage_penalty:
+            found = [(logits, weights.float().mean(1)) for logits, weights in found]
+        if len(found) == 1:
+            return found[0]
+        # Several networks: the mean of their probabilities.
+        log_probs = torch.stack([logits.float().log_softmax(-1) for logits, _ in found])
+        mean_looks = torch.stack([looks for _, looks in found]).mean(0) if self.config.coverage_penalty else found[0][1]
+        return log_probs.logsumexp(0) - torch.tensor(float(len(found))).log(), mean_looks
+
+    def fill(self, free: list[int]) -> None:
+        """Let waiting rows into free slots; close up those that stay free."""
+        count = min(len(free), len(self.waiting) + len(self.encoded))
+        entering = [self.next_encoded() for _ in range(count)]
+        if entering:
+            self.enter(free[:count], entering)
+        rows = max(self.board.rows, max(free[:count], default=-1) + 1)
+        empty = {slot for slot in free[count:] if slot < rows}
+        self.board.rows = rows - len(empty)
+        if empty:
+            self.close_up(empty, rows)
+
+    def enter(self, slots: list[int], entering: list[Encoded]) -> None:
+        requests = [encoded.request for encoded in entering]
+        for number, cache in enumerate(self.caches):
+            cache.admit(slots, [encoded.keys_values[number] for encoded in entering])
+        self.board.admit(slots, [encoded.row for encoded in entering], requests)
+        self.search.admit(slots)
+
+    def close_up(self, empty: set[int], rows: int) -> None:
+        """Move the last rows into empty slots, so that those in use are the first ones."""
+        stay = rows - len(empty)
+        targets = sorted(slot for slot in empty if slot < stay)
+        sources = [slot for slot in range(stay, rows) if slot not in empty]
+        if sources:
+            for cache in self.caches:
+                cache.move(sources, targets)
+            self.board.move(sources, targets)
+            if isinstance(self.search, Beam):
+                self.search.move(sources, targets)
+
+    def next_encoded(self) -> Encoded:
+        """Return the next row to enter; rows are encoded many at a time, ahead of their entry."""
+        if not self.encoded:
+            longest = len(self.waiting[0][1].source)
+            count = min(len(self.waiting), max(8, CHUNK_TOKENS // longest), self.slots)
+            self.encode([self.waiting.popleft() for _ in range(count)])
+        return self.encoded.popleft()
+
+    def encode(self, rows: list[tuple[int, Request]]) -> None:
+        keys_values = []
+        for network in self.networks:
+            memory, lengths = network.encode([request.source for _, request in rows])
+            keys_values.append(network.project_memory(memory).split(lengths))
+        for place, (row, request) in enumerate(rows):
+            self.encoded.append(Encoded(row, request, [parts[place] for parts in keys_values]))
+
+
+def width_of(config: GenerationConfig) -> int:
+    """Return how many hypotheses a row has at a time."""
+    return config.beam_size if config.search == "beam" else config.samples

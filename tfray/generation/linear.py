@@ -1,0 +1,147 @@
+"""Linear maps with their weights laid out once for the kernels that multiply them.
+
+On a CPU oneDNN's blocked layout is used: it is faster than a plain product, and a row's result does not
+depend on how many rows it is multiplied with, to the last bit (a plain product takes another way for up
+to three rows). int8 quantizes weights per output and activations per row, at the time of the product.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tfray.generation import native
+
+Precision = Literal["fp32", "bf16", "int8"]
+Activation = Literal["none", "relu", "gelu"]
+HINT_ROWS = 64  # a batch to choose the layout for
+
+
+class Linear(Protocol):
+    """y = activation(x W^T + b) + residual."""
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return (rows, outputs) of (rows, inputs)."""
+        ...
+
+
+def activate(states: Tensor, activation: Activation) -> Tensor:
+    """Return the activation's values."""
+    if activation == "relu":
+        return F.relu(states)
+    return F.gelu(states) if activation == "gelu" else states
+
+
+class PlainLinear:
+    """The library's product."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        self.weight, self.bias = weight, bias
+        self.activation: Activation = activation
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        output = activate(F.linear(states, self.weight, self.bias), self.activation)
+        return output if residual is None else residual + output
+
+
+class BlockedLinear:
+    """oneDNN's product with blocked weights, activation and residual fused."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), HINT_ROWS)
+        self.bias, self.activation = bias, activation
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self.weight, self.bias, "add")
+        algorithm = "none" if self.activation == "gelu" else ""
+        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, self.activation, [], algorithm)
+
+
+class HalfLinear:
+    """oneDNN's product in bf16; inputs and outputs are fp32, and so are sums of residuals.
+
+    What surrounds the products is faster in fp32 on a CPU. Only between two products, after an
+    activation, states stay in bf16.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        half = None if bias is None else bias.bfloat16()
+        self.product = BlockedLinear(weight.bfloat16(), half, activation)
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        output = self.product(states.bfloat16())
+        if residual is not None:
+            return output.float().add_(residual)
+        return output if self.product.activation != "none" else output.float()
+
+
+class QuantizedLinear:
+    """oneDNN's product of 8-bit integers; inputs and outputs are fp32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        weight = weight.float()
+        self.scale = weight.abs().amax(1).clamp_min(1e-30) / 127
+        whole = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(whole, [HINT_ROWS, weight.shape[1]])
+        self.zero = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if bias is None else bias.float()
+        self.activation: Activation = activation
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        kernels = native.kernels(states.device)
+        if kernels is not None and self.activation != "gelu":
+            return self.multiply_natively(kernels, states, residual)
+        whole, scale = quantize_rows(states)
+        product = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        if residual is not None:
+            output = torch.addcmul(residual, product, scale)
+            return output if self.bias is None else output.add_(self.bias)
+        if self.bias is None:
+            return product.mul_(scale)
+        return activate(torch.addcmul(self.bias, product, scale), self.activation)
+
+    def multiply_natively(self, kernels: ctypes.CDLL, states: Tensor, residual: Tensor | None) -> Tensor:
+        """Return the same with what surrounds the product in two passes."""
+        states = states.contiguous()
+        rows, inputs = states.shape
+        whole, scale = torch.empty(rows, inputs, dtype=torch.uint8), torch.empty(rows, 1)
+        native.call(kernels.quantize_rows, states, whole, scale, rows, inputs)
+        product = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        is_relu = self.activation == "relu"
+        native.call(kernels.finish_rows, product, scale, self.bias, residual, is_relu, rows, len(self.scale))
+        return product
+
+
+def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (rows, inputs) as bytes around 128, and each row's scale, (rows, 1)."""
+    scale = torch.linalg.vector_norm(states, float("inf"), -1, keepdim=True).clamp_min_(1e-30).div_(127)
+    return torch.addcdiv(states.new_tensor(128.5), states, scale).to(torch.uint8), scale
+
+
+def works(kind: type) -> bool:
+    """Say whether a kind of linear map runs on this processor and gives what the plain one gives."""
+    weight, bias, states = torch.randn(24, 16), torch.randn(24), torch.randn(5, 16)
+    try:
+        found, expected = kind(weight, bias, "relu")(states), PlainLinear(weight, bias, "relu")(states)
+        return bool((found.float() - expected).abs().max() < 0.3)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+def choose_linear(precision: Precision, device: torch.device) -> type:
+    """Return the kind of linear map for a precision on a device, by what works there."""
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        kind = {"fp32": BlockedLinear, "bf16": HalfLinear, "int8": QuantizedLinear}[precision]
+        with torch.random.fork_rng(devices=[]):
+            if works(kind):
+                return kind
+    return PlainLinear

@@ -1,0 +1,83 @@
+"""How many rows fit at a time: an estimate of a row's bytes, and the groups of rows that follow from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from tfray.config import GenerationConfig
+from tfray.generation.cache import FIRST_LENGTH, round_up
+from tfray.generation.network import Network
+from tfray.generation.rows import Request, longest_target
+
+SHARE = 0.5  # of the memory that is free, for slots; the rest is for weights' copies, chunks and the allocator
+
+
+class Group(NamedTuple):
+    """Rows that run through the same slots."""
+
+    slots: int
+    rows: list[tuple[int, Request]]
+
+
+def row_bytes(source: int, target: int, width: int, networks: Sequence[Network]) -> int:
+    """Return about the bytes that a row of so many source and target tokens needs while it has a slot."""
+    total = 0
+    for network in networks:
+        shape, size = network.architecture, network.embedding.element_size()
+        target_length = max(FIRST_LENGTH, 2 * round_up(target))  # the cache doubles when it grows
+        tokens = round_up(source) * 2 + target_length * width  # the source's once more while it waits
+        cache = 2 * len(network.decoder) * shape.d_model * tokens * size
+        bias = 2 * width * target_length * width * size
+        scores = width * shape.vocab_size * (size + 8)
+        total += cache + bias + scores + width * shape.d_ff * 8
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 4 << 30
+
+
+def budget_bytes(config: GenerationConfig, device: torch.device) -> int:
+    """Return the bytes that slots may take: memory_gb, or half of what is free."""
+    return int(config.memory_gb * 2**30) if config.memory_gb else int(SHARE * free_bytes(device))
+
+
+def slots_for(source: int, networks: Sequence[Network], config: GenerationConfig, width: int, budget: int) -> int:
+    """Return how many rows of a source length fit at a time, 0 where not even one does."""
+    longest = min(network.architecture.max_length for network in networks)
+    target = longest_target(source, longest, config)
+    slots = min(config.batch_rows, budget // row_bytes(source, target, width, networks))
+    if config.max_tokens:
+        # A single row may be longer than the budget of a batch.
+        slots = min(slots, max(1, config.max_tokens // (round_up(source) + width * target)))
+    return slots
+
+
+def plan_groups(
+    ordered: Sequence[tuple[int, Request]], networks: Sequence[Network], config: GenerationConfig, width: int
+) -> Iterator[Group]:
+    """Yield groups of rows, given the longest first: a new one where twice as many fit at a time."""
+    budget = budget_bytes(config, networks[0].device)
+    rows: list[tuple[int, Request]] = []
+    slots = 0
+    for item in ordered:
+        fitting = slots_for(len(item[1].source), networks, config, width, budget)
+        if rows and fitting >= 2 * slots:
+            yield Group(min(slots, len(rows)), rows)
+            rows = []
+        if not rows:
+            slots = max(1, fitting)
+        rows.append(item)
+    if rows:
+        yield Group(min(slots, len(rows)), rows)

@@ -1,0 +1,253 @@
+"""The Transformer as the engine runs it: weights packed once, one position at a time or all at once.
+
+The same numbers as `tfray.model.transformer.Transformer`, without anything that training needs. Hidden
+states are two-dimensional, (rows x positions, d_model), as the products want them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tfray.generation import native
+from tfray.generation.attention import attend, bias_of
+from tfray.generation.cache import SlotCache, round_up
+from tfray.generation.linear import Linear, PlainLinear, Precision
+from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
+from tfray.model.layers import DecoderLayer, EncoderLayer
+from tfray.model.positions import frequencies, sinusoids
+from tfray.model.transformer import Transformer
+from tfray.tokens.special import PAD_ID
+
+MANY_QUERIES = 96  # longer sources are worth a matrix product
+
+
+class Network:
+    """A model ready to run in one precision on one device."""
+
+    def __init__(self, model: Transformer, precision: Precision = "fp32") -> None:
+        self.architecture = architecture = model.architecture
+        self.precision = precision
+        self.device = model.output_weight.device
+        packer = Packer(architecture, precision, self.device)
+        self.is_exact = precision == "fp32" or packer.kind is PlainLinear
+        self.dtype = packer.dtype
+        self.is_pre_norm = architecture.norm_position == "pre"
+        self.is_rotary = architecture.positions == "rotary"
+        self.heads, self.head_dim = architecture.num_heads, architecture.head_dim
+        self.embedding = (model.output_weight.detach().float() * math.sqrt(architecture.d_model)).to(self.dtype)
+        self.output = packer.linear(model.output_weight, None)
+        self.encoder = [packer.encoder_layer(layer) for layer in layers_of(model.encoder, EncoderLayer)]
+        decoder = list(layers_of(model.decoder, DecoderLayer))
+        self.decoder = [packer.decoder_layer(layer) for layer in decoder]
+        self.encoder_norm, self.decoder_norm = packer.norm(model.encoder_norm), packer.norm(model.decoder_norm)
+        cross = [layer.cross_attention.key_value for layer in decoder]
+        self.memory_keys_values = packer.linear(
+            torch.cat([linear.weight for linear in cross]), torch.cat([linear.bias for linear in cross])
+        )
+        self.tables = self.position_tables(max(64, architecture.max_length))
+
+    def position_tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return the sinusoids (length, d_model), or the rotations' cosines and sines (length, head_dim / 2)."""
+        if not self.is_rotary:
+            table = sinusoids(0, length, self.architecture.d_model).to(self.device, self.dtype)
+            return table, table
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(self.head_dim))
+        return angles.cos().to(self.device, self.dtype), angles.sin().to(self.device, self.dtype)
+
+    def kernels(self, length: int = 0) -> ctypes.CDLL | None:
+        """Return the compiled kernels where they serve this network and pay at a length."""
+        return native.kernels(self.device) if self.dtype == torch.float32 and length <= MANY_QUERIES else None
+
+    def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
+        """Return what keys and values are kept in: halves where products are not exact anyhow."""
+        return self.dtype if kernels is None or self.is_exact else torch.bfloat16
+
+    def reach(self, length: int) -> None:
+        """Make sure that positions below a length have their place in the tables."""
+        if length > len(self.tables[0]):
+            self.tables = self.position_tables(2 * length)
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Return (count, d_model) for flat ids at their positions."""
+        hidden = F.embedding(ids, self.embedding)
+        return hidden if self.is_rotary else hidden + F.embedding(positions, self.tables[0])
+
+    def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
+        """Return (count, heads, head_dim) rotated by positions, (count,)."""
+        cosine, sine = (table[positions][:, None] for table in self.tables)
+        first, second = states.chunk(2, dim=-1)
+        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+    def split(self, states: Tensor, positions: Tensor, parts: int) -> list[Tensor]:
+        """Return queries, keys and values, each (count, heads, head_dim), rotated where need be."""
+        split = list(states.unflatten(-1, (parts, self.heads, self.head_dim)).unbind(1))
+        if self.is_rotary and parts == 3:
+            split[:2] = [self.rotate(part, positions) for part in split[:2]]
+        return split
+
+    def around(self, hidden: Tensor, norm: Norm, sublayer: Callable[[Tensor], tuple[Linear, Tensor]]) -> Tensor:
+        """Return a sub-layer's output added to its input; the sub-layer leaves its last product to do."""
+        if self.is_pre_norm:
+            linear, states = sublayer(norm(hidden))
+            return linear(states, hidden)
+        linear, states = sublayer(hidden)
+        return norm(linear(states, hidden))
+
+    def feed_forward(self, layer: Layer, hidden: Tensor) -> Tensor:
+        return self.around(hidden, layer.feed_forward_norm, lambda states: (layer.outer, layer.inner(states)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (count, vocab) of the decoder's last hidden states."""
+        return self.output(self.decoder_norm(hidden))
+
+    # All positions at once: the encoder, and the decoder where the target is known.
+
+    def encode(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+        """Return the memory of all sources one after another, (tokens, d_model), and their lengths.
+
+        Only attention sees padding; everything else runs on the tokens alone.
+        """
+        lengths = [len(source) for source in sources]
+        length = round_up(max(lengths))
+        self.reach(length)
+        ids = torch.tensor([token for source in sources for token in source], device=self.device)
+        mask = torch.arange(length, device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        places = mask.flatten().nonzero().squeeze(1)
+        positions = places % length
+        hidden = self.embed(ids, positions)
+        bias = bias_of(mask, self.dtype)[:, None]  # (rows, query, key)
+        for layer in self.encoder:
+            hidden = self.attend_self(layer, hidden, positions, bias, (len(sources), length), places)
+            hidden = self.feed_forward(layer, hidden)
+        return self.encoder_norm(hidden), lengths
+
+    def attend_self(
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        positions: Tensor,
+        bias: Tensor,
+        shape: tuple[int, int],
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """Return hidden states after self-attention; `places`: where they stand in (rows x length), if not all."""
+        attention = layer.self_attention
+
+        def gather(states: Tensor) -> tuple[Linear, Tensor]:
+            joint = attention.inner(states)
+            if self.is_rotary:
+                joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
+            kernels = self.kernels(shape[1])
+            if kernels is not None and places is not None:
+                output = joint.new_empty(len(joint), self.heads * self.head_dim)
+                starts = (places // shape[1]).bincount(minlength=shape[0]).cumsum(0)
+                starts = F.pad(starts, (1, 0))
+                size = (shape[0], self.heads, self.head_dim, shape[1])
+                native.call(kernels.attend_source, joint, starts, output, *size)
+                return attention.output, output
+            if places is not None:
+                joint = joint.new_zeros(shape[0] * shape[1], joint.shape[1]).index_copy_(0, places, joint)
+            query, keys, values = joint.view(*shape, 3, self.heads, self.head_dim).unbind(2)
+            gathered, _ = attend(query, keys.transpose(1, 2), values.transpose(1, 2), bias)
+            return attention.output, gathered if places is None else gathered[places]
+
+        return self.around(hidden, attention.norm, gather)
+
+    def project_memory(self, memory: Tensor) -> Tensor:
+        """Return every layer's keys and values of the memory, (tokens, layers, 2, heads, head_dim)."""
+        shape = (len(memory), len(self.decoder), 2, self.heads, self.head_dim)
+        return self.memory_keys_values(memory).view(shape)
+
+    def decode(self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states (rows, target, d_model) of targets that begin with bos, and how much each
+        position looks at each source position, the mean over layers and heads, (rows, target, source)."""
+        ids = pad(targets, self.device)
+        rows, length = ids.shape
+        self.reach(length)
+        positions = torch.arange(length, device=self.device).repeat(rows)
+        hidden = self.embed(ids.flatten(), positions)
+        causal = bias_of(torch.ones(length, length, dtype=torch.bool, device=self.device).tril(), self.dtype)[None]
+        source = round_up(max(lengths))
+        mask = torch.arange(source, device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        bias = bias_of(mask, self.dtype)[:, None]
+        keys_values = memory.new_zeros(rows, source, len(self.decoder), 2, self.heads, self.head_dim)
+        keys_values[mask] = self.project_memory(memory)
+        looks = torch.zeros(rows, length, source, device=self.device)
+        for number, layer in enumerate(self.decoder):
+            hidden = self.attend_self(layer, hidden, positions, causal, (rows, length))
+            keys, values = keys_values[:, :, number].permute(2, 0, 3, 1, 4).unbind()
+            hidden, weights = self.attend_memory(layer, hidden, keys, values, bias)
+            looks += weights.float().mean(1) / len(self.decoder)
+            hidden = self.feed_forward(layer, hidden)
+        return hidden.view(rows, length, -1), looks
+
+    def attend_memory(
+        self, layer: Layer, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return hidden states and weights (rows, heads, queries, source)."""
+        attention = layer.cross_attention
+        assert attention is not None
+        weights = [bias]
+
+        def gather(states: Tensor) -> tuple[Linear, Tensor]:
+            query = attention.inner(states).view(len(keys), -1, self.heads, self.head_dim)
+            gathered, weights[0] = attend(query, keys, values, bias)
+            return attention.output, gathered
+
+        hidden = self.around(hidden, attention.norm, gather)
+        return hidden, weights[0]
+
+    # One position of every hypothesis.
+
+    def attend_slots(self, layer: Layer, hidden: Tensor, cache: SlotCache, number: int) -> tuple[Tensor, Tensor]:
+        """Return hidden states after cross-attention, and its weights where the kernels don't keep them."""
+        if cache.kernels is None:
+            return self.attend_memory(layer, hidden, *cache.memory(number), cache.memory_bias)
+        attention = layer.cross_attention
+        assert attention is not None
+
+        def gather(states: Tensor) -> tuple[Linear, Tensor]:
+            return attention.output, cache.attend_memory(number, attention.inner(states))
+
+        return self.around(hidden, attention.norm, gather), hidden
+
+    def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
+        """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
+        layer's attention to the source, (rows, heads, width, source)."""
+        rows, width = ids.shape
+        self.reach(cache.length)
+        positions = cache.positions[:rows].repeat_interleave(width)
+        hidden = self.embed(ids.flatten(), positions)
+        looks = hidden
+        cache.start_step(rows)
+        for number, layer in enumerate(self.decoder):
+            attention = layer.self_attention
+
+            def gather(states: Tensor, attention: Attention = attention, number: int = number) -> tuple[Linear, Tensor]:
+                joint = attention.inner(states)
+                if cache.kernels is not None and not self.is_rotary:
+                    return attention.output, cache.attend_past(number, joint)
+                query, keys, values = self.split(joint, positions, 3)
+                if cache.kernels is not None:
+                    joint = torch.stack([query, keys, values], dim=1)
+                    return attention.output, cache.attend_past(number, joint.flatten(1))
+                keys, values = cache.append(number, keys, values)
+                return attention.output, attend(query.unflatten(0, (rows, width)), keys, values, cache.bias)[0]
+
+            hidden = self.around(hidden, attention.norm, gather)
+            hidden, looks = self.attend_slots(layer, hidden, cache, number)
+            hidden = self.feed_forward(layer, hidden)
+        return self.logits(hidden), looks
+
+
+def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Return sequences padded at the right to a multiple of 16, (rows, length); single tokens as they are."""
+    longest = max(map(len, sequences))
+    length = round_up(longest) if longest > 1 else 1
+    return torch.tensor([[*ids, *[PAD_ID] * (length - len(ids))] for ids in sequences], device=device)

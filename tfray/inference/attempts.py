@@ -1,0 +1,98 @@
+"""A row that kills its process: found by halving the unit, and marked.
+
+Whoever works on rows of a unit notes it in a small file first. A note that is found at the start says
+that the process died on those rows: Ray starts it anew and hands it the same unit. After three deaths the
+unit is halved, and a half that kills is halved again, down to a row that kills alone, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+from tfray import storage
+from tfray.errors import InputError
+
+Result = TypeVar("Result")
+ATTEMPTS = "_attempts"
+DEATHS, DEATHS_ALONE, SEARCHES = 3, 2, 3
+GUILTY = f"crashed: the process died {DEATHS_ALONE} times while it worked on this row alone"
+
+
+@dataclass
+class Attempts:
+    """What is known of the deaths on one unit; kept in a file."""
+
+    path: str
+    trying: list[int] | None = None
+    """First row and end of what a process is at work on, or died on."""
+    deaths: int = 0
+    """Of processes on these rows."""
+    suspects: list[list[int]] = field(default_factory=list)
+    """Ranges of rows in which the guilty ones may be; the last is tried next."""
+    searches: int = 0
+    guilty: list[int] = field(default_factory=list)
+
+    def carry_out(self, work: Callable[[list[int]], Result], rows: int) -> Result:
+        """Return what work makes of all rows that do not kill the process; `guilty` says which do."""
+        if self.trying is not None:
+            self.died()
+        while self.suspects:
+            work(self.innocent(self.begin(self.suspects[-1])))
+            self.suspects.pop()
+            self.deaths = 0
+        result = work(self.innocent(self.begin([0, rows])))
+        self.end()
+        return result
+
+    def innocent(self, span: list[int]) -> list[int]:
+        return [row for row in range(*span) if row not in self.guilty]
+
+    def begin(self, span: list[int]) -> list[int]:
+        self.trying = span
+        self.save()
+        return span
+
+    def died(self) -> None:
+        """Draw the conclusions from a death on the rows that were tried."""
+        assert self.trying is not None
+        (start, stop), is_search = self.trying, bool(self.suspects)
+        self.trying, self.deaths = None, self.deaths + 1
+        if stop - start == 1:
+            if self.deaths >= (DEATHS_ALONE if is_search else DEATHS):
+                self.guilty.append(start)
+                self.suspects, self.deaths = self.suspects[:-1], 0
+        elif is_search or self.deaths >= DEATHS:
+            if not is_search:
+                self.begin_search()
+            middle = (start + stop) // 2
+            self.suspects = [*self.suspects[:-1], [middle, stop], [start, middle]]
+            self.deaths = 0
+
+    def begin_search(self) -> None:
+        self.searches += 1
+        if self.searches > SEARCHES + len(self.guilty):
+            raise InputError(
+                f"the rows of {self.path.rpartition('/')[2]!r} kill their process together and none does alone; "
+                "lower generation.batch_rows, or raise the memory of an actor"
+            )
+
+    def end(self) -> None:
+        """Note that nobody is at work on the unit; a unit on which nobody died leaves no file."""
+        self.trying, self.deaths = None, 0
+        if self.guilty:
+            self.save()
+        else:
+            storage.remove(self.path)
+
+    def save(self) -> None:
+        values = asdict(self)
+        values.pop("path")
+        storage.publish_json(self.path, values)
+
+
+def open_attempts(folder: str, stem: str) -> Attempts:
+    """Return what is known of earlier attempts at a unit."""
+    path = storage.join(folder, f"{ATTEMPTS}/{stem}.json")
+    return Attempts(path, **(storage.read_json(path) if storage.exists(path) else {}))

@@ -1,0 +1,196 @@
+"""The first step of a unit: read its rows, judge them, and turn their texts into ids."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tfray import storage
+from tfray.corpus.clean import unusable
+from tfray.corpus.normalize import normalize
+from tfray.corpus.read import DamagedFile, Rows, read_blocks
+from tfray.errors import InputError
+from tfray.inference.assignment import Assignment
+from tfray.inference.columns import damaged_rows
+from tfray.inference.sentences import split_sentences
+from tfray.tokens.encoder import Encoder
+from tfray.tokens.special import EOS_ID
+from tfray.units.plan import Unit
+
+
+class Encoded(NamedTuple):
+    """A unit ready for the model."""
+
+    unit: Unit
+    table: pa.Table
+    """Its rows as they are in the input."""
+    errors: dict[int, str]
+    """By the index of a row: why it gets no answer."""
+    notes: dict[int, str]
+    """By the index of a row that gets an answer: what else is wrong with it."""
+    pieces: dict[int, list[np.ndarray]]
+    """By the index of a row: ids of its source, or of the sentences of its source, an end after each."""
+    targets: dict[int, np.ndarray]
+    """By the index of a row: ids of its target and an end, of task score alone."""
+    truncated: list[int]
+    """Indices of rows whose source was cut."""
+    damage: str | None
+    """Why the file could not be read to the end."""
+
+
+class EncodeUnit:
+    """Stage: loads the tokenizer once."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.encoder = Encoder(assignment.folder.tokenizer)
+        self.text = assignment.folder.text
+        self.longest = assignment.folder.architecture.max_length
+
+    def __call__(self, unit: Unit) -> Encoded:
+        rows, damage = self.read(unit)
+        errors, notes, texts = self.judge(rows)
+        targets = self.encode_targets(rows, errors) if self.assignment.target else {}
+        pieces, truncated = self.encode_sources(texts, errors)
+        errors |= {row: rows.errors.get(row) or f"damaged_file: {damage}" for row in self.lost(rows, unit)}
+        return Encoded(
+            unit, self.filled(rows, unit), errors, notes, pieces, targets, truncated, damage,
+        )  # fmt: skip
+
+    def read(self, unit: Unit) -> tuple[Rows, str | None]:
+        """Return a unit's rows, and why they are not all; raises InputError where the file is another by now."""
+        self.check_identity(unit.path)
+        for failures in range(1, storage.TRIES):
+            rows, damage = self.read_once(unit)
+            if damage is None or not storage.is_remote(unit.path):
+                return rows, damage
+            time.sleep(storage.pause(failures))  # the network may have failed, and not the file
+        return self.read_once(unit)
+
+    def check_identity(self, path: str) -> None:
+        """Raise InputError where a file is not what it was when the run began."""
+        known = self.assignment.identities.get(path)
+        if known is not None and storage.file_identity(path)[1:] != known:
+            raise InputError(
+                f"input {path!r} has changed since this run began; put the old file back, or begin anew with "
+                "--mode overwrite"
+            )
+
+    def read_once(self, unit: Unit) -> tuple[Rows, str | None]:
+        blocks: list[Rows] = []
+        damage = None
+        try:
+            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns))
+        except DamagedFile as error:
+            damage = error.reason
+        return self.joined(unit, blocks), damage
+
+    def joined(self, unit: Unit, blocks: list[Rows]) -> Rows:
+        """Return blocks as one; where rows of Parquet between them cannot be read, nulls stand in their place."""
+        schema = self.assignment.rows
+        tables, errors, row = [], {}, unit.first_row
+        for block in blocks:
+            if block.first_row > row:
+                tables.append(damaged_rows(schema, block.first_row - row))
+                errors |= dict.fromkeys(range(row - unit.first_row, block.first_row - unit.first_row), "")
+            tables.append(block.table)
+            errors |= {block.first_row - unit.first_row + index: error for index, error in block.errors.items()}
+            row = block.first_row + len(block.table)
+        return Rows(pa.concat_tables(tables) if tables else schema.empty_table(), errors, unit.first_row)
+
+    def lost(self, rows: Rows, unit: Unit) -> list[int]:
+        """Return the indices of rows that are known to be there and could not be read."""
+        between = [index for index, error in rows.errors.items() if not error]
+        missing = range(len(rows.table), unit.stop - unit.start) if unit.format == "parquet" else range(0)
+        return [*between, *missing]
+
+    def filled(self, rows: Rows, unit: Unit) -> pa.Table:
+        """Return the rows, with nulls at the end for those that could not be read."""
+        missing = unit.stop - unit.start - len(rows.table) if unit.format == "parquet" else 0
+        return pa.concat_tables([rows.table, damaged_rows(rows.table.schema, missing)]) if missing > 0 else rows.table
+
+    def judge(self, rows: Rows) -> tuple[dict[int, str], dict[int, str], dict[int, str]]:
+        """Return why rows cannot be used, what else is wrong with others, and the texts of the others."""
+        errors: dict[int, str] = {}
+        texts: dict[int, str] = {}
+        raw = rows.table[self.assignment.source].cast(pa.string()).to_pylist()
+        limit = self.assignment.inference.max_characters
+        for index, (text, clean) in enumerate(zip(raw, self.normalized(raw), strict=True)):
+            # A row whose text can be used is predicted even where another of its columns is bad.
+            error = (rows.errors.get(index) if clean is None else None) or unusable("source", clean, limit)
+            if error:
+                errors[index] = error
+            else:
+                texts[index] = str(text if self.splits else clean)
+        notes = {index: error for index, error in rows.errors.items() if index not in errors and error}
+        return errors, notes, texts
+
+    @property
+    def splits(self) -> bool:
+        """Sources may be split into sentences."""
+        return self.assignment.task == "generate" and self.assignment.inference.sentences != "off"
+
+    def normalized(self, texts: list[str | None]) -> list[str | None]:
+        return normalize(pa.array(texts, pa.string()), self.text).to_pylist()
+
+    def encode_sources(
+        self, texts: dict[int, str], errors: dict[int, str]
+    ) -> tuple[dict[int, list[np.ndarray]], list[int]]:
+        """Return the pieces of rows and those whose source is cut; what the model cannot take becomes an error."""
+        config = self.assignment.inference
+        usable = {index: text for index, text in texts.items() if index not in errors}
+        pieces = {index: [ids] for index, ids in zip(usable, self.encode([*usable.values()]), strict=True)}
+        if self.splits:
+            chosen = [i for i in usable if config.sentences == "all" or len(pieces[i][0]) > self.longest]
+            sentences = {index: split_sentences(usable[index], config.language) for index in chosen}
+            encoded = iter(self.encode([sentence for each in sentences.values() for sentence in each]))
+            # A sentence that normalization leaves nothing of, such as a control character, is left out.
+            for index, each in sentences.items():
+                found = [ids for ids in (next(encoded) for _ in each) if len(ids) > 1]
+                pieces[index] = found or pieces[index]
+        return self.fit(pieces, errors)
+
+    def fit(
+        self, pieces: dict[int, list[np.ndarray]], errors: dict[int, str]
+    ) -> tuple[dict[int, list[np.ndarray]], list[int]]:
+        """Return pieces that the model takes; the search itself cuts and splits in task generate."""
+        long = self.assignment.generation.long_sources
+        truncated = []
+        for index, each in list(pieces.items()):
+            longest = max(map(len, each))
+            if longest <= self.longest or (self.assignment.task == "generate" and long != "refuse"):
+                continue
+            if long == "truncate" and self.assignment.task != "score":
+                pieces[index] = [np.append(ids[: self.longest - 1], np.int32(EOS_ID)) for ids in each]
+                truncated.append(index)
+                continue
+            what = "source" if len(each) == 1 else "source has a sentence that"
+            errors[index] = f"too_long: the {what} has {longest} tokens, the model takes {self.longest}"
+            del pieces[index]
+        return pieces, truncated
+
+    def encode_targets(self, rows: Rows, errors: dict[int, str]) -> dict[int, np.ndarray]:
+        """Return the ids of given targets; what cannot be scored becomes an error."""
+        assert self.assignment.target is not None
+        texts = self.normalized(rows.table[self.assignment.target].cast(pa.string()).to_pylist())
+        limit = self.assignment.inference.max_characters
+        for index, text in enumerate(texts):
+            error = unusable("target", text, limit)
+            if error and index not in errors:
+                errors[index] = str(rows.errors.get(index) or error)
+        usable = {index: text for index, text in enumerate(texts) if index not in errors}
+        targets = dict(zip(usable, self.encode([text or "" for text in usable.values()]), strict=True))
+        for index, ids in targets.items():
+            if len(ids) > self.longest:
+                errors[index] = f"too_long: the target has {len(ids)} tokens, the model takes {self.longest}"
+        return {index: ids for index, ids in targets.items() if index not in errors}
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of texts, normalized, an end after each."""
+        values, offsets = self.encoder.encode(normalize(pa.array(texts, pa.string()), self.text))
+        end = np.int32(EOS_ID)
+        return [np.append(values[start:stop], end) for start, stop in pairwise(offsets)]

@@ -1,0 +1,116 @@
+"""What is to be done: the task, the columns, the units."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from tfray.checkpoint.folder import ModelFolder
+from tfray.config import PredictJob
+from tfray.corpus.columns import check_columns, choose_columns, choose_source
+from tfray.errors import InputError
+from tfray.inference.assignment import Assignment
+from tfray.inference.columns import Task, input_schema, output_schema
+from tfray.units.plan import InputFile, Unit, find_files, plan_units
+
+UNIT_ROWS, GPU_UNIT_ROWS = 4096, 65_536  # at most
+SMALLEST_UNIT = 64
+
+
+def choose_task(wanted: str, trained: str) -> Task:
+    """Return what is to be done with a model that was trained for something."""
+    if wanted == "auto":
+        return "classify" if trained == "classification" else "generate"
+    return wanted  # type: ignore[return-value]
+
+
+def check_task(task: Task, folder: ModelFolder, job: PredictJob) -> None:
+    """Raise InputError where the model cannot do what is wanted, or a setting is of another task."""
+    if task == "classify" and not folder.tokenizer.label_ids:
+        raise InputError(
+            f"task='classify' needs labels, and {folder.folder!r} was trained for {folder.task}; leave the task out"
+        )
+    labels = len(folder.tokenizer.label_ids)
+    if task == "classify" and job.generation.n_best > labels:
+        raise InputError(
+            f"generation.n_best={job.generation.n_best} is more than the model's {labels} labels; use {labels} at most"
+        )
+    if job.target_column and task != "score":
+        raise InputError(
+            f"target_column={job.target_column!r} is for task='score', and the task is {task!r}; leave it out"
+        )
+
+
+class Texts(NamedTuple):
+    """The columns of source and target; the latter of task score alone."""
+
+    source: str
+    target: str | None
+
+
+def choose_texts(job: PredictJob, task: Task, files: list[InputFile]) -> Texts:
+    """Return the columns of source and target in the first file that has them; raises InputError where none has."""
+    if task != "score":
+        return Texts(choose_source(files, job.source_column), None)
+    columns = choose_columns(files, job.source_column, job.target_column, "translation")
+    return Texts(columns.source, columns.target)
+
+
+class Plan(NamedTuple):
+    """The units of a run, and the columns of their rows."""
+
+    units: list[Unit]
+    rows: pa.Schema
+    texts: Texts
+
+
+def plan_rows(job: PredictJob, task: Task, paths: list[str], known: Plan | None = None) -> Plan:
+    """Return the plan for input files, added to a plan that was made before.
+
+    Raises InputError for a file that cannot be used.
+    """
+    files = find_files(paths)
+    if all(file.is_empty for file in files):
+        return known or plan_nothing(job, task, files)
+    texts = known.texts if known and known.units else choose_texts(job, task, files)
+    needed = {name for name in texts if name}
+    for file in files:
+        check_columns(file, needed, needed)
+    rows = input_schema(files, needed, job.inference)
+    if known is not None:
+        check_known(rows, known.rows)
+    usual = GPU_UNIT_ROWS if job.inference.use_gpu == "yes" else UNIT_ROWS
+    largest = job.inference.unit_rows or usual
+    before = known.units if known else []
+    units = plan_units(files, min(SMALLEST_UNIT, largest), largest, first_index=len(before))
+    return Plan([*before, *units], known.rows if known else rows, texts)
+
+
+def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:
+    """Return the plan for files without rows: their columns, and that of the source in any case."""
+    rows = input_schema(files, set(), job.inference)
+    source = job.source_column or ("text" if "text" in rows.names and "source" not in rows.names else "source")
+    target = (job.target_column or "target") if task == "score" else None
+    missing = [(name, pa.string()) for name in (source, target) if name and name not in rows.names]
+    return Plan([], pa.schema([*rows, *missing]), Texts(source, target))
+
+
+def check_known(rows: pa.Schema, known: pa.Schema) -> None:
+    """Raise InputError where added files do not fit the columns that were written before."""
+    types = {field.name: field.type for field in known}
+    differing = [str(field) for field in rows if types.get(field.name) != field.type]
+    if differing:
+        raise InputError(
+            f"mode='append': the new files have columns that the output has not, or not so: {', '.join(differing)}; "
+            "predict them into a folder of their own"
+        )
+
+
+def assign(
+    job: PredictJob, out: str, folder: ModelFolder, task: Task, plan: Plan, identities: dict[str, list]
+) -> Assignment:
+    """Return what every unit needs; raises InputError where an input column has the name of one of ours."""
+    assignment = Assignment(folder, out, task, *plan.texts, plan.rows, job.generation, job.inference, identities)
+    output_schema(plan.rows, assignment.added, job.inference.prefix)
+    return assignment

@@ -1,0 +1,85 @@
+"""A dry run: what a job would take, from its plan and a sample of its rows."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import tempfile
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from tfray import storage
+from tfray.checkpoint.folder import ModelFolder
+from tfray.config import PredictJob
+from tfray.corpus.read import DamagedFile, read_blocks
+from tfray.inference.answer import AnswerUnit
+from tfray.inference.assignment import Assignment
+from tfray.inference.columns import Task
+from tfray.inference.encode import EncodeUnit
+from tfray.inference.planning import assign, plan_rows
+from tfray.inference.write import WriteUnit
+from tfray.report.tables import format_table
+from tfray.units.plan import Unit, find_files, plan_units
+from tfray.units.status import duration
+
+SAMPLE_ROWS, SAMPLED_UNITS = 100, 10
+
+
+def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]) -> str:
+    """Return a report of what a job would take; nothing is written but a sample in a temporary folder."""
+    plan = plan_rows(job, task, paths)
+    units = plan.units
+    total = sum(unit.rows for unit in units)
+    if not units:
+        return format_table(["units", "rows"], [[0, 0]]) + "\nthere is nothing to predict"
+    with tempfile.TemporaryDirectory(prefix="tfray-") as place:
+        assignment = assign(job, place, folder, task, plan, {})
+        sample = sample_rows(units, assignment)
+        record = carry_out(sample, assignment, place)
+    seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])
+    workers = job.inference.actors or max(1, (os.cpu_count() or 1) // job.inference.cpus_per_actor)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    table = format_table(
+        ["units", "rows", "sample rows", "errors in it", "rows/s a model", "models", "time", "MB a model", "MB out"],
+        [
+            [
+                *(f"{len(units):,}", f"{total:,}", f"{count:,}", sum(record["errors"].values())),
+                *(f"{count / seconds:,.1f}", workers, duration(total * seconds / count / workers)),
+                *(f"{memory + 3 * max(unit.bytes for unit in units) / 1e6:,.0f}",),
+                f"{record['bytes'] * total / count / 1e6:,.1f}",
+            ]
+        ],
+    )
+    first = f"\nthe first error: {record['first_error']}" if record["first_error"] else ""
+    return f"{table}{first}\nthe models are those of this machine; nothing was written"
+
+
+def sample_rows(units: list[Unit], assignment: Assignment) -> pa.Table:
+    """Return about SAMPLE_ROWS rows from units all over the input."""
+    step = max(1, len(units) // SAMPLED_UNITS)
+    chosen = units[::step][:SAMPLED_UNITS]
+    tables = []
+    for unit in chosen:
+        try:
+            for block in itertools.islice(read_blocks(unit, assignment.rows, assignment.text_columns), 1):
+                tables.append(block.table.slice(0, -(-SAMPLE_ROWS // len(chosen))))
+        except DamagedFile:
+            continue
+    return pa.concat_tables([assignment.rows.empty_table(), *tables])
+
+
+def carry_out(sample: pa.Table, assignment: Assignment, place: str) -> dict:
+    """Return the record of a sample, done in this process: once to warm up, and once to measure."""
+    path = storage.join(place, "sample/rows.parquet")
+    storage.publish_table(path, sample)
+    unit = plan_units(find_files([path]), SAMPLE_ROWS, 2 * SAMPLE_ROWS, wanted=1)[0]
+    encode, write = EncodeUnit(assignment), WriteUnit(assignment)
+    answer = AnswerUnit(assignment, np.frombuffer(assignment.folder.read_weights(), np.uint8))
+    answer(encode(replace(unit, stop=min(unit.stop, 8))))
+    began = time.monotonic()
+    record = write(answer(encode(unit)))
+    return {**record, "seconds": time.monotonic() - began}

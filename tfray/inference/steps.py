@@ -1,0 +1,74 @@
+"""The steps of the predict job as pools of actors: how many, and what each of them takes."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tfray.cluster import cluster_total
+from tfray.config import ClusterConfig, InferenceConfig, PredictJob
+from tfray.errors import InputError
+from tfray.inference.answer import AnswerUnit
+from tfray.inference.assignment import Assignment
+from tfray.inference.encode import EncodeUnit
+from tfray.inference.write import WriteUnit
+from tfray.units.plan import Unit
+from tfray.units.stream import Step
+
+# Reading and writing take some percent of the time that a CPU needs for the model: they share its cores.
+MODEL_SHARE, HELPER_SHARE = 0.8, 0.1
+LEAST_WAITING_BYTES = 64 << 20
+
+
+class Pool(NamedTuple):
+    """Actors with the model."""
+
+    fewest: int
+    most: int
+    cpus: float
+    gpus: float
+
+
+def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> list[Step]:
+    """Return the steps of a job; raises InputError where its actors find no room in the cluster."""
+    cpus = int(cluster_total("CPU"))
+    pool = place_actors(job.inference, job.cluster, cpus, int(cluster_total("GPU")))
+    spare = max(1, (cpus - pool.fewest) // 2) if pool.gpus else max(1, pool.fewest // 2)
+    helpers, share = (1, spare), 1.0 if pool.gpus else HELPER_SHARE
+    return [
+        Step(EncodeUnit, (assignment,), helpers, cpus=share),
+        Step(AnswerUnit, (assignment,), (pool.fewest, pool.most), pool.cpus, pool.gpus, shared=weights),
+        Step(WriteUnit, (assignment,), helpers, cpus=share),
+    ]
+
+
+def check_room(job: PredictJob) -> None:
+    """Raise InputError where this machine alone has no room; a cluster is asked once it is reached."""
+    if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
+        cpus = job.cluster.num_cpus or os.cpu_count() or 1
+        place_actors(job.inference, job.cluster, cpus, torch.cuda.device_count())
+
+
+def place_actors(config: InferenceConfig, cluster: ClusterConfig, cpus: int, gpus: int) -> Pool:
+    """Return the actors with the model; raises InputError where they find no room."""
+    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus > 0)
+    room, kind = (gpus, "GPU") if use_gpu else (cpus // config.cpus_per_actor, f"{config.cpus_per_actor} CPU")
+    fewest = config.actors or max(1, room)
+    if fewest > room and not cluster.autoscaling:
+        raise InputError(
+            f"inference.actors={fewest} need {kind} each, the cluster has room for {room}; use at most {room}, "
+            "or say --cluster.autoscaling true if it grows on demand"
+        )
+    grown = 1 << 16 if cluster.autoscaling else fewest
+    most = config.max_actors or grown
+    own = 1.0 if use_gpu else MODEL_SHARE * config.cpus_per_actor
+    return Pool(fewest, max(fewest, most), own, 1.0 if use_gpu else 0.0)
+
+
+def waiting_bytes(units: list[Unit], steps: list[Step]) -> int:
+    """Return how many bytes may wait between the steps: some units for each actor, encoded or answered."""
+    largest = max(unit.bytes for unit in units)
+    return max(LEAST_WAITING_BYTES, 8 * largest * (steps[1].actors[0] + 2))

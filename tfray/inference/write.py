@@ -1,0 +1,154 @@
+"""The last step of a unit: answers -> text -> columns -> one file, and its record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfray import storage
+from tfray.corpus.clean import kind_of
+from tfray.generation.rows import Output
+from tfray.inference.answer import Answered
+from tfray.inference.assignment import Assignment
+from tfray.inference.sentences import join_sentences
+from tfray.units.ledger import RECORDS, record_unit
+
+
+class WriteUnit:
+    """Stage: loads the tokenizer once."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.tokenizer = assignment.folder.tokenizer
+        self.labels = list(self.tokenizer.label_ids)
+
+    def __call__(self, answered: Answered) -> dict:
+        """Publish a unit's file, then its record; return what progress shows of it."""
+        values = self.values(answered)
+        size = publish(self.assignment.place(answered.unit.output_name), self.table(answered, values))
+        errors = Counter(kind_of(error) for error in [*answered.errors.values(), *answered.notes.values()])
+        if answered.damage and not errors["damaged_file"]:
+            errors["damaged_file"] = 1  # of text: nobody knows how many rows there were
+        record = {
+            "rows": len(answered.table),
+            "errors": dict(errors),
+            "first_error": self.first_error(answered),
+            "source_tokens": sum(answered.source_tokens.values()),
+            "target_tokens": sum(count or 0 for count in values.get("n_target_tokens", [])),
+            "bytes": size,
+            "damage": answered.damage,
+            "worker": answered.worker,
+            "began": answered.began,
+            "seconds": round(answered.seconds, 3),
+        }
+        record_unit(self.assignment.place(RECORDS), answered.unit, record)
+        return {"unit_rows": answered.unit.rows, **record}
+
+    def first_error(self, answered: Answered) -> str | None:
+        """Return a unit's first error and its place, for people."""
+        if answered.damage:
+            return f"{answered.unit.path}: damaged_file: {answered.damage}"
+        errors = answered.notes | answered.errors
+        row = min(errors, default=None)
+        return None if row is None else f"{answered.unit.path} row {answered.unit.first_row + row}: {errors[row]}"
+
+    def table(self, answered: Answered, values: dict[str, list]) -> pa.Table:
+        """Return the input's columns with those of the task beside them."""
+        fields = self.assignment.added
+        columns = [column_of(values[field.name], field.type) for field in fields]
+        return pa.table([*answered.table.columns, *columns], schema=self.assignment.schema)
+
+    def values(self, answered: Answered) -> dict[str, list]:
+        """Return the values of every added column, a null for each row that has none."""
+        rows = range(len(answered.table))
+        own = getattr(self, f"{self.assignment.task}_values")(answered)
+        cut = set(answered.truncated)
+        common = {
+            "n_source_tokens": [answered.source_tokens.get(row) for row in rows],
+            "error": [answered.errors.get(row) or answered.notes.get(row) for row in rows],
+            "file": [answered.unit.path] * len(rows),
+            "row": [answered.unit.first_row + row for row in rows],
+            "truncated": [row in cut if row in answered.answers else None for row in rows],
+        }
+        return common | {name: [found.get(row) for row in rows] for name, found in own.items()}
+
+    def generate_values(self, answered: Answered) -> dict[str, dict[int, Any]]:
+        wanted = self.assignment.generation.n_best
+        texts = iter(
+            self.tokenizer.decode_batch(
+                [
+                    hypothesis.ids
+                    for outputs in answered.answers.values()
+                    for output in outputs
+                    for hypothesis in output.hypotheses[:wanted]
+                ]
+            )
+        )
+        values: dict[str, dict[int, Any]] = {name: {} for name in (
+            "prediction", "score", "predictions", "scores", "n_segments", "truncated", "hit_max_length",
+            "n_target_tokens",
+        )}  # fmt: skip
+        for row, outputs in answered.answers.items():
+            parts = [[next(texts) for _ in output.hypotheses[:wanted]] for output in outputs]
+            predictions, scores = join_parts(parts, outputs)
+            own = (
+                *(predictions[0], scores[0], predictions, scores, len(outputs)),
+                any(output.truncated for output in outputs),
+                any(output.hit_max_length for output in outputs),
+                sum(len(output.best.ids) + output.best.is_finished for output in outputs),
+            )
+            for found, value in zip(values.values(), own, strict=True):
+                found[row] = value
+        return values
+
+    def classify_values(self, answered: Answered) -> dict[str, dict[int, Any]]:
+        wanted = self.assignment.generation.n_best
+        values: dict[str, dict[int, Any]] = {name: {} for name in ("prediction", "score", "predictions", "scores")}
+        for row, probabilities in answered.answers.items():
+            order = np.argsort(-probabilities, kind="stable")[:wanted]
+            values["predictions"][row] = [self.labels[label] for label in order]
+            values["scores"][row] = probabilities[order].tolist()
+            values["prediction"][row], values["score"][row] = self.labels[order[0]], float(probabilities[order[0]])
+        return values
+
+    def score_values(self, answered: Answered) -> dict[str, dict[int, Any]]:
+        return {
+            "score": {row: float(tokens.sum()) for row, tokens in answered.answers.items()},
+            "token_scores": {row: tokens.tolist() for row, tokens in answered.answers.items()},
+            "n_target_tokens": {row: len(tokens) for row, tokens in answered.answers.items()},
+        }
+
+    def embed_values(self, answered: Answered) -> dict[str, dict[int, Any]]:
+        return {"embedding": answered.answers}
+
+
+def join_parts(parts: list[list[str]], outputs: list[Output]) -> tuple[list[str], list[float]]:
+    """Return the n-th texts of all pieces as one, and the sums of their scores, as many as every piece has."""
+    count = min(map(len, parts))
+    return (
+        [join_sentences([texts[place] for texts in parts]) for place in range(count)],
+        [sum(output.hypotheses[place].score for output in outputs) for place in range(count)],
+    )
+
+
+def column_of(values: list, kind: pa.DataType) -> pa.Array:
+    """Return values as a column of a type."""
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array(values, kind)
+    # Through one buffer: Arrow would look at every number of every vector, and takes no halves at all.
+    width, number = kind.list_size, kind.value_type.to_pandas_dtype()
+    rows = np.zeros((len(values), width), number)
+    for place, vector in enumerate(values):
+        if vector is not None:
+            rows[place] = vector
+    missing = pa.array([vector is None for vector in values])
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=kind, mask=missing)
+
+
+def publish(path: str, table: pa.Table) -> int:
+    """Write a unit's file; return its bytes."""
+    storage.publish_table(path, table)
+    return storage.file_size(path)
