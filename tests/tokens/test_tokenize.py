@@ -333,6 +333,8 @@ def test_parallel_files_of_different_length_are_refused_with_both_counts(tmp_pat
     job = make_job(tmp_path / "out", str(tmp_path / "a.en"), train_target=str(tmp_path / "a.de"))
     with pytest.raises(InputError, match=r"a\.en' has 3.*a\.de' has 2"):
         run(job)
+    (tmp_path / "a.de").write_text("eins\nzwei\ndrei\n")  # mended, and started again
+    assert sorted(texts_of(run(job), "train")) == [("one", "eins"), ("three", "drei"), ("two", "zwei")]
 
 
 def test_a_corpus_that_is_not_named_or_empty_is_refused(tmp_path: Path, run: Run) -> None:

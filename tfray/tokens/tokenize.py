@@ -23,7 +23,7 @@ from tfray.tokens.stage import Assignment, TokenizeUnit
 from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUnit, read_notes
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
-from tfray.units.ledger import Ledger, open_ledger, read_records, store_settings, unrecorded
+from tfray.units.ledger import SUCCESS, Ledger, open_ledger, read_records, store_settings, unrecorded
 from tfray.units.lock import Lock
 from tfray.units.plan import Unit, plan_units
 from tfray.units.stored import write_plan
@@ -50,6 +50,9 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
 
 def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
     """Return the folder of token shards, made now or before, by a job that has the place for itself."""
+    is_whole = storage.exists(storage.join(storage.absolute(job.out), SUCCESS))
+    # Before the place is claimed: parallel text of unequal sides is refused here.
+    units = [] if is_whole else plan_corpora(job, corpora)
     ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
@@ -57,7 +60,7 @@ def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
     store_settings(ledger.folder, job)
     for lost in (lost for corpus in corpora for lost in corpus.lost):
         logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
-    recipe, units = make_recipe(job.corpus, corpora), plan_corpora(job, corpora)
+    recipe, units = make_recipe(job.corpus, corpora), units or plan_corpora(job, corpora)
     ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
     if ledger.remaining(units):
         with connected(job.cluster):
