@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tfray import cli
 from tfray.checkpoint.folder import save_model_folder
 from tfray.config import ModelConfig, TokensConfig
+from tfray.errors import TooManyErrors
 from tfray.model.architecture import resolve
 from tfray.model.transformer import Transformer
 from tfray.tokens.tokenizer import train_tokenizer
@@ -112,3 +114,19 @@ def test_a_tokens_folder_that_is_none(place: Path) -> None:
 
 def test_an_unknown_command_names_those_that_exist() -> None:
     assert "'trian' is not one of tokenize, inspect, train" in refused("trian")
+
+
+def test_a_job_that_lost_too_many_rows_ends_with_code_3_and_its_account(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose_rows(name: str, module: str) -> object:
+        def job(_: object) -> None:
+            raise TooManyErrors("20 of 566 rows (3.5%) were lost by errors")
+
+        return job
+
+    monkeypatch.setattr(cli, "carry_out", lose_rows)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["tokenize", "--corpus.train", "x", "--out", "y"])
+    assert ended.value.code == 3
+    assert "20 of 566 rows" in capsys.readouterr().err

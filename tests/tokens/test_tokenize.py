@@ -231,6 +231,22 @@ def test_a_second_start_does_nothing_and_a_changed_setting_is_refused_by_its_nam
         run(make_job(tmp_path / "out", path, {"duplicates": "pair"}))
 
 
+def test_an_input_that_changed_is_refused_by_its_name(tmp_path: Path, run: Run) -> None:
+    paths = [write_lines(tmp_path / f"{name}.jsonl", [line(("a", name))] * 3) for name in "ab"]
+    run(make_job(tmp_path / "out", paths))
+    write_lines(tmp_path / "b.jsonl", [line(("a", "b"))] * 4)
+    with pytest.raises(CheckpointMismatch, match=r"inputs\.corpus\.\S*/b\.jsonl was \["):
+        run(make_job(tmp_path / "out", paths))
+
+
+def test_near_duplicates_are_dropped_where_that_is_wanted(tmp_path: Path, run: Run) -> None:
+    text = "the quick brown fox jumps over the lazy dog near the old river bank"
+    sources = [text, f"{text}!", "something that is not like it in any way at all", f"{text}s"]
+    path = write_lines(tmp_path / "a.jsonl", [line((source, str(i))) for i, source in enumerate(sources)])
+    tokens = run(make_job(tmp_path / "out", path, {"near_duplicates": 0.7}, {"max_length": 100}), workers=2)
+    assert sorted(row["row"] for row in read(tokens, "train")) == [0, 2]
+
+
 def test_shards_hold_about_so_many_tokens_and_no_unit_is_lost(tmp_path: Path, run: Run) -> None:
     lines = [line((f"{'word ' * 20}{i}", "x")) for i in range(300)]
     job = make_job(
@@ -317,6 +333,8 @@ def test_parallel_files_of_different_length_are_refused_with_both_counts(tmp_pat
     job = make_job(tmp_path / "out", str(tmp_path / "a.en"), train_target=str(tmp_path / "a.de"))
     with pytest.raises(InputError, match=r"a\.en' has 3.*a\.de' has 2"):
         run(job)
+    (tmp_path / "a.de").write_text("eins\nzwei\ndrei\n")  # mended, and started again
+    assert sorted(texts_of(run(job), "train")) == [("one", "eins"), ("three", "drei"), ("two", "zwei")]
 
 
 def test_a_corpus_that_is_not_named_or_empty_is_refused(tmp_path: Path, run: Run) -> None:

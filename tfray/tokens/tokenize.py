@@ -23,7 +23,7 @@ from tfray.tokens.stage import Assignment, TokenizeUnit
 from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUnit, read_notes
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
-from tfray.units.ledger import Ledger, open_ledger, read_records, store_settings, unrecorded
+from tfray.units.ledger import SUCCESS, Ledger, open_ledger, read_records, store_settings, unrecorded
 from tfray.units.lock import Lock
 from tfray.units.plan import Unit, plan_units
 from tfray.units.stored import write_plan
@@ -50,6 +50,9 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
 
 def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
     """Return the folder of token shards, made now or before, by a job that has the place for itself."""
+    is_whole = storage.exists(storage.join(storage.absolute(job.out), SUCCESS))
+    # Before the place is claimed: parallel text of unequal sides is refused here.
+    units = [] if is_whole else plan_corpora(job, corpora)
     ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
@@ -57,7 +60,7 @@ def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
     store_settings(ledger.folder, job)
     for lost in (lost for corpus in corpora for lost in corpus.lost):
         logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
-    recipe, units = make_recipe(job.corpus, corpora), plan_corpora(job, corpora)
+    recipe, units = make_recipe(job.corpus, corpora), units or plan_corpora(job, corpora)
     ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
     if ledger.remaining(units):
         with connected(job.cluster):
@@ -70,18 +73,18 @@ def made_from(job: TokenizeJob, corpora: list[Corpus]) -> dict[str, object]:
     """Return everything that the shards follow from."""
     corpus = asdict(job.corpus)
     corpus["clean"].pop("max_error_share")  # changes what is refused, not what is written
-    files = {corpus.name: [file.path for file in corpus.files] for corpus in corpora}
-    files |= {f"{corpus.name} (lost)": [file.path for file in corpus.lost] for corpus in corpora if corpus.lost}
-    targets = {corpus.name: [file.target_path for file in corpus.files if file.target_path] for corpus in corpora}
     return {
         "corpus": corpus,
         "tokens": asdict(job.tokens),
         "tokenizer": storage.fingerprint(tokenizer_identity(job.tokens.tokenizer)),
-        "inputs": {
-            name: [storage.file_identity(path) for path in [*paths, *targets.get(name, [])]]
-            for name, paths in files.items()
-        },
+        "inputs": {corpus.name: identify_files(corpus) for corpus in corpora},
     }
+
+
+def identify_files(corpus: Corpus) -> dict[str, list[object]]:
+    """Return size and time of change of each file, by its path; those of lost files, too: mended, they count."""
+    paths = [path for file in corpus.files for path in file.paths] + [file.path for file in corpus.lost]
+    return {path: storage.file_identity(path)[1:] for path in paths}
 
 
 def tokenizer_identity(path: str | None) -> list[object]:
