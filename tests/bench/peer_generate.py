@@ -50,13 +50,14 @@ def main(model: str, source: str, out: str, size: str, beam: str, target: str) -
     cores = int(ray.cluster_resources()["CPU"])
     times = Path(f"{out}-times-{time.time():.0f}")
     times.mkdir()
-    ray.data.read_parquet(source, override_num_blocks=4 * cores).map_batches(
+    # Reading and writing take fractions too: with a whole core each they would wait for ever.
+    ray.data.read_parquet(source, override_num_blocks=4 * cores, ray_remote_args={"num_cpus": 0.2}).map_batches(
         Generate,  # type: ignore[arg-type]
         fn_constructor_args=(model, size, int(beam), int(target), str(times)),
         batch_size=64,
         concurrency=cores,
         num_cpus=0.8,
-    ).write_parquet(out)
+    ).write_parquet(out, ray_remote_args={"num_cpus": 0.2})
     spans = [json.loads(line) for path in times.iterdir() for line in path.read_text().splitlines()]
     print(max(stop for _, stop in spans) - min(start for start, _ in spans))
 
