@@ -46,18 +46,18 @@ class Generate:
 def main(model: str, source: str, out: str, size: str, beam: str, target: str) -> None:
     import ray
 
-    ray.init(log_to_driver=False, include_dashboard=False)
-    cores = int(ray.cluster_resources()["CPU"])
+    cores = os.cpu_count() or 1
+    # Twice as many logical cores: with one for each, reading and writing would wait for the models for ever.
+    ray.init(num_cpus=2 * cores, log_to_driver=False, include_dashboard=False)
     times = Path(f"{out}-times-{time.time():.0f}")
     times.mkdir()
-    # Reading and writing take fractions too: with a whole core each they would wait for ever.
-    ray.data.read_parquet(source, override_num_blocks=4 * cores, ray_remote_args={"num_cpus": 0.2}).map_batches(
+    ray.data.read_parquet(source, override_num_blocks=4 * cores).map_batches(
         Generate,  # type: ignore[arg-type]
         fn_constructor_args=(model, size, int(beam), int(target), str(times)),
         batch_size=64,
         concurrency=cores,
-        num_cpus=0.8,
-    ).write_parquet(out, ray_remote_args={"num_cpus": 0.2})
+        num_cpus=1,
+    ).write_parquet(out)
     spans = [json.loads(line) for path in times.iterdir() for line in path.read_text().splitlines()]
     print(max(stop for _, stop in spans) - min(start for start, _ in spans))
 
