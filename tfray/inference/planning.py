@@ -16,7 +16,7 @@ from tfray.inference.columns import Task, input_schema, output_schema
 from tfray.units.plan import InputFile, Unit, find_files, plan_units
 
 UNIT_ROWS, GPU_UNIT_ROWS = 4096, 65_536  # at most
-SMALLEST_UNIT = 64
+SMALLEST_UNIT = 512  # fewer leave slots of the engine empty
 
 
 def choose_task(wanted: str, trained: str) -> Task:
