@@ -83,16 +83,16 @@ class Chaos:
     def run(self, most: int, spoil: bool = True) -> Counter[str]:
         """Return how often what was killed."""
         process = start(*self.arguments)
-        deadline = time.monotonic() + 60 + 25 * most
+        deadline = time.monotonic() + 90 + 25 * most
         while process.poll() is None or process.returncode not in (0, 2, 3):
             assert time.monotonic() < deadline, self.log.read_text()
             if process.poll() is not None:  # Ray gave up: the same command goes on
                 self.killed["restarts after Ray's own failure"] += 1
                 process = start(*self.arguments)
-            time.sleep(self.chance.uniform(0.2, 3.0))
+            time.sleep(self.chance.uniform(0.2, 5.0))
             if self.killed.total() >= most or process.poll() is not None:
                 continue
-            kind = self.chance.choices(["worker", "node", "driver"], [8, 1, 2])[0]
+            kind = self.chance.choices(["worker", "node", "driver"], [8, 1, 4])[0]
             workers = self.nodes.workers()
             if kind == "driver" and self.has_grown():
                 process.kill()
@@ -114,7 +114,7 @@ class Chaos:
     def has_grown(self) -> bool:
         """Say whether units were finished since the driver was killed last: a start takes longer than a unit."""
         count = len(storage.list_files(storage.join(self.out, "_units")))
-        grown, self.units = count > self.units + 5, count if count > self.units + 5 else self.units
+        grown, self.units = count > self.units + 3, count if count > self.units + 3 else self.units
         return grown
 
     def spoil_finished(self) -> None:

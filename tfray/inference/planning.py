@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pyarrow as pa
+import torch
 
 from tfray.checkpoint.folder import ModelFolder
-from tfray.config import PredictJob
+from tfray.config import InferenceConfig, PredictJob
 from tfray.corpus.columns import check_columns, choose_columns, choose_source
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
@@ -80,11 +81,15 @@ def plan_rows(job: PredictJob, task: Task, paths: list[str], known: Plan | None 
     rows = input_schema(files, needed, job.inference)
     if known is not None:
         check_known(rows, known.rows)
-    usual = GPU_UNIT_ROWS if job.inference.use_gpu == "yes" else UNIT_ROWS
-    largest = job.inference.unit_rows or usual
+    largest = job.inference.unit_rows or (GPU_UNIT_ROWS if may_use_gpu(job.inference) else UNIT_ROWS)
     before = known.units if known else []
     units = plan_units(files, min(SMALLEST_UNIT, largest), largest, first_index=len(before))
     return Plan([*before, *units], known.rows if known else rows, texts)
+
+
+def may_use_gpu(config: InferenceConfig) -> bool:
+    """Say whether models run on GPUs, as far as this machine knows before it has reached the cluster."""
+    return config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
 
 
 def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:

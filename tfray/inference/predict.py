@@ -44,6 +44,7 @@ RESULTS = ("prefix", "provenance", "token_scores", "embedding_type", "max_charac
            "schemas")  # of inference: these do  # fmt: skip
 ROWS_BEFORE_RATE = 1000  # of which an error rate says something
 LOSSES_IN_A_ROW = 5
+UNITS_AT_ONCE = 20_000  # more make Ray Data's start long
 THREADS = 16
 
 
@@ -190,7 +191,7 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
         before, begun = tally.tokens, progress.seconds()
         while remaining:
             try:
-                for record in flow(remaining, steps, waiting_bytes(remaining, steps)):
+                for record in flow(remaining[:UNITS_AT_ONCE], steps, waiting_bytes(remaining, steps)):
                     losses = 0
                     tally.take(record)
                     rate = (tally.tokens - before) / max(progress.seconds() - begun, 1e-3)

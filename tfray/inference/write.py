@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ class WriteUnit:
         self.assignment = assignment
         self.tokenizer = assignment.folder.tokenizer
         self.labels = list(self.tokenizer.label_ids)
+        ways: dict[str, Callable[[Answered], dict[str, dict[int, Any]]]] = {
+            "generate": self.generate_values,
+            "classify": self.classify_values,
+            "score": self.score_values,
+            "embed": self.embed_values,
+        }
+        self.own_values = ways[assignment.task]
 
     def __call__(self, answered: Answered) -> dict:
         """Publish a unit's file, then its record; return what progress shows of it."""
@@ -64,7 +72,7 @@ class WriteUnit:
     def values(self, answered: Answered) -> dict[str, list]:
         """Return the values of every added column, a null for each row that has none."""
         rows = range(len(answered.table))
-        own = getattr(self, f"{self.assignment.task}_values")(answered)
+        own = self.own_values(answered)
         cut = set(answered.truncated)
         common = {
             "n_source_tokens": [answered.source_tokens.get(row) for row in rows],

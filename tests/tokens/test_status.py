@@ -1,0 +1,35 @@
+"""How far a tokenize job is, from its commit log alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tokens.conftest import Run
+from tests.tokens.test_tokenize import line, make_job, write_lines
+from tfray.config import StatusJob
+from tfray.errors import InputError
+from tfray.units.ledger import MANIFEST, SUCCESS
+from tfray.units.lock import Lock
+from tfray.units.status import status
+
+
+def test_status_of_a_tokenize_job(tmp_path: Path, run: Run) -> None:
+    pairs = [(f"source {row}", f"target {row}") for row in range(60)]
+    path = write_lines(tmp_path / "a.jsonl", [*map(line, pairs), b"{cut"])
+    job = make_job(tmp_path / "out", path)
+    run(job)
+    finished = status(StatusJob(out=job.out))
+    assert "finished" in finished and "rows: 61" in finished and "errors: 1 bad_json" in finished
+    (tmp_path / "out" / SUCCESS).unlink()
+    assert "stopped" in status(StatusJob(out=job.out))
+    with Lock(job.out):
+        assert "running" in status(StatusJob(out=job.out))
+        with pytest.raises(InputError, match="is worked on by"):
+            run(job)
+
+
+def test_a_folder_that_no_job_began_has_no_status(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=MANIFEST):
+        status(StatusJob(out=str(tmp_path)))
