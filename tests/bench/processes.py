@@ -1,4 +1,4 @@
-"""Memory of a whole process tree while a command runs."""
+"""Memory of a whole process tree while a command runs; a cluster of several nodes on one machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 EVERY_SECONDS = 0.25
@@ -80,3 +81,21 @@ def proportional_bytes(process: psutil.Process) -> int:
     except OSError:
         pass
     return 0
+
+
+def draw_memory(runs: dict[int, Measured], picture: Path, job: str) -> None:
+    """Write the memory of runs over 1, 4, ... times as much input over time as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for times, run in runs.items():
+        seconds, megabytes = np.array(run.samples).T
+        axes.plot(seconds, megabytes, label=f"{times}x input: peak {run.peak:,.0f} MB")
+    axes.set(title=f"{job}: memory of the whole process tree", xlabel="seconds", ylabel="MB", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.savefig(picture, dpi=150)
+    print(f"plot: {picture.absolute()}")
