@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -99,3 +100,23 @@ def draw_memory(runs: dict[int, Measured], picture: Path, job: str) -> None:
     axes.grid(alpha=0.25)
     figure.savefig(picture, dpi=150)
     print(f"plot: {picture.absolute()}")
+
+
+class simulated_nodes:  # noqa: N801 - reads as a phrase: `with simulated_nodes(4) as address`
+    """A Ray cluster of several nodes on this machine, each with one core."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def __enter__(self) -> str:
+        from ray.cluster_utils import Cluster
+
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        for _ in range(self.nodes - 1):
+            self.cluster.add_node(num_cpus=1)
+        return self.cluster.address
+
+    def __exit__(self, *_: object) -> None:
+        self.cluster.shutdown()
+        time.sleep(2)

@@ -20,13 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -286,138 +284,6 @@ def cost_row(name: str, files: list[Path], folder: Path, *options: str) -> list[
     assert result.returncode == 0, result.output
     working = first_to_last(folder / "cost")
     return [name, f"{count:.2f}", f"{result.seconds:.1f}", f"{result.seconds / count:.1f}", f"{working / count:.1f}"]
-
-
-if __name__ == '__main__':\n"
-        "    begun = time.perf_counter()\n"
-        "    for side in ('source', 'target'):\n"
-        "        LocalPipelineExecutor([\n"
-        "            ParquetReader(sys.argv[3], text_key=side, glob_pattern='*.parquet'),\n"
-        "            DocumentTokenizer(sys.argv[2] + '/' + side, tokenizer_name_or_path=sys.argv[1], eos_token=None,\n"
-        "                              shuffle_documents=False, save_filename=side),\n"
-        "        ], tasks=2, workers=2, logging_dir=sys.argv[2] + '/log' + side).run()\n"
-        "    print(time.perf_counter() - begun)\n"
-    )
-    return run_peer(program, tokenizer, folder / "datatrove", [files[0].parent])
-
-
-def run_peer(program: str, tokenizer: Path, out: Path, files: list[Path]) -> float:
-    """Return the seconds that a peer's program prints last."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    script = out.with_name(f"run_{out.name}.py")  # not the name of a library
-    script.write_text(program)
-    command = [sys.executable, str(script), str(tokenizer), str(out), *map(str, files)]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout.split()[-1])
-
-
-def same_ids(files: list[Path], tokenizer: Path, tokens: Path) -> bool:
-    """Say whether the shards hold exactly the library's ids of the (normalized) rows that they name."""
-    library = tokenizers.Tokenizer.from_file(str(tokenizer))
-    library.encode_special_tokens = True
-    shards = pq.read_table(tokens / "train", columns=["source_ids", "target_ids", "file", "row"])
-    for path in files:
-        of_file = shards.filter(pc.equal(shards["file"].cast(pa.string()), str(path.absolute())))
-        texts = pq.read_table(path, columns=["source", "target"]).take(of_file["row"])
-        for side, tail in (("source", 1), ("target", 0)):
-            clean = normalize(texts[side].combine_chunks(), TextConfig()).to_pylist()
-            wanted = [e.ids for e in library.encode_batch_fast(clean, add_special_tokens=False)]
-            found = [ids[: len(ids) - tail] for ids in of_file[f"{side}_ids"].to_pylist()]
-            if wanted != found:
-                return False
-    return len(shards) > 0
-
-
-# ---------------------------------------------------------------------------------------------- memory
-
-
-def memory(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print and draw the memory of the whole process tree at 1x, 4x and 16x the corpus."""
-    files, _, megabytes = prepare(arguments, folder)
-    runs: dict[int, Measured] = {}
-    for times in (1, 4, 16):
-        copies = multiply(files, times, folder / f"x{times}")
-        # The survey and the training of a tokenizer are in it; its sample has the same size for all.
-        options = ("--tokens.sample_rows", str(SAMPLE_ROWS), "--tokens.shard_tokens", "400000")
-        runs[times] = tfray_tokenize(copies, folder / f"out{times}", *options, memory=True)
-        assert runs[times].returncode == 0, runs[times].output
-        shutil.rmtree(folder / f"x{times}")
-    peaks = [run.peak for run in runs.values()]
-    rows: list[list[object]] = [
-        [f"{times}x", f"{times * megabytes:,.0f}", f"{run.seconds:.1f}", f"{run.peak:,.0f}", f"{run.first or 0:.1f}"]
-        for times, run in runs.items()
-    ]
-    print(format_table(["corpus", "MB of text", "seconds", "peak MB", "seconds to the first shard"], rows))
-    print(f"largest peak over smallest: {max(peaks) / min(peaks):.3f}")
-    draw_memory(runs, Path(arguments.plot), "tfray tokenize")
-
-
-def multiply(files: list[Path], times: int, folder: Path) -> list[Path]:
-    """Write a corpus several times as large: each copy pairs the first half of every line with another's second."""
-    folder.mkdir()
-    copies = []
-    for copy, path in itertools.product(range(times), files):
-        table = pq.read_table(path, columns=["source", "target"])
-        columns = {side: pa.array(recombine(table[side].to_pylist(), copy)) for side in table.column_names}
-        copies.append(folder / f"{copy:02d}-{path.name}")
-        pq.write_table(pa.table(columns), copies[-1], row_group_size=20_000)
-    return copies
-
-
-def recombine(lines: list[str], shift: int) -> list[str]:
-    """Return lines whose second half is that of a line some places further."""
-    halves = [(line.split(" ")[: line.count(" ") // 2], line.split(" ")[line.count(" ") // 2 :]) for line in lines]
-    return [" ".join(halves[i][0] + halves[(i + 7919 * shift) % len(halves)][1]) for i in range(len(halves))]
-
-
-# ---------------------------------------------------------------------------------------------- cost
-
-
-def cost(arguments: argparse.Namespace, folder: Path) -> None:
-    """Print seconds per million rows at three sizes, and on 1, 2 and 4 simulated nodes."""
-    files, tokenizer, _ = prepare(arguments, folder)
-    options = ("--tokens.tokenizer", str(tokenizer))
-    rows: list[list[object]] = []
-    for times in (2, 4, 8):
-        copies = multiply(files, times, folder / f"x{times}")
-        rows.append(cost_row(f"{times}x, this machine", copies, folder, *options))
-    for nodes in (1, 2, 4):
-        with simulated_nodes(nodes) as address:
-            rows.append(cost_row(f"8x, {nodes} node(s) of 1 core", copies, folder, *options, "--address", address))
-    print(format_table(["", "million rows", "seconds", "seconds per million rows", "first unit to last"], rows))
-    print(f"(all nodes are on one machine with {os.cpu_count()} cores)")
-
-
-def cost_row(name: str, files: list[Path], folder: Path, *options: str) -> list[object]:
-    """Return what one run took."""
-    count = sum(pq.read_metadata(path).num_rows for path in files) / 1e6
-    result = tfray_tokenize(files, folder / "cost", *options)
-    assert result.returncode == 0, result.output
-    working = first_to_last(folder / "cost")
-    return [name, f"{count:.2f}", f"{result.seconds:.1f}", f"{result.seconds / count:.1f}", f"{working / count:.1f}"]
-
-
-class simulated_nodes:  # noqa: N801 - reads as a phrase: `with simulated_nodes(4) as address`
-    """A Ray cluster of several nodes on this machine, each with one core."""
-
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
-
-    def __enter__(self) -> str:
-        from ray.cluster_utils import Cluster
-
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        for _ in range(self.nodes - 1):
-            self.cluster.add_node(num_cpus=1)
-        return self.cluster.address
-
-    def __exit__(self, *_: object) -> None:
-        self.cluster.shutdown()
-        time.sleep(2)
 
 
 if __name__ == "__main__":
