@@ -29,13 +29,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.bench.processes import Measured, measure
+from tests.bench.processes import Measured, draw_memory, measure, simulated_nodes
 from tests.bench.text import prose_lines
-from tests.bench.tokenization import simulated_nodes
 from tfray.report.tables import format_table
 
 TARGET = 24  # tokens of every target
@@ -242,25 +240,7 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
     ]
     print(format_table(["input", "rows", "seconds", "peak MB"], rows))
     print(f"largest peak over smallest: {max(peaks) / min(peaks):.3f}")
-    draw_memory(runs, Path(arguments.plot))
-
-
-def draw_memory(runs: dict[int, Measured], picture: Path) -> None:
-    """Write memory over time as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for times, run in runs.items():
-        seconds, megabytes = np.array(run.samples).T
-        axes.plot(seconds, megabytes, label=f"{times}x input: peak {run.peak:,.0f} MB")
-    axes.set(title="tfray predict: memory of the whole process tree", xlabel="seconds", ylabel="MB", ylim=(0, None))
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    figure.savefig(picture, dpi=150)
-    print(f"plot: {picture.absolute()}")
+    draw_memory(runs, Path(arguments.plot), "tfray predict")
 
 
 # ---------------------------------------------------------------------------------------------- resume

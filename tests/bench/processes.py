@@ -1,7 +1,8 @@
-"""Memory of a whole process tree while a command runs."""
+"""Memory of a whole process tree while a command runs; a cluster of several nodes on one machine."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 EVERY_SECONDS = 0.25
@@ -80,3 +82,41 @@ def proportional_bytes(process: psutil.Process) -> int:
     except OSError:
         pass
     return 0
+
+
+def draw_memory(runs: dict[int, Measured], picture: Path, job: str) -> None:
+    """Write the memory of runs over 1, 4, ... times as much input over time as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for times, run in runs.items():
+        seconds, megabytes = np.array(run.samples).T
+        axes.plot(seconds, megabytes, label=f"{times}x input: peak {run.peak:,.0f} MB")
+    axes.set(title=f"{job}: memory of the whole process tree", xlabel="seconds", ylabel="MB", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.savefig(picture, dpi=150)
+    print(f"plot: {picture.absolute()}")
+
+
+class simulated_nodes:  # noqa: N801 - reads as a phrase: `with simulated_nodes(4) as address`
+    """A Ray cluster of several nodes on this machine, each with one core."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def __enter__(self) -> str:
+        from ray.cluster_utils import Cluster
+
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        for _ in range(self.nodes - 1):
+            self.cluster.add_node(num_cpus=1)
+        return self.cluster.address
+
+    def __exit__(self, *_: object) -> None:
+        self.cluster.shutdown()
+        time.sleep(2)

@@ -20,19 +20,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 
-from tests.bench.processes import Measured, measure
+from tests.bench.processes import Measured, draw_memory, measure, simulated_nodes
 from tests.bench.text import write_pairs
 from tfray.config import TextConfig
 from tfray.corpus.normalize import normalize
@@ -96,7 +94,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> None:
     ways: dict[str, Callable[[], float]] = {
         "tokenizers encode_batch, all cores, text in memory": lambda: raw_library(files, tokenizer),
         "tfray tokenize, the whole command": lambda: tfray_whole(files, tokenizer, folder),
-        "tfray tokenize, first unit to last, Parquet to Parquet": lambda: tfray_steady(folder),
+        "tfray tokenize, first unit to last, Parquet to Parquet": lambda: first_to_last(folder / "tfray"),
         "datasets.map(num_proc=2), Parquet to Parquet": lambda: hugging_face(files, tokenizer, folder),
         "datatrove, 2 tasks, Parquet to ids on disk": lambda: datatrove(files, tokenizer, folder),
     }
@@ -142,12 +140,12 @@ def tfray_whole(files: list[Path], tokenizer: Path, folder: Path) -> float:
     return result.seconds
 
 
-def tfray_steady(folder: Path) -> float:
-    """Return the seconds between the start of the last run's first unit and the end of its last.
+def first_to_last(tokens: Path) -> float:
+    """Return the seconds between the start of a run's first unit and the end of its last.
 
     Ray and the actors are up by then: what a corpus of any size is done at.
     """
-    records = [json.loads(path.read_text()) for path in (folder / "tfray" / "_units").iterdir()]
+    records = [json.loads(path.read_text()) for path in (tokens / "_units").iterdir()]
     return max(record["began"] + record["seconds"] for record in records) - min(record["began"] for record in records)
 
 
@@ -240,7 +238,7 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
     ]
     print(format_table(["corpus", "MB of text", "seconds", "peak MB", "seconds to the first shard"], rows))
     print(f"largest peak over smallest: {max(peaks) / min(peaks):.3f}")
-    draw_memory(runs, Path(arguments.plot))
+    draw_memory(runs, Path(arguments.plot), "tfray tokenize")
 
 
 def multiply(files: list[Path], times: int, folder: Path) -> list[Path]:
@@ -261,24 +259,6 @@ def recombine(lines: list[str], shift: int) -> list[str]:
     return [" ".join(halves[i][0] + halves[(i + 7919 * shift) % len(halves)][1]) for i in range(len(halves))]
 
 
-def draw_memory(runs: dict[int, Measured], picture: Path) -> None:
-    """Write memory over time as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for times, run in runs.items():
-        seconds, megabytes = np.array(run.samples).T
-        axes.plot(seconds, megabytes, label=f"{times}x corpus: peak {run.peak:,.0f} MB")
-    axes.set(title="tfray tokenize: memory of the whole process tree", xlabel="seconds", ylabel="MB", ylim=(0, None))
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    figure.savefig(picture, dpi=150)
-    print(f"plot: {picture.absolute()}")
-
-
 # ---------------------------------------------------------------------------------------------- cost
 
 
@@ -287,13 +267,13 @@ def cost(arguments: argparse.Namespace, folder: Path) -> None:
     files, tokenizer, _ = prepare(arguments, folder)
     options = ("--tokens.tokenizer", str(tokenizer))
     rows: list[list[object]] = []
-    for times in (1, 2, 4):
+    for times in (2, 4, 8):
         copies = multiply(files, times, folder / f"x{times}")
         rows.append(cost_row(f"{times}x, this machine", copies, folder, *options))
     for nodes in (1, 2, 4):
         with simulated_nodes(nodes) as address:
-            rows.append(cost_row(f"4x, {nodes} node(s) of 1 core", copies, folder, *options, "--address", address))
-    print(format_table(["", "million rows", "seconds", "seconds per million rows", "without start-up"], rows))
+            rows.append(cost_row(f"8x, {nodes} node(s) of 1 core", copies, folder, *options, "--address", address))
+    print(format_table(["", "million rows", "seconds", "seconds per million rows", "first unit to last"], rows))
     print(f"(all nodes are on one machine with {os.cpu_count()} cores)")
 
 
@@ -302,28 +282,8 @@ def cost_row(name: str, files: list[Path], folder: Path, *options: str) -> list[
     count = sum(pq.read_metadata(path).num_rows for path in files) / 1e6
     result = tfray_tokenize(files, folder / "cost", *options)
     assert result.returncode == 0, result.output
-    working = result.seconds - (result.first or 0)
+    working = first_to_last(folder / "cost")
     return [name, f"{count:.2f}", f"{result.seconds:.1f}", f"{result.seconds / count:.1f}", f"{working / count:.1f}"]
-
-
-class simulated_nodes:  # noqa: N801 - reads as a phrase: `with simulated_nodes(4) as address`
-    """A Ray cluster of several nodes on this machine, each with one core."""
-
-    def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
-
-    def __enter__(self) -> str:
-        from ray.cluster_utils import Cluster
-
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        for _ in range(self.nodes - 1):
-            self.cluster.add_node(num_cpus=1)
-        return self.cluster.address
-
-    def __exit__(self, *_: object) -> None:
-        self.cluster.shutdown()
-        time.sleep(2)
 
 
 if __name__ == "__main__":
