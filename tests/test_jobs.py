@@ -282,6 +282,7 @@ def test_a_running_prediction_is_watched_guarded_and_ended_by_sigterm(
     out, log = tmp_path / "out", tmp_path / "log"
     arguments = ["predict", "--model_folder", digits / "run" / "training" / "best", "--out", out]
     arguments += ["--input", tmp_path / "input.parquet", "--inference.unit_rows", 200]
+    arguments += ["--generation.batch_rows", 2]  # slow
     process = start(*arguments, log=log)
     wait_for(lambda: len(list(out.glob("part-*"))) >= 2, process, log)
     running = tfray("status", out)

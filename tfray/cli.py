@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfray import config
+from tfray.cluster import end_on_sigterm
 from tfray.errors import InputError, Terminated, TooManyErrors
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -65,6 +66,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     """Read a command's job from its arguments and carry it out."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("tfray").setLevel(logging.INFO)
+    end_on_sigterm()
     kind, module = COMMANDS[name]
     try:
         job = read_job(name, kind, name_folder(name, arguments))

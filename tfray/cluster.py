@@ -44,10 +44,14 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     finally:
         if not keeping.get():
             ray.shutdown()
+            end_on_sigterm()
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM unwind this program as Ctrl-C does; Ray's own handler would exit in the middle."""
+    """Let SIGTERM unwind this program as Ctrl-C does.
+
+    Ray's start puts a handler of its own in the place of ours, which exits in the middle, and its end none at all.
+    """
 
     def end(number: int, frame: object) -> None:
         raise Terminated
