@@ -74,6 +74,7 @@ def connected_once() -> Iterator[None]:
         ray = sys.modules.get("ray")
         if ray is not None and ray.is_initialized():
             ray.shutdown()
+            end_on_sigterm()
 
 
 def start(config: ClusterConfig) -> None:
