@@ -8,6 +8,7 @@ from tfray.cli import name_folder, spell_out
 @pytest.mark.parametrize(
     ("given", "spelled"),
     [
+        ([], []),
         (["--address", "auto"], ["--cluster.address", "auto"]),
         (["--address=auto"], ["--cluster.address=auto"]),
         (["--dry-run"], ["--dry_run=true"]),

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 from tfray import config
@@ -131,7 +132,7 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
 def spell_out(arguments: list[str]) -> list[str]:
     """Return arguments with their full names (`--address` is short for `--cluster.address`); a flag alone is true."""
     spelled = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         name, mark, value = argument.partition("=")
         is_alone = name in FLAGS and not mark and following.startswith("--")
         spelled.append(f"{SHORT.get(name, name)}{'=true' if is_alone else mark + value}")
