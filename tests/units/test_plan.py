@@ -277,6 +277,27 @@ def test_the_header_of_tsv_is_no_row(tmp_path: Path) -> None:
         assert rows.table["n"].to_pylist() == [str(unit.first_row + index) for index in range(unit.rows)]
 
 
+@pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
+def test_csv_is_cut_at_its_lines_unless_a_record_goes_over_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("tfray.storage.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
+    lines = [f'"x, ""{number}""",{number}' for number in range(100)]
+    (tmp_path / "flat.csv").write_text("\n".join(["source,n", *lines]) + "\n")
+    lines[50] = '"over two\nlines",50'
+    (tmp_path / "over.csv").write_text("\n".join(["source,n", *lines]) + "\n")
+    for name, is_cut in (("flat.csv", True), ("over.csv", False)):
+        files = find_files([f"{tmp_path}/{name}"])
+        units = plan_units(files, 1, 10)
+        assert (len(units) > 9) == is_cut
+        schema = declare_schema(files, {"source"})
+        rows = [read_unit(unit, schema, {"source"}) for unit in units]
+        assert [row.first_row for row in rows] == [unit.first_row for unit in units]
+        assert [n for row in rows for n in row.table["n"].to_pylist()] == [str(number) for number in range(100)]
+        assert rows[0].table["source"][0].as_py() == 'x, "0"'
+
+
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_parallel_text_of_unequal_length_is_refused_with_both_counts(tmp_path: Path, ending: str) -> None:
     (tmp_path / "a.en").write_bytes(b"one\ntwo\nthree")

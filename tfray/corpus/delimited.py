@@ -24,20 +24,19 @@ Fields = tuple[list[str], str | None]  # of a record, or none and the error
 
 def read_tsv(unit: Unit, names: list[str]) -> Iterator[Block]:
     """Yield a TSV unit's lines by the names in the file's first line."""
-    header = read_names(unit)
-    if unit.start == 0:
-        return blocks_of(skip_one(read_tsv_fields(unit)), header, names, "tsv")
-    return blocks_of(read_tsv_fields(unit), header, names, "tsv")
+    return blocks_of(without_header(unit, read_tsv_fields(unit)), read_names(unit), names, "tsv")
 
 
 def read_csv(unit: Unit, names: list[str]) -> Iterator[Block]:
-    """Yield a CSV file's records by the names in its first line."""
-    return blocks_of(skip_one(read_csv_fields(unit)), read_names(unit), names, "csv")
+    """Yield a CSV unit's records by the names in the file's first line."""
+    header = read_names(unit)
+    return blocks_of(without_header(unit, read_csv_fields(unit, len(header))), header, names, "csv")
 
 
-def skip_one(records: Iterator[Fields]) -> Iterator[Fields]:
-    """Return records without the first, the header."""
-    next(records, None)
+def without_header(unit: Unit, records: Iterator[Fields]) -> Iterator[Fields]:
+    """Return a unit's records without the header, which is the first one of a file."""
+    if unit.start == 0:
+        next(records, None)
     return records
 
 
@@ -87,9 +86,12 @@ def as_text(line: bytes) -> str:
     return line.decode("utf-8", "surrogateescape")
 
 
-def read_csv_fields(file: Unit | InputFile) -> Iterator[Fields]:
-    """Yield the fields of each record of a file, header included, or none and the error."""
-    feed = LineFeed(file)
+def read_csv_fields(file: Unit | InputFile, columns: int = 0) -> Iterator[Fields]:
+    """Yield the fields of each record of a unit (of a whole file), header included, or none and the error.
+
+    Where the number of columns is not given, it is that of the first record.
+    """
+    feed = LineFeed(file, columns)
     while True:
         reader = csv.reader(feed, strict=True)  # else an open quote makes one good row of all that follows
         try:
@@ -107,19 +109,19 @@ def read_csv_fields(file: Unit | InputFile) -> Iterator[Fields]:
 class LineFeed:
     """The lines of a file for Python's csv, which can go back to the line after the present record's first."""
 
-    def __init__(self, file: Unit | InputFile) -> None:
+    def __init__(self, file: Unit | InputFile, columns: int) -> None:
         self.lines = self.read(file)
         self.ahead: deque[tuple[str, str | None]] = deque()  # to be read again
         self.taken: list[tuple[str, str | None]] = []  # by the present record
         self.size = 0
-        self.columns = 0
+        self.columns = columns
         self.damage: DamagedFile | None = None
 
     @staticmethod
     def read(file: Unit | InputFile) -> Iterator[tuple[str, str | None]]:
         """Yield each line with its line feed, or nothing and the error."""
-        stop = file.stop if isinstance(file, Unit) else None
-        for lines in read_lines(file.path, file.compression, 0, stop):
+        start, stop = (file.start, file.stop) if isinstance(file, Unit) else (0, None)
+        for lines in read_lines(file.path, file.compression, start, stop):
             for index, line in enumerate(lines.texts):
                 yield ("", lines.errors[index]) if line is None else (as_text(line) + "\n", None)
 

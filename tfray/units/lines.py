@@ -24,6 +24,8 @@ class LineIndex(NamedTuple):
     lines: int
     numbers: np.ndarray  # int64, ascending, from line 0
     offsets: np.ndarray  # int64: the byte at which each begins
+    has_open_lines: bool = False
+    """Some line has an odd number of double quotes: in CSV, a record that goes over lines."""
 
     def place(self, number: int) -> tuple[int, int]:
         """Return number and byte of the last known beginning at or before a line."""
@@ -39,6 +41,8 @@ class Range(NamedTuple):
     offsets: np.ndarray
     stop: int
     is_closed: bool  # ends with a line end, or is empty
+    quotes: int
+    parities: frozenset[int]  # of the number of double quotes before each line end, from the range's start on
 
 
 def index_files(places: list[tuple[str, str | None]], stride: int) -> dict[str, LineIndex | None]:
@@ -64,16 +68,22 @@ def spans(path: str, compression: str | None) -> list[tuple[int, int | None]]:
 
 def scan(path: str, compression: str | None, start: int, stop: int | None, stride: int) -> Range:
     """Return the line ends of a range, and where the first and every stride-th line after it begins."""
-    count, position, is_closed = 0, start, True
+    count, position, is_closed, quotes = 0, start, True, 0
+    parities: set[int] = set()
     numbers: list[np.ndarray] = []
     offsets: list[np.ndarray] = []
     for chunk in storage.read_chunks(path, compression, start, stop):
-        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
+        data = np.frombuffer(chunk, np.uint8)
+        ends = np.flatnonzero(data == 10)
+        marks = np.flatnonzero(data == ord('"'))
+        parities.update(np.unique((quotes + np.searchsorted(marks, ends)) & 1).tolist())
+        quotes += len(marks)
         kept = ends[-count % stride :: stride]  # those whose number from 0 is a multiple of stride
         numbers.append(count + 1 + np.arange(-count % stride, len(ends), stride, dtype=np.int64))
         offsets.append(position + kept + 1)
         count, position, is_closed = count + len(ends), position + len(chunk), chunk.endswith(b"\n")
-    return Range(count, join_arrays(numbers), join_arrays(offsets), position, is_closed)
+    places = (join_arrays(numbers), join_arrays(offsets))
+    return Range(count, *places, position, is_closed, quotes, frozenset(parities))
 
 
 def join_arrays(parts: list[np.ndarray]) -> np.ndarray:
@@ -88,11 +98,14 @@ def join_ranges(futures: list[Future[Range]]) -> LineIndex | None:
     except storage.READ_ERRORS:
         return None
     numbers, offsets, ended = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], 0
+    quotes, has_open_lines = 0, False
     for part in ranges:
+        has_open_lines |= any((quotes + parity) & 1 for parity in part.parities)
+        quotes += part.quotes
         numbers.append(part.numbers + ended)
         offsets.append(part.offsets)
         ended += part.line_ends
     lines = ended + (not ranges[-1].is_closed if ranges else 0)
     all_numbers, all_offsets = join_arrays(numbers), join_arrays(offsets)
     begins = all_numbers < lines  # no line begins after the last line end of a file
-    return LineIndex(int(lines), all_numbers[begins], all_offsets[begins])
+    return LineIndex(int(lines), all_numbers[begins], all_offsets[begins], has_open_lines)

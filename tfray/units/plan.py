@@ -2,7 +2,7 @@
 
 A unit is (file, row range) of Parquet, or (file, byte range) of uncompressed lines; it is read,
 worked on and written as one, into one output file with a name that follows from the unit. Where a
-file cannot be cut (compressed, or CSV, whose quotes go over lines), the unit is the whole file.
+file cannot be cut (compressed, or CSV with records that go over lines), the unit is the whole file.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class InputFile:
 
     @property
     def has_lines(self) -> bool:
-        """It can be cut where its lines begin."""
-        return self.format in ("jsonl", "tsv", "text") and not self.compression
+        """It can be cut where its lines begin; CSV only if no record goes over lines."""
+        return self.format != "parquet" and not self.compression
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ def cut(
             yield make_unit(file, (start, stop), start, stop - start, rows)
         return
     index = indexes.get(file.path)
-    if index is None or not index.lines or not file.has_lines or compression_of_target(file):
+    goes_over_lines = file.format == "csv" and index is not None and index.has_open_lines
+    if index is None or not index.lines or not file.has_lines or goes_over_lines or compression_of_target(file):
         yield make_unit(file, (0, file.bytes), 0, index.lines if index else rows, index.lines if index else rows)
         return
     # A place in the index lies at most stride - 1 lines before the line that is looked for.
