@@ -295,7 +295,7 @@ def test_csv_is_cut_at_its_lines_unless_a_record_goes_over_lines(
         rows = [read_unit(unit, schema, {"source"}) for unit in units]
         assert [row.first_row for row in rows] == [unit.first_row for unit in units]
         assert [n for row in rows for n in row.table["n"].to_pylist()] == [str(number) for number in range(100)]
-        assert [text for row in rows for text in row.table["source"].to_pylist()][0] == 'x, "0"'
+        assert next(text for row in rows for text in row.table["source"].to_pylist()) == 'x, "0"'
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
