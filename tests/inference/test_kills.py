@@ -159,20 +159,22 @@ def without_file(table: pa.Table) -> pa.Table:
     return table.drop_columns(["file"])
 
 
+@pytest.mark.timeout(1500)
 def test_every_row_is_there_once_with_its_value_and_finished_files_stay_closed(
     nodes: Nodes, killed_model: str, tmp_path: Path
 ) -> None:
     killed: Counter[str] = Counter()
     chance, spoilt = random.Random(KILLS), 0
     wanted = {(f"{n}.{'jsonl' if n % 4 == 3 else 'parquet'}", row) for n in range(FILES) for row in range(ROWS)}
-    while killed.total() < KILLS:
+    # Chance decides what is killed: go on until everything was.
+    while killed.total() < KILLS or not (killed["worker"] and killed["node"] and killed["driver"] and spoilt):
         folder = tmp_path / str(killed.total())
         folder.mkdir()
         write_input(folder / "input", chance)
         calm = start(killed_model, str(folder / "input"), str(folder / "calm"), folder / "log", nodes.address)
         assert calm.wait(200) == 0, (folder / "log").read_text()
         chaos = Chaos(nodes, killed_model, str(folder / "input"), str(folder / "killed"), folder / "killed.log", chance)
-        killed += chaos.run(KILLS - killed.total())
+        killed += chaos.run(max(6, KILLS - killed.total()))
         spoilt += len(chaos.spoilt)
         expected, found = tables(str(folder / "calm")), tables(str(folder / "killed"))
         count = places(found)
@@ -182,8 +184,6 @@ def test_every_row_is_there_once_with_its_value_and_finished_files_stay_closed(
         for name, table in found.items():
             assert table.equals(expected[name]), f"{name} is not what an undisturbed run makes"
     print(f"killed: {dict(killed)}; input files made unreadable once they were done: {spoilt}")
-    assert killed["worker"]
-    assert KILLS < 20 or (killed["node"] and killed["driver"] and spoilt)
 
 
 @pytest.fixture(scope="module")
