@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.tokens.token_samples import (
@@ -231,6 +231,7 @@ def check_that_text_stays_text(tokenizer: Tokenizer, texts: list[str], exact: bo
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
 @given(texts=TEXTS)
+@example(texts=["▁", "the ▁ ▁", "▁man", "the▁man ", " ▁ ", "the man▁▁"])  # U+2581 stands for a space
 @settings(deadline=None, max_examples=60)
 def test_a_text_has_the_pieces_of_sentencepiece(name: str, tmp: Path, texts: list[str]) -> None:
     texts = [text for text in texts if not spells_a_special_token(text) and "\x00" not in text] + CORPUS[:30]

@@ -166,8 +166,8 @@ def bpe_of(model: SentencePieceModel) -> models.BPE:
 
 def normalizer_of(model: SentencePieceModel) -> Any:
     parts: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    if model.remove_extra_whitespaces:  # of spaces alone
-        parts += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if model.remove_extra_whitespaces:  # of spaces alone; at the end, what stands for a space counts as one
+        parts += [normalizers.Replace(Regex(r"\A +|[ ▁]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     parts.append(normalizers.Replace(" ", "▁"))
     if model.add_dummy_prefix:  # Metaspace sets none where there is a mark already, and SentencePiece does
         parts.append(normalizers.Replace(Regex(r"\A▁"), "▁▁"))

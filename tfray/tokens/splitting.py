@@ -159,7 +159,7 @@ def changes_characters_alone(normalizer: list[dict[str, Any]]) -> bool:
                 pass
             case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
                 pass
-            case {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}:
+            case {"type": "Replace", "pattern": {"Regex": r"\A +|[ ▁]+\z"}, "content": ""}:
                 strips = True
             case {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"} if strips:
                 pass
