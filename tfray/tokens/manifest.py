@@ -17,7 +17,6 @@ from tfray.tokens.tokenizer import Tokenizer
 from tfray.units.ledger import RECORDS, Ledger, sweep
 from tfray.units.plan import Unit
 
-LOST_WITH_FILES = ("unreadable_file", "other_schema")
 WORK = "_work"
 
 
