@@ -24,7 +24,7 @@ def test_a_preset_alone_is_what_its_help_says(preset: Any):
     sizes = PRESETS[preset]
     assert sizes == resolve(ModelConfig(preset=preset), 0, 0)
     said = f"{preset} ({sizes.d_model}, {sizes.num_heads}, {sizes.d_ff}, {sizes.encoder_layers})"
-    with open("tfray/config.py", encoding="utf-8") as file:
+    with open("tfray/config/model.py", encoding="utf-8") as file:
         assert said in " ".join(file.read().split())
 
 

@@ -1,0 +1,204 @@
+"""Settings of the search and of the prediction job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tfray.config.rules import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """The search for a target."""
+
+    search: Literal["beam", "sample", "mbr"] = "beam"
+    """beam: the most probable target (greedy with a beam of 1). sample: targets drawn by their probability.
+    mbr: of drawn targets the one that is most like the others (minimum Bayes risk, with chrF)."""
+    beam_size: int = 4
+    """Hypotheses kept for each row; 1 is greedy search."""
+    n_best: int = 1
+    """Hypotheses that come back for each row, the best first; at most beam_size."""
+    length_penalty: float = 1.0
+    """Exponent a of the length by which a finished hypothesis' log-probability is divided:
+    0 prefers short targets, 1 is the mean per token."""
+    length_normalization: Literal["average", "gnmt"] = "average"
+    """What has the exponent: the length, or (5 + length) / 6 (Wu et al. 2016)."""
+    coverage_penalty: float = 0.0
+    """Weight of the sum of log(min(attention, 1)) over source tokens, added to a hypothesis' rank
+    (Wu et al. 2016); 0 switches it off."""
+    early_stopping: Literal["exact", "beam"] = "exact"
+    """When a row's beam search ends: once nothing open can become better than what has ended (the result
+    is that of searching to the longest length), or as soon as beam_size hypotheses have ended."""
+    samples: int = 1
+    """Targets drawn for each row, with search: sample or mbr."""
+    temperature: float = 1.0
+    """Sampling: log-probabilities are divided by it; below 1 the probable become more probable."""
+    top_k: int = 0
+    """Sampling: draw among the k most probable tokens; 0 switches it off."""
+    top_p: float = 1.0
+    """Sampling: draw among the fewest tokens that hold this share of the probability; 1 switches it off."""
+    min_p: float = 0.0
+    """Sampling: draw among tokens at least this times as probable as the most probable; 0 switches it off."""
+    seed: int = 1
+    """Seed of sampling; a row's samples follow from it and from the row's number alone."""
+    min_length: int = 0
+    """Shortest target in tokens, its end not counted."""
+    min_length_ratio: float = 0.0
+    """Shortest target as this times the source's tokens."""
+    max_length: int | None = None
+    """Longest target in tokens, its end counted. Default: the model's longest."""
+    max_length_ratio: float = 2.0
+    """Longest target in tokens is this times the source's, plus max_length_extra."""
+    max_length_extra: int = 20
+    """See max_length_ratio."""
+    long_sources: Literal["refuse", "truncate", "split"] = "refuse"
+    """Sources longer than the model's longest: an error in their row, cut at the end (and marked), or
+    searched in pieces whose targets are joined."""
+    no_repeat_ngram: int = 0
+    """Forbid n-grams of this size to occur twice in a target; 0 switches it off."""
+    repetition_penalty: float = 1.0
+    """Makes tokens that have occurred in the target less probable (Keskar et al. 2019); 1 switches it off."""
+    suppress_tokens: list[int] = field(default_factory=list)
+    """Ids that never occur in a target."""
+    batch_rows: int = 128
+    """Rows decoded together at most; does not change any result."""
+    max_tokens: int = 0
+    """Padded tokens decoded together at most, of sources and of all hypotheses at their longest; 0: as
+    memory allows. Does not change any result."""
+    memory_gb: float = 0.0
+    """Memory for rows that are decoded together, in gigabytes; 0: half of what is free."""
+    precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
+    """Arithmetic of the model, as in training.precision; int8: 8-bit weights and products, on a CPU."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.beam_size >= 1,
+            "generation.beam_size",
+            self.beam_size,
+            "must be at least 1 (1 is greedy search)",
+        )
+        for name in (
+            *("length_penalty", "coverage_penalty", "max_length_ratio", "min_length", "min_length_ratio", "top_k"),
+            *("no_repeat_ngram", "max_tokens", "memory_gb", "seed"),
+        ):
+            require(getattr(self, name) >= 0, f"generation.{name}", getattr(self, name), "must not be negative")
+        for name in ("max_length_extra", "batch_rows", "samples", "n_best"):
+            require(getattr(self, name) >= 1, f"generation.{name}", getattr(self, name), "must be at least 1")
+        for name in ("temperature", "repetition_penalty"):
+            require(getattr(self, name) > 0, f"generation.{name}", getattr(self, name), "must be positive")
+        require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "must be above 0 and at most 1")
+        require(0 <= self.min_p <= 1, "generation.min_p", self.min_p, "must be between 0 and 1")
+        self.check_relations()
+
+    def check_relations(self) -> None:
+        """Refuse settings that contradict each other."""
+        require(
+            self.max_length is None or self.max_length > self.min_length,
+            "generation.max_length",
+            self.max_length,
+            f"must be above min_length ({self.min_length}): a target ends with a token more",
+        )
+        require(
+            self.min_length_ratio == 0 or self.min_length_ratio <= self.max_length_ratio,
+            "generation.min_length_ratio",
+            self.min_length_ratio,
+            f"must be at most max_length_ratio ({self.max_length_ratio})",
+        )
+        require(
+            2 not in self.suppress_tokens and all(token >= 0 for token in self.suppress_tokens),
+            "generation.suppress_tokens",
+            self.suppress_tokens,
+            "must be ids, and not 2, which ends a target",
+        )
+        if self.search == "beam":
+            require(
+                self.n_best <= self.beam_size,
+                "generation.n_best",
+                self.n_best,
+                f"must be at most beam_size ({self.beam_size}); raise beam_size, or draw with search: sample",
+            )
+            chances = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "samples": 1}
+            for name, off in chances.items():
+                require(
+                    getattr(self, name) == off,
+                    f"generation.{name}",
+                    getattr(self, name),
+                    "is for search: sample or mbr, and search is beam; set one of them",
+                )
+        else:
+            require(
+                self.n_best <= self.samples,
+                "generation.n_best",
+                self.n_best,
+                f"must be at most samples ({self.samples})",
+            )
+            require(
+                self.coverage_penalty == 0,
+                "generation.coverage_penalty",
+                self.coverage_penalty,
+                f"is for search: beam, and search is {self.search}; leave it 0",
+            )
+        require(
+            self.search != "mbr" or self.samples >= 2,
+            "generation.samples",
+            self.samples,
+            "must be at least 2 with search: mbr, which compares them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """The prediction job: its columns, its errors, its workers."""
+
+    prefix: str = ""
+    """Put before the names of the columns that are added, where the input has columns of these names."""
+    provenance: bool = False
+    """Add the columns file and row: where each row came from."""
+    token_scores: bool = False
+    """Task score: add the log-probability of every target token."""
+    embedding_type: Literal["float32", "float16"] = "float32"
+    """Task embed: the numbers of the vectors."""
+    max_characters: int = 100_000
+    """Longest source text in characters; a longer one gets an error in its row."""
+    sentences: Literal["long", "all", "off"] = "long"
+    """Task generate: which sources are split into sentences, each with a target of its own, joined again in
+    order: those longer than the model takes, every one, or none. What is too long after that is up to
+    generation.long_sources."""
+    language: str | None = None
+    """Language of the source (en, de, fr, es, zh ...), for abbreviations after which no sentence ends.
+    Default: the abbreviations of all of them."""
+    schemas: Literal["union", "same"] = "union"
+    """Input files with different columns: the output has all of them, or the job is refused."""
+    fail_fast: bool = False
+    """End at the first row with an error, with exit code 3."""
+    max_error_rate: float = 1.0
+    """Share of rows with errors beyond which the job ends, with exit code 3."""
+    unit_rows: int | None = None
+    """Most rows of a unit, which is worked on and committed as a whole. Default: 4,096, or 65,536 where this
+    machine has a GPU or use_gpu is 'yes'."""
+    actors: int | None = None
+    """Model replicas. Default: one for each GPU of the cluster, or else one for each group of CPU cores."""
+    max_actors: int | None = None
+    """Model replicas to which the job may grow. Default: 'actors'; with cluster.autoscaling as many as there
+    are units."""
+    cpus_per_actor: int = 1
+    """CPU cores of a replica without a GPU."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU a replica. 'auto': where the cluster has GPUs."""
+
+    def __post_init__(self) -> None:
+        for name in ("unit_rows", "actors", "max_actors"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"inference.{name}", value, "must be positive")
+        for name in ("max_characters", "cpus_per_actor"):
+            require(getattr(self, name) > 0, f"inference.{name}", getattr(self, name), "must be positive")
+        require(
+            0 <= self.max_error_rate <= 1, "inference.max_error_rate", self.max_error_rate, "must be between 0 and 1"
+        )
+        require(
+            not (self.actors and self.max_actors) or self.max_actors >= self.actors,
+            "inference.max_actors",
+            self.max_actors,
+            f"must be at least inference.actors ({self.actors})",
+        )

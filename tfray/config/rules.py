@@ -1,0 +1,18 @@
+"""What settings have in common: how one is refused, and paths that are one or many."""
+
+from __future__ import annotations
+
+from tfray.errors import InputError
+
+Paths = str | list[str]
+
+
+def as_list(paths: Paths) -> list[str]:
+    """Return one path or many as a list."""
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Raise InputError with name, value and rule unless the rule holds."""
+    if not holds:
+        raise InputError(f"{name}={value!r} {rule}")

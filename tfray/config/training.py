@@ -1,0 +1,181 @@
+"""Settings of the training and its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tfray.config.model import BatchesConfig
+from tfray.config.rules import require
+from tfray.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRange:
+    """Elastic training: between min and max workers, as the cluster has room."""
+
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        require(1 <= self.min <= self.max, "training.workers", vars(self), "must have 1 <= min <= max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The optimiser, the loop and its workers."""
+
+    epochs: int = 20
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Optimiser steps after which training ends at the latest. Default: 'epochs' alone decides."""
+    token_budget: int | None = None
+    """Target tokens after which training ends at the latest. Default: 'epochs' alone decides."""
+    learning_rate: float = 1e-3
+    """Peak learning rate, reached after the warm-up."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "wsd"] = "inverse_sqrt"
+    """Decay after the warm-up; cosine and linear end at zero at the last step; wsd (warm-up, stable, decay) stays
+    at the peak and then goes down to zero in a line over the last decay_share of the steps."""
+    decay_share: float = 0.2
+    """Schedule wsd: share of the steps in which the rate decays."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; biases, norms and the embedding have none."""
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's two moments."""
+    label_smoothing: float = 0.1
+    """Probability mass spread over the vocabulary, 0 to below 1."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax' denominator in the loss (Chowdhery et al. 2022, section 5), which
+    keeps logits from drifting; 0 switches it off, usual is 1e-4."""
+    r_drop: float = 0.0
+    """Weight of R-Drop (Liang et al. 2021): every micro-batch passes twice with other dropout, and the two
+    predictions are pulled together; 0 switches it off, usual is 1 to 5. Doubles the work."""
+    gradient_clip: float = 1.0
+    """Largest norm of a step's gradient; 0 switches clipping off."""
+    spike_factor: float = 10.0
+    """A step whose gradient norm, or whose loss' distance from its median, is more than this many times the median
+    of the last 200 steps is skipped and counted; 0 switches it off."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is
+    validated and written as a model folder; 0 switches it off."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; weights stay fp32. 'auto': bf16 where the device is fast
+    in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16)."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What workers share out: ddp, the examples alone; fsdp, also weights, gradients and moments (FSDP2), for models
+    that one device cannot hold."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass in place of keeping them: less memory, a third more work."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """torch.compile of the model. 'auto': on a GPU."""
+    workers: int | WorkerRange = 1
+    """Training processes; must divide batches.lanes. {min: M, max: N}: elastic, as many as there is room for,
+    rounded down to a divisor of the lanes."""
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU a worker. 'auto': where the cluster has enough GPUs."""
+    cpus_per_worker: float | None = None
+    """CPU cores that Ray reserves for a worker. Default: what leaves a core for the data tasks."""
+    max_failures: int = 3
+    """Lost workers or nodes after which training gives up."""
+    validate_every: int = 500
+    """Steps between validations (the last step always validates)."""
+    valid_rows: int = 500
+    """Validation pairs that are decoded for BLEU and chrF, or accuracy; 0: none, the loss alone."""
+    valid_beam_size: int = 1
+    """Hypotheses kept when validation decodes; 1 is greedy search."""
+    valid_on: Literal["auto", "worker", "actor"] = "auto"
+    """Where validation decodes: on a training worker, or on an actor of its own beside the training. 'auto': on an
+    actor where the cluster has room for one."""
+    best_metric: Literal["loss", "bleu", "chrf", "accuracy"] = "loss"
+    """What the best model and 'patience' go by."""
+    patience: int = 0
+    """Validations without a better one after which training ends; 0: never."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    keep_best_checkpoints: int = 0
+    """Checkpoints with the best validations that are kept too."""
+    average_checkpoints: int = 0
+    """Write the mean of the weights of the last so many checkpoints (of the best ones, with keep_best_checkpoints) as
+    the model folder average/; 0 switches it off."""
+    log_every: int = 50
+    """Steps between log lines."""
+    seed: int = 1
+    """Seed of weights and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "epochs",
+            "learning_rate",
+            "valid_beam_size",
+            "validate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
+            require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "must be positive")
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "gradient_clip",
+            "max_failures",
+            "patience",
+            "seed",
+            "z_loss",
+            "r_drop",
+            "spike_factor",
+            "valid_rows",
+            "keep_best_checkpoints",
+            "average_checkpoints",
+        ):
+            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "must not be negative")
+        for name in ("label_smoothing", "ema_decay"):
+            require(
+                0 <= getattr(self, name) < 1,
+                f"training.{name}",
+                getattr(self, name),
+                "must be at least 0 and below 1",
+            )
+        for name in ("max_steps", "token_budget"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"training.{name}", value, "must be positive")
+        require(self.min_workers > 0, "training.workers", self.workers, "must be positive")
+        require(0 < self.decay_share <= 1, "training.decay_share", self.decay_share, "must be above 0 and at most 1")
+        kept = self.keep_best_checkpoints or self.keep_checkpoints
+        require(
+            self.average_checkpoints <= kept,
+            "training.average_checkpoints",
+            self.average_checkpoints,
+            f"must be at most the checkpoints that are kept ({kept}); raise training.keep_checkpoints",
+        )
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest training processes."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def max_workers(self) -> int:
+        """Most training processes."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+
+def check_lanes(batches: BatchesConfig, training: TrainingConfig) -> None:
+    """Refuse a number of workers that does not divide the lanes, naming those that do."""
+    divisors = [n for n in range(1, batches.lanes + 1) if batches.lanes % n == 0]
+    if isinstance(training.workers, WorkerRange):
+        require(
+            any(training.min_workers <= n <= training.max_workers for n in divisors),
+            "training.workers",
+            vars(training.workers),
+            f"holds no divisor of batches.lanes={batches.lanes}; those are {', '.join(map(str, divisors))}",
+        )
+    elif batches.lanes % training.workers:
+        raise InputError(
+            f"batches.lanes={batches.lanes} must be divisible by training.workers={training.workers}; "
+            f"use {' or '.join(map(str, divisors))} workers, or {training.workers} or "
+            f"{2 * training.workers} lanes"
+        )
