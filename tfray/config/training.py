@@ -15,7 +15,9 @@ class WorkerRange:
     """Elastic training: between min and max workers, as the cluster has room."""
 
     min: int
+    """Fewest training processes."""
     max: int
+    """Most training processes."""
 
     def __post_init__(self) -> None:
         require(1 <= self.min <= self.max, "training.workers", vars(self), "must have 1 <= min <= max")
