@@ -10,7 +10,7 @@ from tfray.batches.plan import plan_pool
 from tfray.batches.pool import read_shards
 from tfray.config import BatchesConfig
 from tfray.tokens.shards import TokenFolder
-from tfray.training.step import sum_over_workers
+from tfray.training.workers import sum_over_workers
 
 
 def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: int) -> list[Batch]:

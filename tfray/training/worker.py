@@ -10,7 +10,6 @@ from dataclasses import replace
 import ray.train
 import ray.train.torch
 import torch
-from torch import nn
 
 from tfray import storage
 from tfray.batches.feed import FeedOrderError, FeedStep, read_feed
@@ -23,9 +22,10 @@ from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
-from tfray.training.optimizer import learning_rate, make_optimizer
-from tfray.training.state import averaged_weights, named_tensors, restore
-from tfray.training.step import TrainingModel, TrainState, train_step
+from tfray.training.optimizer import learning_rate
+from tfray.training.replicated import Replicated
+from tfray.training.state import TrainState
+from tfray.training.step import train_step
 from tfray.training.validation import load_validation, validation_loss
 
 
@@ -56,16 +56,15 @@ class Worker:
         torch.manual_seed(job.training.seed)
         max_length = self.tokens.manifest["made_from"]["tokens"]["max_length"]
         self.architecture = resolve(job.model, self.tokens.manifest["vocab_size"], max_length)
-        self.transformer = Transformer(self.architecture).to(self.device)
+        transformer = Transformer(self.architecture).to(self.device)
         self.dtype = choose_dtype(job.training.precision, self.device)
-        model: nn.Module = TrainingModel(self.transformer, job.training.label_smoothing, self.dtype)
-        optimizer = make_optimizer(self.transformer, job.training)
-        average = [p.detach().clone() for p in model.parameters()] if job.training.ema_decay else []
-        state = TrainState(model, optimizer, average)
+        state = Replicated(transformer, job.training, self.dtype)
         if self.progress.step:
-            restore(state, load_tensors(job.out, self.progress))
-        if self.workers > 1:
-            state.model = nn.parallel.DistributedDataParallel(model)
+            saved = load_tensors(job.out, self.progress)
+            for name, tensor in state.tensors().items():
+                tensor.copy_(saved[name])
+            state.loaded(self.progress.step)
+        state.model.train()
         return state
 
     def run(self) -> None:
@@ -100,12 +99,12 @@ class Worker:
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""
         config, step = self.job.training, self.progress.step
-        micro_batches = [batch.to(self.device) for batch in feed_step.micro_batches]
         lanes = range(self.rank, self.job.batches.lanes, self.workers)
         # Dropout follows from seed, step and lane, so that it does not depend on the worker.
         seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in lanes]
-        metrics = train_step(self.state, micro_batches, seeds, learning_rate(step, self.steps, config), config)
-        if not math.isfinite(metrics.negative_log_likelihood + metrics.gradient_norm):
+        rate = learning_rate(step, self.steps, config)
+        metrics = train_step(self.state, feed_step.micro_batches, seeds, rate, config)
+        if not metrics.is_finite:
             raise FloatingPointError(
                 f"loss {metrics.negative_log_likelihood}, gradient norm {metrics.gradient_norm} at step {step}, "
                 f"{feed_step.cursor}; lower training.learning_rate or lengthen training.warmup_steps"
@@ -136,7 +135,7 @@ class Worker:
         """Measure the validation loss, and keep the model if it is the best so far."""
         has_validation = self.tokens.has_split("valid")  # a worker's own share of it can be empty
         if has_validation:
-            with self.meter.paused(), averaged_weights(self.state):
+            with self.meter.paused(), self.state.averaged():
                 loss = validation_loss(self.state.model, self.validation, self.device)
         else:
             loss = math.inf  # without validation data the newest model is the best
@@ -157,9 +156,8 @@ class Worker:
         """Write a checkpoint."""
         if self.rank == 0:
             with self.meter.paused():
-                save_checkpoint(
-                    self.job.out, self.progress, named_tensors(self.state), self.job.training.keep_checkpoints
-                )
+                tensors = {name: tensor.cpu() for name, tensor in self.state.tensors().items()}
+                save_checkpoint(self.job.out, self.progress, tensors, self.job.training.keep_checkpoints)
 
     def save_folder(self, name: str) -> None:
         """Write the (averaged) model as a model folder."""
@@ -169,11 +167,11 @@ class Worker:
             "tokens": self.tokens.fingerprint,
         }
         folder = storage.join(self.job.out, name)
-        with averaged_weights(self.state):
-            weights = {key: value.detach().cpu().clone() for key, value in self.transformer.state_dict().items()}
         tokens = self.tokens
         text = TextConfig(**tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
-        save_model_folder(folder, weights, self.architecture, tokens.tokenizer.json, tokens.task, made, text)
+        save_model_folder(
+            folder, self.state.weights(), self.architecture, tokens.tokenizer.json, tokens.task, made, text
+        )
 
     def log(self, event: dict) -> None:
         """Write an event, once for all workers."""
@@ -182,7 +180,7 @@ class Worker:
 
     def log_start(self) -> None:
         """Say what is trained on what."""
-        parameters = sum(p.numel() for p in self.state.parameters)
+        parameters = sum(p.numel() for p in self.state.model.parameters())
         precision = str(self.dtype).removeprefix("torch.")
         self.log(
             {
