@@ -9,7 +9,6 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -23,15 +22,14 @@ from tfray.cluster import cluster_total, connected
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
 from tfray.errors import InputError
 from tfray.model.architecture import resolve
-from tfray.report.curves import draw_curves
 from tfray.tokens.shards import TokenFolder, open_tokens, read_lengths
-from tfray.training.log import LOG, describe, format_seconds, read_events
+from tfray.training.display import Display
+from tfray.training.log import format_seconds
 from tfray.units.ledger import Ledger, open_ledger, store_settings
 from tfray.units.stream import find_input_error
 
 logger = logging.getLogger(__name__)
 
-CURVES = "curves.png"
 FREE_TO_CHANGE = {
     "workers",
     "use_gpu",
@@ -98,10 +96,10 @@ def fit(job: TrainJob, tokens: TokenFolder) -> None:
     )
     # In a thread of its own, since in the main thread Ray takes Ctrl-C for itself and says nothing.
     executor = ThreadPoolExecutor(1)
-    shown = len(read_events(job.out))
+    display = Display(job.out)
     training = executor.submit(trainer.fit)
     executor.shutdown(wait=False)
-    follow_log(job.out, shown, training)
+    follow_log(display, training)
     if error := training.exception():
         raise find_input_error(error) or error from None
 
@@ -169,22 +167,16 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig) -> tuple[bool,
     return use_gpu, {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
 
 
-def follow_log(out: str, shown: int, training: Future) -> None:
-    """Show the log's events after the first `shown` to people until training ends; workers may be elsewhere."""
-    is_over = False
-    while not is_over:
-        is_over = bool(wait([training], timeout=1.0).done)
-        events = read_events(out)
-        for event in events[shown:]:
-            logger.info(describe(event))
-        shown = len(events)
+def follow_log(display: Display, training: Future) -> None:
+    """Show people what the log says until training ends; workers may be elsewhere."""
+    while not wait([training], timeout=1.0).done:
+        display.update()
+    display.close()
 
 
 def finish(ledger: Ledger) -> None:
-    """Draw the curves and declare the training finished."""
+    """Declare the training finished."""
     progress = newest_progress(ledger.folder)
-    if not storage.is_remote(ledger.folder):
-        draw_curves(Path(ledger.folder) / LOG, Path(ledger.folder) / CURVES)
     ledger.finish(
         {
             "steps": progress.step,
