@@ -14,8 +14,8 @@ from ray.train.torch import TorchTrainer
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
 from tfray.errors import InputError
+from tfray.training.display import Display
 from tfray.training.group import GroupConfig, usable_workers
-from tfray.training.log import describe, read_events
 from tfray.training.stop import GRACE_SECONDS, Preempted
 from tfray.training.worker import train_worker
 from tfray.units.stream import find, find_input_error
@@ -54,7 +54,7 @@ def fit(job: TrainJob, steps: int) -> None:
     placement = place_workers(job.training, job.cluster, job.batches.lanes)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     bell = ray.remote(num_cpus=0)(Bell).remote()
-    shown = len(read_events(job.out))
+    display = Display(job.out)
     is_over = False
     while not is_over:
         trainer = make_trainer(job, steps, placement, bell)
@@ -63,11 +63,11 @@ def fit(job: TrainJob, steps: int) -> None:
         training = executor.submit(trainer.fit)
         executor.shutdown(wait=False)
         try:
-            shown = follow_log(job.out, shown, training)
+            follow_log(display, training)
         except KeyboardInterrupt:
             logger.info("training: interrupted; saves a checkpoint (once more ends it at once)")
             ray.get(bell.ring.remote())
-            follow_log(job.out, shown, training, GRACE_SECONDS)
+            follow_log(display, training, GRACE_SECONDS)
             raise
         is_over = not was_preempted(training.exception())
 
@@ -154,14 +154,8 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) ->
     return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)
 
 
-def follow_log(out: str, shown: int, training: Future, seconds: float = float("inf")) -> int:
-    """Show the log's events after the first `shown` to people until training ends or time is over; return how many
-    were shown in all. The workers that write them may be elsewhere."""
-    is_over = False
-    while not is_over and seconds > 0:
-        is_over, seconds = bool(wait([training], timeout=1.0).done), seconds - 1
-        events = read_events(out)
-        for event in events[shown:]:
-            logger.info(describe(event))
-        shown = len(events)
-    return shown
+def follow_log(display: Display, training: Future, seconds: float = float("inf")) -> None:
+    """Show people what the log says until training ends or time is over; the workers that write it may be elsewhere."""
+    while not wait([training], timeout=1.0).done and seconds > 0:
+        display.update()
+        seconds -= 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from tfray import storage
 from tfray.batches.count import count_epoch, log_mixture
@@ -14,15 +13,13 @@ from tfray.checkpoint.state import newest_progress
 from tfray.cluster import connected
 from tfray.config import TrainJob
 from tfray.model.architecture import resolve
-from tfray.report.curves import draw_curves
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
-from tfray.training.log import LOG, format_seconds
+from tfray.training.log import format_seconds
 from tfray.units.ledger import Ledger, open_ledger, store_settings
 
 logger = logging.getLogger(__name__)
 
-CURVES = "curves.png"
 FREE_TO_CHANGE = {
     "workers",
     "use_gpu",
@@ -89,10 +86,8 @@ def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
 
 
 def finish(ledger: Ledger) -> None:
-    """Draw the curves and declare the training finished."""
+    """Declare the training finished."""
     progress = newest_progress(ledger.folder)
-    if not storage.is_remote(ledger.folder):
-        draw_curves(Path(ledger.folder) / LOG, Path(ledger.folder) / CURVES)
     ledger.finish(
         {
             "steps": progress.step,
