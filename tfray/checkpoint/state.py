@@ -7,7 +7,7 @@ Only safetensors and JSON: nothing is unpickled.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import safetensors
 import safetensors.torch
@@ -30,11 +30,7 @@ class Progress:
     pool: int = 0
     step_in_pool: int = 0
     """Epoch, pool and step are the cursor: the place in the data order of the next step."""
-    tokens: int = 0
-    updates: int = 0
-    skipped: int = 0
-    spikes: dict = field(default_factory=dict)
-    best_score: float | None = None
+    best_loss: float = float("inf")
     best_step: int = 0
     stale_validations: int = 0
     """Validations since the best."""
@@ -92,27 +88,3 @@ def is_complete(folder: str) -> bool:
     except (OSError, json.JSONDecodeError, KeyError):
         return False
     return storage.file_size(storage.join(folder, TENSORS)) == size
-
-
-class Checkpoints:
-    """INTERIM, until branch checkpoint is merged."""
-
-    def __init__(self, out: str, keep: int, keep_best: int) -> None:
-        self.out, self.keep, self.waited_seconds = out, keep, 0.0
-
-    def save(self, progress: Progress, tensors: dict[str, Tensor], score: float | None) -> None:
-        import torch.distributed as dist
-
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            save_checkpoint(self.out, progress, {k: v.cpu() for k, v in tensors.items()}, self.keep)
-
-    def wait(self) -> None:
-        pass
-
-    def load(self, tensors: dict[str, Tensor]) -> Progress:
-        progress = newest_progress(self.out)
-        if progress.step:
-            saved = load_tensors(self.out, progress)
-            for name, tensor in tensors.items():
-                tensor.copy_(saved[name])
-        return progress
