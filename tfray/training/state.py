@@ -31,23 +31,19 @@ def swap_average(state: TrainState) -> None:
 
 
 def named_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return everything of a state that training resumes from, on the CPU, by name."""
+    """Return everything of a state that training resumes from, live, by name."""
     tensors = {}
     for index, parameter in enumerate(state.parameters):
         tensors[f"weight.{index}"] = parameter.detach()
-        for name, moment in state.optimizer.state[parameter].items():
+        for name, moment in moments(state, parameter).items():
             tensors[f"optimizer.{index}.{name}"] = moment
-    tensors |= {f"average.{index}": tensor for index, tensor in enumerate(state.average)}
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+    return tensors | {f"average.{index}": tensor for index, tensor in enumerate(state.average)}
 
 
-@torch.no_grad()
-def restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's tensors into a state."""
-    for index, parameter in enumerate(state.parameters):
-        parameter.copy_(tensors[f"weight.{index}"])
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            saved = tensors[f"optimizer.{index}.{name}"]
-            state.optimizer.state[parameter][name] = saved if name == "step" else saved.to(parameter.device)
-    for index, average in enumerate(state.average):
-        average.copy_(tensors[f"average.{index}"])
+def moments(state: TrainState, parameter: Tensor) -> dict[str, Tensor]:
+    """Return AdamW's state of a parameter, made now where there was no step yet."""
+    found = state.optimizer.state[parameter]
+    if not found:
+        found["step"] = torch.zeros((), device=parameter.device)
+        found["exp_avg"], found["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return found

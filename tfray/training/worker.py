@@ -14,8 +14,8 @@ from torch import nn
 
 from tfray import storage
 from tfray.batches.feed import FeedOrderError, FeedStep, read_feed
+from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.folder import save_model_folder
-from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
 from tfray.config import TextConfig, TrainJob
 from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, prepare_cpu
@@ -24,7 +24,7 @@ from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
 from tfray.training.optimizer import learning_rate, make_optimizer
-from tfray.training.state import averaged_weights, named_tensors, restore
+from tfray.training.state import averaged_weights, named_tensors
 from tfray.training.step import TrainingModel, TrainState, train_step
 from tfray.training.validation import load_validation, validation_loss
 
@@ -45,7 +45,9 @@ class Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             prepare_cpu(threads=max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        self.progress = newest_progress(job.out)
+        config = job.training
+        self.checkpoints = Checkpoints(job.out, config.keep_checkpoints, config.keep_best_checkpoints)
+        self.progress = self.checkpoints.newest()
         self.state = self.make_state()
         self.validation = load_validation(tokens, job.batches.max_tokens, self.rank, self.workers)
         self.meter = Meter(self.progress.seconds)
@@ -63,7 +65,7 @@ class Worker:
         average = [p.detach().clone() for p in model.parameters()] if job.training.ema_decay else []
         state = TrainState(model, optimizer, average)
         if self.progress.step:
-            restore(state, load_tensors(job.out, self.progress))
+            self.progress = self.checkpoints.load(named_tensors(state))
         if self.workers > 1:
             state.model = nn.parallel.DistributedDataParallel(model)
         return state
@@ -84,6 +86,7 @@ class Worker:
                 break
         if not (self.is_done or self.is_stale):
             raise FeedOrderError(f"the feed ended at {self.progress}, before the training's end")
+        self.checkpoints.wait()
         if self.rank == 0:
             self.save_folder("last")
 
@@ -154,12 +157,9 @@ class Worker:
         ray.train.report({"step": self.progress.step, "validation_loss": loss})
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        if self.rank == 0:
-            with self.meter.paused():
-                save_checkpoint(
-                    self.job.out, self.progress, named_tensors(self.state), self.job.training.keep_checkpoints
-                )
+        """Write a checkpoint in the background."""
+        with self.meter.paused():
+            self.checkpoints.save(self.progress, named_tensors(self.state))
 
     def save_folder(self, name: str) -> None:
         """Write the (averaged) model as a model folder."""
