@@ -21,7 +21,8 @@ from tfray import storage
 from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
 from tfray.checkpoint.folder import save_model_folder
-from tfray.checkpoint.state import Checkpoints, Progress
+from tfray.checkpoint.checkpoints import Checkpoints
+from tfray.checkpoint.state import Progress
 from tfray.config import TextConfig, TrainJob
 from tfray.errors import InputError
 from tfray.model.architecture import Architecture, resolve
@@ -120,6 +121,8 @@ class Worker:
         self.validation = self.make_validation()
         self.peak = device_peak(self.device, self.dtype)
         self.meter = Meter(self.progress.seconds, self.peak.flops_per_second)
+        self.score: float | None = None
+        """Of the newest weights, where they were judged; more is better."""
         self.trace = Trace(job.out) if settings.is_traced else None
         self.is_warned = False
 
@@ -173,6 +176,7 @@ class Worker:
 
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""
+        self.score = None
         config, step = self.job.training, self.progress.step
         batches = feed_step.micro_batches
         # Dropout follows from seed, step and lane, so that it does not depend on the worker.
@@ -255,6 +259,8 @@ class Worker:
                 self.job.training.best_metric, progress.best_score, progress.best_step, progress.stale_validations
             )
             judge, is_best = judge.judge(finding.step, finding.metrics)
+            if finding.step == progress.step and judge.metric in finding.metrics:
+                self.score = finding.metrics[judge.metric] * (-1 if judge.metric == "loss" else 1)
             self.progress = replace(
                 progress,
                 best_score=judge.best_score,
@@ -273,8 +279,7 @@ class Worker:
     def save(self) -> None:
         """Write a checkpoint in the background."""
         self.progress = replace(self.progress, spikes=self.spikes.state_dict())
-        is_judged = self.progress.best_step == self.progress.step
-        self.checkpoints.save(self.progress, self.state.tensors(), self.progress.best_score if is_judged else None)
+        self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
 
     def save_folder(self, name: str, weights: dict[str, torch.Tensor]) -> None:
