@@ -37,6 +37,8 @@ EXAMPLES = {
 }
 SHORT = {
     "--address": "--cluster.address",
+    "--allow-change": "--allow_change+",
+    "--allow_change": "--allow_change+",
     "--dry-run": "--dry_run",
     "--fail-fast": "--inference.fail_fast",
     "--max-error-rate": "--inference.max_error_rate",

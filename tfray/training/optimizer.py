@@ -1,8 +1,6 @@
-"""AdamW with decoupled weight decay over flat buffers, and the learning rate as a function of the step."""
+"""AdamW with decoupled weight decay over flat buffers."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -41,14 +39,3 @@ class FlatAdamW:
                 maximize=False,
                 grad_scale=divisor,
             )
-
-
-def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Return the learning rate of a step, counted from 0, of total_steps."""
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "inverse_sqrt":
-        return config.learning_rate * math.sqrt(max(1, warmup) / (step + 1))
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

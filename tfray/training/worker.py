@@ -22,8 +22,8 @@ from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
-from tfray.training.optimizer import learning_rate
 from tfray.training.replicated import Replicated
+from tfray.training.schedule import learning_rate
 from tfray.training.state import TrainState
 from tfray.training.step import train_step
 from tfray.training.validation import load_validation, validation_loss
