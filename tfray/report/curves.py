@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 TRAIN_COLOR, VALID_COLOR = "#8fb3d9", "#c8501e"
 RATE_COLOR, SPEED_COLOR, NORM_COLOR, SECOND_COLOR = "#3b5b92", "#5a9a68", "#7d5ba6", "#b58900"
@@ -54,6 +54,7 @@ def draw_curves(events: Events) -> bytes | None:
     draw_scores(panels[1], events)
     draw_line(panels[2], read_curve(events, "train", "target_tokens_per_second"), "Speed", "target tokens/s")
     draw_line(panels[3], read_curve(events, "train", "learning_rate"), "Learning rate", "", RATE_COLOR)
+    panels[3].yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     draw_norms(panels[4], events)
     draw_shares(panels[5], events)
     picture = io.BytesIO()
@@ -125,6 +126,9 @@ def draw_norms(axes: Axes, events: Events) -> None:
     plot(axes, mean, "mean", NORM_COLOR)
     if any(value > 0 and math.isfinite(value) for value in mean.values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(title="Gradient norm (before clipping)")
     finish(axes)
 
@@ -136,9 +140,11 @@ def draw_shares(axes: Axes, events: Events) -> None:
         if curve.steps:
             plot(axes, curve, label, color)
     axes.set(title="Shares")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(0.01, 1.5 * axes.get_ylim()[1]))  # room for the legend
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     finish(axes)
+    if axes.get_legend() is not None:
+        axes.legend(frameon=False, ncols=2, loc="upper center")
 
 
 def draw_line(axes: Axes, curve: Curve, title: str, label: str, color: str = SPEED_COLOR) -> None:
@@ -153,6 +159,7 @@ def draw_line(axes: Axes, curve: Curve, title: str, label: str, color: str = SPE
 def finish(axes: Axes) -> None:
     """Give a panel its step axis, grid, and a legend where there is something to tell apart."""
     axes.set_xlabel("step")
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)

@@ -32,7 +32,7 @@ class Board:
         self.is_remote = storage.is_remote(out)
         self.folder = Path(tempfile.mkdtemp(prefix="tfray-") if self.is_remote else storage.absolute(self.place))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.files = 0
+        self.files, self.is_empty = 0, True
         # Events know the seconds of training alone: TensorBoard's relative time is then the training's.
         self.zero = time.time() - max((event.get("seconds", 0.0) for event in events), default=0.0)
         self.writer = self.begin(0)
@@ -45,13 +45,13 @@ class Board:
         self.files += 1
         # TensorBoard reads files in the order of their names, whose time has seconds only.
         writer = EventsWriter(str(self.folder / "events"), filename_suffix=f".{self.files:04d}")
-        if step:
+        if not self.is_empty:
             writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         return writer
 
     def add(self, event: dict) -> None:
         """Write an event's numbers at its step."""
-        if event["event"] == "start" and event["step"]:
+        if event["event"] == "start" and not self.is_empty:
             self.writer.close()
             self.writer = self.begin(event["step"])
         group = GROUPS.get(event["event"])
@@ -62,6 +62,7 @@ class Board:
         ]
         if values:
             at = self.zero + event.get("seconds", 0.0)
+            self.is_empty = False
             self.writer.write_event(Event(step=event["step"], wall_time=at, summary=Summary(value=values)))
 
     def flush(self) -> None:

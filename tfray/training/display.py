@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
 SHOWN = ("start", "train", "valid")
-DRAW_SECONDS = 20.0
-"""The least time between two pictures: drawing takes a core some tenths of a second."""
+DRAW_SECONDS = 60.0
+"""The least time between two pictures: drawing takes a core about a second."""
 
 
 class Display:
