@@ -22,7 +22,6 @@ from tfray.batches.pool import PoolReader, mix_shards, ragged
 from tfray.config import BatchesConfig
 from tfray.tokens.shards import TokenFolder
 
-
 MOST_BLOCKS = 1000
 """Ray keeps some kilobytes for each block that goes in."""
 
