@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -18,10 +17,8 @@ class Ahead(Generic[Item]):
     """
 
     def __init__(self, items: Iterator[Item], depth: int) -> None:
-        self.waited_seconds = 0.0
-        """How long was waited for items in all, but for the first."""
         self.ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-        self.is_closed, self.is_first = False, True
+        self.is_closed, self.has_first = False, threading.Event()
         self.thread = threading.Thread(target=self.fill, args=(items,), daemon=True)
         self.thread.start()
 
@@ -41,6 +38,7 @@ class Ahead(Generic[Item]):
         while not self.is_closed:
             try:
                 self.ready.put((item, error), timeout=0.1)
+                self.has_first.set()
                 return True
             except queue.Full:
                 continue
@@ -50,15 +48,15 @@ class Ahead(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
-        started = time.monotonic()
         item, error = self.ready.get()
-        if not self.is_first:  # the first waits for the pipeline to start, which is no stall of training
-            self.waited_seconds += time.monotonic() - started
-        self.is_first = False
         if error is not None:
             self.ready.put((None, error))  # whoever asks again finds the same
             raise error
         return item  # type: ignore[return-value]
+
+    def wait_for_first(self) -> None:
+        """Return when the first item is there."""
+        self.has_first.wait()
 
     def close(self) -> None:
         """Let the thread end."""

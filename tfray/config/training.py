@@ -53,7 +53,7 @@ class TrainingConfig:
     keeps logits from drifting; 0 switches it off, usual is 1e-4."""
     r_drop: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): every micro-batch passes twice with other dropout, and the two
-    predictions are pulled together; 0 switches it off, usual is 1 to 5. Doubles the work."""
+    predictions are pulled together; 0 switches it off, usual is 1 to 5. Doubles the work and the activations."""
     gradient_clip: float = 1.0
     """Largest norm of a step's gradient; 0 switches clipping off."""
     spike_factor: float = 10.0

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
 from tfray.errors import InputError
+from tfray.training.bell import Bell
 from tfray.training.display import Display
-from tfray.training.group import GroupConfig, usable_workers
+from tfray.training.group import GiveUp, GroupConfig, usable_workers
 from tfray.training.stop import GRACE_SECONDS, Preempted
-from tfray.training.worker import train_worker
+from tfray.training.trace import is_traced
+from tfray.training.validator import Room, choose_place
+from tfray.training.worker import Settings, train_worker
 from tfray.units.stream import find, find_input_error
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ RESIZE_SECONDS = float(os.environ.get("TFRAY_RESIZE_SECONDS", "120"))
 """How often it is looked whether there is room for more workers: a resize costs some ten seconds."""
 CPU_SHARE = 0.6
 """Of a node's cores, what an elastic worker reserves: no second one fits, and data tasks find room."""
+DATA_CPUS = 0.25
+"""What the feed takes."""
 START_SECONDS = "30"
 """How long Ray waits for room for the workers before it looks again how many there can be."""
 
@@ -53,11 +57,13 @@ def fit(job: TrainJob, steps: int) -> None:
 
     placement = place_workers(job.training, job.cluster, job.batches.lanes)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
-    bell = ray.remote(num_cpus=0)(Bell).remote()
+    kind: Any = ray.remote(num_cpus=0)(Bell)
+    bell = kind.remote()
+    settings = Settings(job, steps, decodes_beside(job, placement), is_traced(), bell)
     display = Display(job.out)
     is_over = False
     while not is_over:
-        trainer = make_trainer(job, steps, placement, bell)
+        trainer = make_trainer(settings, placement)
         # In a thread of its own, since in the main thread Ray takes Ctrl-C for itself and says nothing.
         executor = ThreadPoolExecutor(1)
         training = executor.submit(trainer.fit)
@@ -83,11 +89,12 @@ def was_preempted(error: BaseException | None) -> bool:
     raise next(filter(None, map(find_input_error, filter(None, causes))), error) from None
 
 
-def make_trainer(job: TrainJob, steps: int, placement: Placement, bell: object) -> TorchTrainer:
-    """Return Ray's trainer of a job with about so many steps."""
+def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
+    """Return Ray's trainer of a job."""
+    job = settings.job
     return TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "steps": steps, "bell": bell},
+        train_loop_config={"settings": settings},
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.use_gpu,
@@ -105,28 +112,13 @@ def make_trainer(job: TrainJob, steps: int, placement: Placement, bell: object) 
     )
 
 
-class GiveUp(UserCallback):
-    """Ends training at once where starting again cannot help: Ray would try `max_failures` times."""
-
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            if (found := find_input_error(error)) is not None:
-                raise found
-
-
-class Bell:
-    """An actor by which the driver has the workers end; they wait for it without asking again and again."""
-
-    def __init__(self) -> None:
-        self.rung = asyncio.Event()
-
-    async def ring(self) -> None:
-        """Have the workers save and end."""
-        self.rung.set()
-
-    async def wait(self) -> None:
-        """Return when the workers are to end."""
-        await self.rung.wait()
+def decodes_beside(job: TrainJob, placement: Placement) -> bool:
+    """Say whether validation decodes on an actor beside the workers."""
+    taken = job.training.max_workers
+    gpus = float(taken) if placement.use_gpu else 0.0
+    cpus = taken * placement.resources["CPU"] + DATA_CPUS
+    room = Room(cluster_total("CPU"), cluster_total("GPU"), len(node_cpus()), cpus, gpus)
+    return choose_place(job.training, job.cluster, room) == "actor"
 
 
 def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) -> Placement:
@@ -143,7 +135,7 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) ->
         per_worker = round(CPU_SHARE * min(node_cpus(), default=1.0), 2)
     else:  # data tasks need a core too: whole cores for workers only where one is left over
         per_worker = 1.0 if cpus > most or cluster.autoscaling else 0.5
-    wanted = {"CPU": fewest * per_worker + 0.25, "GPU": float(fewest if use_gpu else 0)}
+    wanted = {"CPU": fewest * per_worker + DATA_CPUS, "GPU": float(fewest if use_gpu else 0)}
     for resource, total in {"CPU": cpus, "GPU": gpus}.items():
         if wanted[resource] > total and not cluster.autoscaling:
             raise InputError(

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import ray
 import ray.util
 import torch.distributed as dist
+from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
 from tfray.training.stop import GRACE_SECONDS, WISHES, Wish
+from tfray.units.stream import find_input_error
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class GroupConfig(TorchConfig):
     lanes: int = 1
 
     @property
-    def backend_cls(self) -> type[Backend]:
+    def backend_cls(self) -> type[Backend]:  # type: ignore[override]
         return GroupBackend
 
 
@@ -58,12 +60,21 @@ class GroupBackend(Backend):
             worker_group.execute_single_async(rank, join, backend_config.backend, address, rank, usable)
             for rank in range(usable)
         ]
-        ray.get(joining)
+        ray.get(joining)  # type: ignore[call-overload]
 
     def on_shutdown(self, worker_group, backend_config: BackendConfig) -> None:
         """Let workers that still train save and end first; where one is lost, the others wait for it in vain."""
         if all(worker_group.execute(is_well)):
             worker_group.execute(end_training, GRACE_SECONDS)
+
+
+class GiveUp(UserCallback):
+    """Ends training at once where starting again cannot help: Ray would try `max_failures` times."""
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if (found := find_input_error(error)) is not None:
+                raise found
 
 
 def heed_sigterm() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from tfray.batches.batch import Batch
 from tfray.config import TrainingConfig
 from tfray.model.transformer import Transformer
 from tfray.training.loss import Loss, smoothed_cross_entropy
+from tfray.training.r_drop import side_by_side, twice
 
 
 class TrainingModel(nn.Module):
@@ -18,11 +19,23 @@ class TrainingModel(nn.Module):
         self.transformer = transformer
         self.label_smoothing = config.label_smoothing
         self.z_loss = config.z_loss
+        self.r_drop = config.r_drop
 
     def forward(self, batch: Batch) -> Loss:
         """Return the loss sums over the micro-batch's target tokens."""
+        if not (self.training and self.r_drop):
+            return self.loss(*self.predict(batch))
+        rows, labels = (side_by_side(states) for states in self.predict(twice(batch)))
+        return Loss(*(value / 2 for value in self.loss(rows, labels, self.r_drop)))
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the hidden states of all target tokens, (tokens, d_model), and their labels."""
         transformer = self.transformer
         hidden = transformer.decode(batch.target_ids, transformer.encode(batch.source_ids))
         is_token = batch.label_ids != transformer.architecture.pad_id
-        rows, labels = hidden[is_token], batch.label_ids[is_token]
-        return smoothed_cross_entropy(rows, transformer.output_weight, labels, self.label_smoothing, self.z_loss)
+        return hidden[is_token], batch.label_ids[is_token]
+
+    def loss(self, rows: Tensor, labels: Tensor, r_drop: float = 0.0) -> Loss:
+        """Return the loss sums of hidden states; with r_drop, neighbours are predictions of the same token."""
+        weight = self.transformer.output_weight
+        return smoothed_cross_entropy(rows, weight, labels, self.label_smoothing, self.z_loss, r_drop)

@@ -15,6 +15,7 @@ from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
 from tfray.units.ledger import Ledger, open_ledger, store_settings
 
@@ -44,6 +45,7 @@ def train(job: TrainJob) -> str:
     resolve(job.model, tokens.manifest["vocab_size"], 1)
     portions = mix_shards(tokens, job.batches)
     check_dropout(tokens, job.batches)
+    check_metric(job.training, tokens)
     job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
     ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite, job.allow_change)
     if ledger.is_finished:
@@ -57,7 +59,7 @@ def train(job: TrainJob) -> str:
         from tfray.training.fit import fit  # Ray Train takes a second to import
 
         fit(job, steps)
-    finish(ledger)
+    finish(job, ledger)
     return storage.join(job.out, "best")
 
 
@@ -85,22 +87,27 @@ def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
     return min(ends)
 
 
-def finish(ledger: Ledger) -> None:
+def finish(job: TrainJob, ledger: Ledger) -> None:
     """Declare the training finished."""
     progress = newest_progress(ledger.folder)
     ledger.finish(
         {
             "steps": progress.step,
             "best_step": progress.best_step,
-            "best_loss": progress.best_loss,
+            "best_metric": job.training.best_metric,
+            "best_score": progress.best_score,
+            "tokens": progress.tokens,
+            "skipped_steps": progress.skipped,
             "seconds": progress.seconds,
         }
     )
-    best = f"best validation loss {progress.best_loss:.4f} at step {progress.best_step}"
+    score = progress.best_score
     logger.info(
         "training: %d steps in %s, %s -> %s",
         progress.step,
         format_seconds(progress.seconds),
-        best if math.isfinite(progress.best_loss) else "no validation data",
+        "no validation data"
+        if score is None
+        else f"best {job.training.best_metric} {score:.4f} at step {progress.best_step}",
         storage.join(ledger.folder, "best"),
     )
