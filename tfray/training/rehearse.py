@@ -56,7 +56,7 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
     epoch = survey_epoch(tokens, job.batches)
     parts = [
         format_parameters(architecture),
-        format_epoch(job, epoch, steps),
+        format_epoch(job, tokens, epoch, steps),
         format_memory(job, architecture, epoch),
         format_writing(job, architecture, tokens),
         f"{place}; nothing was written",
@@ -114,7 +114,7 @@ def format_parameters(architecture: Architecture) -> str:
     return format_table(["part", "parameters", "share"], [*rows, ["all", f"{total:,}", ""]])
 
 
-def format_epoch(job: TrainJob, epoch: Epoch, steps: int) -> str:
+def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -> str:
     """Return how many steps there are, and what is in one."""
     per_step = np.array(epoch.step_tokens)
     config = job.training
@@ -130,6 +130,10 @@ def format_epoch(job: TrainJob, epoch: Epoch, steps: int) -> str:
         ["padding", f"{epoch.padding:.1%}"],
         ["shapes of micro-batches", f"{len(epoch.shapes):,}"],
     ]
+    if valid := sum(tokens.examples("valid")):
+        decoded = min(valid, config.valid_rows)
+        how = f", decodes {decoded:,} of them (beam {config.valid_beam_size})" if decoded else ""
+        rows.append(["validation", f"every {config.validate_every:,} steps: the loss of {valid:,} pairs{how}"])
     if job.batches.bpe_dropout:
         rows.append(["", "before BPE dropout, which makes pairs longer"])
     return format_table(["plan", ""], rows)
@@ -166,22 +170,18 @@ def format_writing(job: TrainJob, architecture: Architecture, tokens: TokenFolde
     kept = config.keep_checkpoints + config.keep_best_checkpoints
     checkpoint = model * (4 if config.ema_decay else 3)
     valid = sum(tokens.examples("valid"))
-    chosen = f"best {config.best_metric} of {valid:,} validation pairs" if valid else "the newest: no validation data"
+    chosen = f"of the best validation by {config.best_metric}" if valid else "the newest: no validation data"
     rows: list[list[object]] = [
         ["best/", megabytes(model), chosen],
         ["last/", megabytes(model), "after the last step"],
         ["checkpoints/", megabytes(kept * checkpoint), f"{kept} of {checkpoint / 1e6:,.0f} MB, one every "
          f"{config.checkpoint_every:,} steps"],
-        [LOG, "", f"a line every {config.log_every:,} steps, and at validations, every {config.validate_every:,}"],
+        [LOG, "", f"a line every {config.log_every:,} steps, and at validations"],
         [CURVES, "", "drawn at validations"],
         [f"{FOLDER}/", "", "for `tensorboard --logdir`"],
     ]  # fmt: skip
     if config.average_checkpoints:
         rows.insert(2, ["average/", megabytes(model), f"the mean of {config.average_checkpoints} checkpoints"])
-    if valid and config.valid_rows:
-        rows.append(
-            ["", "", f"validation decodes {min(valid, config.valid_rows):,} pairs, beam {config.valid_beam_size}"]
-        )
     return f"written to {out}:\n{format_table(['what', 'MB', ''], rows)}"
 
 
