@@ -20,8 +20,8 @@ import torch.distributed as dist
 from tfray import storage
 from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
-from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.checkpoints import Checkpoints
+from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import Progress
 from tfray.config import TextConfig, TrainJob
 from tfray.errors import InputError
@@ -35,7 +35,7 @@ from tfray.training.group import ask_to_save_once, usable_workers
 from tfray.training.judge import Judge
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
-from tfray.training.replicated import Replicated
+from tfray.training.parallel import make_state
 from tfray.training.schedule import learning_rate
 from tfray.training.spikes import SpikeGuard
 from tfray.training.step import train_step
@@ -110,8 +110,7 @@ class Worker:
         self.dtype = choose_dtype(job.training.precision, self.device)
         self.architecture = architecture_of(job, self.tokens)
         torch.manual_seed(job.training.seed)
-        transformer = Transformer(self.architecture).to(self.device)
-        self.state = Replicated(transformer, job.training, self.dtype)
+        self.state = make_state(Transformer(self.architecture), job.training, self.dtype, self.device)
         self.state.model.train()
         self.checkpoints = Checkpoints(job.out, job.training.keep_checkpoints, job.training.keep_best_checkpoints)
         self.progress: Progress = self.checkpoints.load(self.state.tensors())
