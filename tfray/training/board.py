@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from tfray import storage
+
+# protoc makes the classes when the modules are imported, which type checkers do not see.
+Event, SessionLog, Summary = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary  # type: ignore[attr-defined]
 
 FOLDER = "tensorboard"
 GROUPS = {"train": "training", "valid": "validation"}

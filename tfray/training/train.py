@@ -17,6 +17,7 @@ from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
+from tfray.training.rehearse import rehearse
 from tfray.units.ledger import Ledger, open_ledger, store_settings
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,15 @@ FREE_TO_CHANGE = {
 
 
 def train(job: TrainJob) -> str:
-    """Return the folder of the trained model, trained now or before."""
+    """Return the folder of the trained model, trained now or before; for a dry run, a report."""
     tokens = open_tokens(job.tokens_folder)
     resolve(job.model, tokens.manifest["vocab_size"], 1)
     portions = mix_shards(tokens, job.batches)
     check_dropout(tokens, job.batches)
     check_metric(job.training, tokens)
     job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
+    if job.dry_run:
+        return rehearse(job, tokens, made_from(job, tokens), count_steps(job, tokens))
     ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite, job.allow_change)
     if ledger.is_finished:
         logger.info("training: %s is finished and unchanged", ledger.folder)
