@@ -19,6 +19,7 @@ from tfray.model.transformer import Transformer
 from tfray.training.parallel import make_state
 from tfray.training.state import TrainState
 from tfray.training.step import StepMetrics, train_step
+from tfray.training.validation import validation_loss
 from tfray.training.workers import world_size
 
 LANES, STEPS, RATE = 4, 3, 1e-3
@@ -148,11 +149,12 @@ def take_step(state: TrainState, setting: Setting, step: int) -> StepMetrics:
     return train_step(state, batches, seeds, RATE, setting.config, Verdict(step == setting.skipped))
 
 
-@torch.no_grad()
 def validate(state: TrainState, device: str) -> float:
-    """Return the loss of a micro-batch that is not trained on."""
-    state.model.eval()
-    return float(state.model(lane_batch(99, 0).to(torch.device(device))).negative_log_likelihood)
+    """Return the loss of micro-batches that are not trained on; where there are several workers, only some have one."""
+    batch = lane_batch(99, 0)
+    empty = batch._replace(label_ids=torch.zeros_like(batch.label_ids))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return validation_loss(state.model, [empty if rank else batch], torch.device(device))
 
 
 def lane_batch(step: int, lane: int) -> Batch:

@@ -6,14 +6,17 @@ import functools
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from tests.training.parallel_runs import EVERYTHING, PLAIN, RATE, SETTINGS, Run, Setting, new_state, run_all
+from tests.training.parallel_runs import EVERYTHING, PLAIN, RATE, SETTINGS, Run, new_state, run_all
 from tests.training.processes import run_workers
 from tfray.errors import InputError
+from tfray.training.replicated import Replicated
+from tfray.training.sharded import check_backend
 
 EXACT = ("plain", "everything", "sharded plain", "sharded everything")
-RUNS = {1: ("sharded plain", "sharded everything"), 2: tuple(SETTINGS), 4: EXACT}
+RUNS = {2: tuple(SETTINGS), 4: EXACT}
 CASES = [(count, name) for count, names in RUNS.items() for name in names if name in EXACT]
 
 
@@ -140,9 +143,16 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_sums_in_fp32(name: str):
             assert step.gradient_norm == pytest.approx(expected.steps[index].gradient_norm, rel=1e-2)
 
 
-def test_fsdp_without_connected_workers_is_refused_with_the_remedy():
-    with pytest.raises(InputError, match=r"training.parallel=fsdp .*use training.parallel=ddp"):
-        new_state(Setting(("fsdp",)), "fsdp")
+def test_fsdp_on_one_worker_has_nothing_to_share_out():
+    assert isinstance(new_state(SETTINGS["sharded plain"], "fsdp"), Replicated)
+
+
+def test_fsdp_that_the_connection_cannot_serve_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo,cuda:gloo")
+    check_backend(torch.device("cpu"))
+    for device in ("cuda", "mps"):
+        with pytest.raises(InputError, match=rf"fsdp needs .*nccl on cuda, and on {device} .*training.parallel=ddp"):
+            check_backend(torch.device(device))
 
 
 ON_GPUS = tuple(name for name in SETTINGS if not SETTINGS[name].dropout)  # a GPU draws other dropout

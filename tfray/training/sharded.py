@@ -129,18 +129,12 @@ class Sharded(TrainState):
 
 
 def check_backend(device: torch.device) -> None:
-    """Refuse a process that has no way to gather and scatter on its device."""
-    remedy = "use training.parallel=ddp"
-    if not dist.is_initialized():
-        raise InputError(
-            "training.parallel=fsdp needs workers that torch.distributed connects, and this process has none; train "
-            f"with `tfray train`, which connects them, or {remedy}"
-        )
+    """Refuse workers that have no way to gather and scatter on their device."""
     needed, found = BACKENDS.get(device.type), dist.get_backend_config()
     if needed is None or f"{device.type}:{needed}" not in found.split(","):
         ways = " or ".join(f"{backend} on {kind}" for kind, backend in BACKENDS.items())
         raise InputError(
-            f"training.parallel=fsdp on a {device.type} with {found} does not work: it needs {ways}; {remedy}"
+            f"training.parallel=fsdp needs {ways}, and on {device.type} it finds {found}; use training.parallel=ddp"
         )
 
 
