@@ -108,7 +108,21 @@ def test_workers_share_out_every_validation_pair_once(tmp_path: Path, write_toke
         for batch in load_validation(tokens, 60, rank, workers):
             rows = zip(batch.source_ids.tolist(), batch.label_ids.tolist(), strict=True)
             found += [tuple([t for t in ids if t not in (PAD_ID, BOS_ID, EOS_ID)] for ids in row) for row in rows]
-    assert sorted(found) == sorted(pairs)
+    assert sorted(row for row in found if row[1]) == sorted(pairs)
+
+
+@pytest.mark.parametrize("pairs", [1, 50])
+def test_workers_have_equally_many_micro_batches_and_those_that_fill_up_count_nothing(
+    tmp_path: Path, write_tokens, pairs: int
+):
+    tokens = write_tokens(str(tmp_path), [("valid", [([5] * (1 + row % 9), [6]) for row in range(pairs)])], "valid")
+    alone = load_validation(tokens, 60, 0, 1)
+    shares = [load_validation(tokens, 60, rank, 4) for rank in range(4)]
+    assert {len(share) for share in shares} == {-(-len(alone) // 4)}
+    assert len(alone) % 4, "one of them has to fill up"
+    target_tokens = [batch.target_tokens for share in shares for batch in share]
+    assert sum(target_tokens) == sum(batch.target_tokens for batch in alone)
+    assert target_tokens.count(0) == sum(map(len, shares)) - len(alone)
 
 
 def test_without_validation_shards_there_are_no_batches(tmp_path: Path, write_tokens):

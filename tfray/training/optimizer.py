@@ -22,7 +22,8 @@ class FlatAdamW:
         tensors = (self.weights, gradient, self.exp_avg, self.exp_avg_sq)
         parts = ((slice(0, self.decayed), self.config.weight_decay), (slice(self.decayed, None), 0.0))
         for part, decay in parts:
-            adamw(*([tensor[part]] for tensor in tensors), decay, rate, shrink, updates, self.config.adam_betas)
+            weights, gradients, exp_avgs, exp_avg_sqs = ([tensor[part]] for tensor in tensors)
+            adamw(weights, gradients, exp_avgs, exp_avg_sqs, decay, rate, shrink, updates, betas=self.config.adam_betas)
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def adamw(
         return
     device = weights[0].device
     # torch's fused kernel: one pass over the four buffers, on a CPU as on a GPU
-    torch._fused_adamw_(
+    torch._fused_adamw_(  # type: ignore[attr-defined]
         weights,
         gradients,
         exp_avgs,

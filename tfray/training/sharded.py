@@ -9,6 +9,7 @@ update of slices ───▲                                                   
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -51,7 +52,9 @@ class Sharded(TrainState):
         weights: dict[str, DTensor] = dict(transformer.named_parameters())  # type: ignore[assignment]
         self.slices = {"weight": weights, "exp_avg": zeros_like(weights), "exp_avg_sq": zeros_like(weights)}
         if config.ema_decay:
-            self.slices["average"] = {name: weight.detach().clone() for name, weight in weights.items()}
+            self.slices["average"] = zeros_like(weights)
+            for name, average in self.slices["average"].items():
+                average.copy_(weights[name].detach())
         # A parameter with fewer rows than there are workers leaves some of them without a slice.
         owned = [name for name, weight in weights.items() if local(weight).numel()]
         self.parts = (
@@ -103,7 +106,8 @@ class Sharded(TrainState):
 
     def weights(self) -> dict[str, Tensor]:
         slices = self.slices["average" if "average" in self.slices else "weight"]
-        return {name: slices[name].detach().full_tensor().to("cpu", copy=True) for name in self.names}
+        with torch.no_grad():
+            return {name: slices[name].full_tensor().to("cpu", copy=True) for name in self.names}
 
     def locals(self, kind: str, names: list[str]) -> list[Tensor]:
         """Return this worker's slices of some parameters' weights, moments or averages."""
@@ -125,18 +129,12 @@ class Sharded(TrainState):
 
 
 def check_backend(device: torch.device) -> None:
-    """Refuse a process that has no way to gather and scatter on its device."""
-    remedy = "use training.parallel=ddp"
-    if not dist.is_initialized():
-        raise InputError(
-            "training.parallel=fsdp needs workers that torch.distributed connects, and this process has none; train "
-            f"with `tfray train`, which connects them, or {remedy}"
-        )
+    """Refuse workers that have no way to gather and scatter on their device."""
     needed, found = BACKENDS.get(device.type), dist.get_backend_config()
     if needed is None or f"{device.type}:{needed}" not in found.split(","):
         ways = " or ".join(f"{backend} on {kind}" for kind, backend in BACKENDS.items())
         raise InputError(
-            f"training.parallel=fsdp on a {device.type} with {found} does not work: it needs {ways}; {remedy}"
+            f"training.parallel=fsdp needs {ways}, and on {device.type} it finds {found}; use training.parallel=ddp"
         )
 
 
@@ -147,7 +145,9 @@ def shard(model: TrainingModel, dtype: torch.dtype, device: torch.device) -> FSD
     """
     transformer, mesh = model.transformer, init_device_mesh(device.type, (world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    # The memory's keys and values are made for all decoder layers before the first of them runs.
+    # The memory's keys and values are made for all decoder layers before the first of them runs. They are views,
+    # of which FSDP warns lest somebody works on them in place: nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     fully_shard([layer.cross_attention.key_value for layer in transformer.decoder], mesh=mesh, mp_policy=policy)  # type: ignore[union-attr]
     for layer in (*transformer.encoder, *transformer.decoder):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
@@ -159,10 +159,11 @@ def shard(model: TrainingModel, dtype: torch.dtype, device: torch.device) -> FSD
     return root
 
 
+@torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """Return this worker's slice of a DTensor, in its place."""
     assert isinstance(tensor, DTensor)
-    return tensor.detach().to_local()
+    return tensor.to_local()
 
 
 def zeros_like(tensors: dict[str, DTensor]) -> dict[str, DTensor]:

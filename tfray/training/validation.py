@@ -26,6 +26,7 @@ from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.scores import translation_scores
 from tfray.tokens.shards import TokenFolder, read_pairs
+from tfray.tokens.special import PAD_ID
 from tfray.training.state import TrainState
 from tfray.training.workers import sum_over_workers, world_size
 
@@ -192,12 +193,21 @@ def choose_pairs(tokens: TokenFolder, limit: int) -> tuple[list[list[int]], list
 
 
 def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: int) -> list[Batch]:
-    """Return one worker's micro-batches of the validation shards; none where there are no shards."""
+    """Return one worker's micro-batches of the validation shards; none where there are no shards.
+
+    All workers get as many, for where the model is sharded they compute them together: what is missing in the last
+    round is a micro-batch without labels, which counts nothing.
+    """
     if not tokens.has_split("valid"):
         return []
     source, target = pairs = read_shards(tokens.paths("valid"))
     steps = plan_pool(*pairs.lengths, BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
-    return [collate(source.take(rows), target.take(rows)) for (rows,) in steps[rank::workers]]
+    batches = [collate(source.take(rows), target.take(rows)) for (rows,) in steps[rank::workers]]
+    if len(batches) < math.ceil(len(steps) / workers):
+        ((rows,), *_) = steps
+        last = collate(source.take(rows), target.take(rows))
+        batches.append(last._replace(label_ids=torch.full_like(last.label_ids, PAD_ID)))
+    return batches
 
 
 @torch.no_grad()

@@ -206,7 +206,7 @@ class Worker:
         config, step, is_done = self.job.training, self.progress.step, self.is_done
         if is_done or step % config.log_every == 0:
             self.log_step()
-        self.judge(self.validation.poll())
+            self.judge(self.validation.poll())
         if is_done or step % config.validate_every == 0:
             self.validate()
         if is_done or self.is_stale:
