@@ -80,4 +80,4 @@ def read_shard(path: str, sha256: str) -> bytes:
 
 def damaged(path: str, what: str) -> InputError:
     """Return the error for a shard that cannot be trained on."""
-    return InputError(f"shard {path!r} {what}; put the old file back, or run `tfray tokenize` again")
+    return InputError(f"shard {path!r} {' '.join(what.split())}; put the old file back, or run `tfray tokenize` again")
