@@ -27,7 +27,9 @@ VOCAB = 9  # over four workers, the last has no slice of an embedding of nine ro
 
 
 PLAIN = TrainingConfig(gradient_clip=0.0, weight_decay=0.1)
-EVERYTHING = TrainingConfig(gradient_clip=0.5, weight_decay=0.1, ema_decay=0.8, r_drop=0.5, z_loss=1e-3)
+EVERYTHING = TrainingConfig(
+    gradient_clip=0.5, weight_decay=0.1, ema_decay=0.8, r_drop=0.5, z_loss=1e-3, activation_checkpointing=True
+)
 
 
 @dataclass(frozen=True)
