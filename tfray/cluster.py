@@ -123,6 +123,14 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
+def node_cpus() -> list[float]:
+    """Return the CPU cores of each node that has any."""
+    import ray
+
+    cores = (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    return [float(count) for count in cores if count]
+
+
 def cluster_total(resource: str) -> float:
     """Return how much of a resource ("CPU", "GPU") the cluster's nodes have in all."""
     import ray

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tfray.batches.feed import Cursor, PoolLanes, place_of, read_feed
+from tfray.batches.feed import Cursor, PoolLanes, read_feed
 from tfray.batches.origin import Origin, find_origins
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards
@@ -43,12 +43,12 @@ def sources_at(tokens: TokenFolder, origins: list[Origin]) -> list[list[int]]:
 
 @pytest.mark.parametrize("config", [PLAIN, MIXED], ids=["plain", "mixed"])
 def test_every_example_of_the_feed_is_found_where_it_is_said_to_come_from(tokens: TokenFolder, config: BatchesConfig):
-    lanes_of = PoolLanes(tokens, config)
+    lanes_of = PoolLanes(tokens, config, Cursor())
     seen = 0
     for epoch in range(2):
         pools = plan_pools(mix_shards(tokens, config), config, epoch)
-        places = [place_of(epoch, pool, is_last=pool is pools[-1]) for pool in pools]
-        rows = [pa.Table.from_batches([lane]) for place in places for lane in lanes_of.lanes(place)]
+        lanes = (lane for pool in pools for lane in lanes_of.lanes(epoch, pool, is_last=pool is pools[-1]))
+        rows = [pa.Table.from_batches([lane]) for lane in lanes]
         for step in read_feed(iter(rows), [0, 1], Cursor(epoch)):
             for lane, batch in enumerate(step.micro_batches):
                 origins = find_origins(tokens, config, *step.cursor, lane)

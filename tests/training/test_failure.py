@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from tfray import storage
-from tfray.batches.feed import Cursor, FeedStep, PoolLanes, place_of, read_feed
+from tfray.batches.feed import Cursor, FeedStep, PoolLanes, read_feed
 from tfray.batches.origin import find_origins
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards
@@ -78,7 +78,7 @@ def poisoned_state(job: TrainJob, dtype: torch.dtype = torch.float32, poison: fl
 def poisoned_step(tokens: TokenFolder, config: BatchesConfig) -> tuple[FeedStep, int]:
     """Return the step with the token, and its lane."""
     pools = plan_pools(mix_shards(tokens, config), config, 0)
-    lanes = PoolLanes(tokens, config).lanes(place_of(0, pools[0], is_last=True))
+    lanes = PoolLanes(tokens, config, Cursor()).lanes(0, pools[0], is_last=True)
     rows = [pa.Table.from_batches([lane]) for lane in lanes]
     for step in read_feed(iter(rows), list(range(LANES)), Cursor()):
         for lane, batch in enumerate(step.micro_batches):

@@ -24,16 +24,14 @@ class Layout:
 
     @staticmethod
     def of(model: nn.Module) -> Layout:
-        """Return the layout of a model's parameters: matrices decay, the embedding, biases and norms do not."""
-        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        parameters = dict(model.named_parameters())
-        decay = {name: p.ndim > 1 and id(p) not in embeddings for name, p in parameters.items()}
-        order = sorted(parameters, key=lambda name: not decay[name])
+        """Return the layout of a model's parameters."""
+        parameters, decaying = dict(model.named_parameters()), decaying_names(model)
+        order = sorted(parameters, key=lambda name: name not in decaying)
         offsets, end, decayed = {}, 0, 0
         for name in order:
             offsets[name] = end
             end += -(-parameters[name].numel() // ALIGNMENT) * ALIGNMENT
-            decayed = end if decay[name] else decayed
+            decayed = end if name in decaying else decayed
         return Layout({name: parameters[name].shape for name in order}, offsets, decayed, end)
 
     def views(self, buffer: Tensor) -> dict[str, Tensor]:
@@ -42,3 +40,9 @@ class Layout:
             name: buffer[self.offsets[name] : self.offsets[name] + shape.numel()].view(shape)
             for name, shape in self.shapes.items()
         }
+
+
+def decaying_names(model: nn.Module) -> set[str]:
+    """Return the parameters that decay: matrices do; the embedding, biases and norms do not."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {name for name, p in model.named_parameters() if p.ndim > 1 and id(p) not in embeddings}

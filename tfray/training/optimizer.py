@@ -11,31 +11,54 @@ EPSILON = 1e-9
 
 
 class FlatAdamW:
-    """The moments of a flat buffer of weights, of which the first `decayed` decay (Loshchilov and Hutter 2019)."""
+    """The moments of a flat buffer of weights, of which the first `decayed` decay."""
 
     def __init__(self, weights: Tensor, decayed: int, config: TrainingConfig) -> None:
         self.weights, self.decayed, self.config = weights, decayed, config
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(weights), torch.zeros_like(weights)
 
-    @torch.no_grad()
     def step(self, gradient: Tensor, rate: float, shrink: float, updates: int) -> None:
         """Move the weights by the gradient times `shrink`, after so many updates; the gradient is spent."""
-        count = torch.tensor(float(updates + 1), device=self.weights.device)
-        divisor = torch.tensor(1 / shrink, device=self.weights.device) if shrink != 1 else None
+        tensors = (self.weights, gradient, self.exp_avg, self.exp_avg_sq)
         parts = ((slice(0, self.decayed), self.config.weight_decay), (slice(self.decayed, None), 0.0))
         for part, decay in parts:
-            tensors = (self.weights, gradient, self.exp_avg, self.exp_avg_sq)
-            # torch's fused kernel: one pass over the four buffers, on a CPU as on a GPU
-            torch._fused_adamw_(
-                *([tensor[part]] for tensor in tensors),
-                [],
-                [count],
-                lr=rate,
-                beta1=self.config.adam_betas[0],
-                beta2=self.config.adam_betas[1],
-                weight_decay=decay,
-                eps=EPSILON,
-                amsgrad=False,
-                maximize=False,
-                grad_scale=divisor,
-            )
+            weights, gradients, exp_avgs, exp_avg_sqs = ([tensor[part]] for tensor in tensors)
+            adamw(weights, gradients, exp_avgs, exp_avg_sqs, decay, rate, shrink, updates, betas=self.config.adam_betas)
+
+
+@torch.no_grad()
+def adamw(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    decay: float,
+    rate: float,
+    shrink: float,
+    updates: int,
+    betas: tuple[float, float],
+) -> None:
+    """Move weights and moments by gradients times `shrink`, after so many updates (Loshchilov and Hutter 2019).
+
+    The gradients are spent: they hold something else afterwards.
+    """
+    if not weights:
+        return
+    device = weights[0].device
+    # torch's fused kernel: one pass over the four buffers, on a CPU as on a GPU
+    torch._fused_adamw_(  # type: ignore[attr-defined]
+        weights,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        [torch.tensor(float(updates + 1), device=device)] * len(weights),
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=decay,
+        eps=EPSILON,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=torch.tensor(1 / shrink, device=device) if shrink != 1 else None,
+    )
