@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load as load_by_dcp
+from torch.distributed.checkpoint.state_dict_saver import save as save_by_dcp
 
 from tfray import storage
 from tfray.checkpoint.group import Group, open_group
 from tfray.checkpoint.parts import DTYPES, PartReader, PartWriter
 from tfray.checkpoint.pieces import Staged, StagedPlanner, Staging
 from tfray.checkpoint.state import (
-    CHECKPOINTS,
     STATE,
     Progress,
     Saved,
     base_name,
+    begun,
     checkpoint_folder,
     complete_checkpoints,
     damage,
@@ -58,28 +61,28 @@ class Checkpoints:
         validation found; more is better.
         """
         self.wait()
-        begun, self.verified = time.monotonic(), None
+        started, self.verified = time.monotonic(), None
         staged = self.staging.fill(tensors, self.group)
         self.writing = self.writer.submit(self.write, progress, staged, score)
-        self.waited_seconds += time.monotonic() - begun
+        self.waited_seconds += time.monotonic() - started
 
     def wait(self) -> None:
         """Return when the newest save is published; raises what its writing raised."""
         if self.writing is None:
             return
-        begun, writing, self.writing = time.monotonic(), self.writing, None
+        started, writing, self.writing = time.monotonic(), self.writing, None
         try:
             writing.result()
         finally:
-            self.waited_seconds += time.monotonic() - begun
+            self.waited_seconds += time.monotonic() - started
 
     def write(self, progress: Progress, staged: dict[str, Staged], score: float | None) -> None:
         """Write and publish a checkpoint, then clear away what is no longer kept."""
-        begun = time.monotonic()
+        started = time.monotonic()
         folder = checkpoint_folder(self.out, progress.step)
         silence_dcp()
         try:
-            dcp.save(
+            save_by_dcp(
                 {},
                 storage_writer=PartWriter(folder, progress, score),
                 planner=StagedPlanner(staged),
@@ -90,11 +93,11 @@ class Checkpoints:
             self.clear(lambda: sweep_folder(folder))
             raise cause(error) from error
         if self.group.rank == 0:
-            logger.info("%s written in %.2f s", folder, time.monotonic() - begun)
+            logger.info("%s written in %.2f s", folder, time.monotonic() - started)
         self.unusable.pop(folder, None)
         self.clear(lambda: self.sweep(folder))
 
-    def clear(self, sweep) -> None:
+    def clear(self, sweep: Callable[[], None]) -> None:
         """Let the first worker delete; what cannot be deleted is in nobody's way."""
         if self.group.rank == 0:
             try:
@@ -106,7 +109,7 @@ class Checkpoints:
         """Delete what is not kept, and what kills have left unfinished; `newest` is published."""
         whole = [folder for folder in complete_checkpoints(self.out) if folder not in self.unusable]
         kept = kept_folders([(folder, read_state(folder).score) for folder in whole], self.keep, self.keep_best)
-        for folder in storage.list_folders(storage.join(self.out, CHECKPOINTS)):
+        for folder in begun(self.out):
             if folder not in {*kept, newest}:
                 storage.remove(storage.join(folder, STATE))  # first, so that no kill leaves half a checkpoint
                 storage.remove(folder)
@@ -188,10 +191,10 @@ def stand_in(name: str) -> str:
 def read_tensors(folder: str, saved: Saved, tensors: dict[str, Tensor], group: Group) -> None:
     """Put a checkpoint into live tensors."""
     silence_dcp()
-    dcp.load(
+    load_by_dcp(
         {name: tensor.detach() for name, tensor in tensors.items() if name in saved.tensors},
         storage_reader=PartReader(folder, saved),
-        planner=dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+        planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
         process_group=group.process_group,
         no_dist=group.is_alone,
     )

@@ -51,4 +51,4 @@ def open_group() -> Group:
     """Return the training workers on a gloo group of their own: the one in the background must not meet training's."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Group()
-    return Group(dist.new_group(backend="gloo"))
+    return Group(dist.new_group(backend="gloo"))  # type: ignore[arg-type]

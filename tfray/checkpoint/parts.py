@@ -15,7 +15,6 @@ from typing import IO, Any, NamedTuple
 import torch
 import xxhash
 from torch import Tensor
-from torch.distributed.checkpoint import LoadPlan, LoadPlanner, SavePlan, SavePlanner, StorageReader, StorageWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -23,8 +22,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from tfray import storage
@@ -148,7 +147,7 @@ def safetensors_header(tensors: dict[str, Tensor]) -> tuple[bytes, dict[str, int
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor on the CPU, without a copy."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def stored(name: str, info: TensorStorageMetadata, written: dict[MetadataIndex, Written]) -> StoredTensor:

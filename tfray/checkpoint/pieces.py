@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultSavePlanner, SavePlan
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
 from tfray.checkpoint.group import Group
@@ -55,7 +55,7 @@ def own_pieces(tensors: dict[str, Tensor], group: Group) -> dict[str, Staged]:
         pieces[name] = Staged(tensor, torch.Size([0] * tensor.dim()), tensor.shape)
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
-            local = tensor.detach().to_local()
+            local = tensor.to_local().detach()
             if local.numel() or not tensor.numel():  # a worker's shard of a short tensor is empty
                 (chunk,) = tensor.__create_chunk_list__()  # type: ignore[attr-defined]
                 pieces[name] = Staged(local, chunk.offsets, tensor.shape)

@@ -146,10 +146,15 @@ def read_state(folder: str) -> Saved:
         raise ValueError(f"{STATE} is damaged: {error}") from error
 
 
+def begun(out: str) -> list[str]:
+    """Return the folders of all checkpoints, whole, damaged or unfinished, oldest first."""
+    folders = storage.list_folders(storage.join(out, CHECKPOINTS))
+    return [folder for folder in folders if base_name(folder).startswith("step-")]
+
+
 def published(out: str) -> list[str]:
     """Return the folders of the checkpoints that have their state.json, damaged or not, oldest first."""
-    folders = storage.list_folders(storage.join(out, CHECKPOINTS))
-    return [folder for folder in folders if storage.exists(storage.join(folder, STATE))]
+    return [folder for folder in begun(out) if storage.exists(storage.join(folder, STATE))]
 
 
 def complete_checkpoints(out: str) -> list[str]:
@@ -211,12 +216,12 @@ def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None)
         left = [folder for folder in folders if folder not in unusable]
         if not left:
             break
-        begun = time.monotonic()
+        started = time.monotonic()
         problem = damage(left[-1], group)
         if problem is None:
             saved = read_state(left[-1])
             total = sum(part.bytes for part in saved.parts.values())
-            logger.info("%s verified: %d bytes in %.2f s", left[-1], total, time.monotonic() - begun)
+            logger.info("%s verified: %d bytes in %.2f s", left[-1], total, time.monotonic() - started)
             return left[-1], saved
         note_damage(unusable, left[-1], problem)
     if folders:
