@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from tfray.batches.batch import Batch
 from tfray.config import TrainingConfig
 from tfray.model.transformer import Transformer
+from tfray.training.layers import prepare_layers
 from tfray.training.loss import Loss, smoothed_cross_entropy
 from tfray.training.r_drop import side_by_side, twice
 
@@ -17,6 +18,7 @@ class TrainingModel(nn.Module):
     def __init__(self, transformer: Transformer, config: TrainingConfig) -> None:
         super().__init__()
         self.transformer = transformer
+        prepare_layers(transformer, config)
         self.label_smoothing = config.label_smoothing
         self.z_loss = config.z_loss
         self.r_drop = config.r_drop
