@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ import pyarrow as pa
 
 from tfray.batches.batch import Batch, Ragged, collate
 from tfray.batches.mixing import Portion
+from tfray.batches.packed import collate_packed
+from tfray.batches.packing import Widths, row_widths
 from tfray.batches.plan import Pool, plan_pool, plan_pools
 from tfray.batches.pool import PoolReader, mix_shards, ragged
 from tfray.config import BatchesConfig
@@ -57,6 +60,7 @@ def lane_schema(ids: pa.DataType) -> pa.Schema:
             "lane": pa.int64(),
             "is_last_pool": pa.bool_(),
             "rows": pa.list_(pa.int64()),  # of each micro-batch
+            "widths": pa.list_(pa.int64()),  # of packed rows; else none
             "source_ids": pa.list_(pa.list_(ids)),  # of all micro-batches, one after the other
             "target_ids": pa.list_(pa.list_(ids)),
         }
@@ -130,6 +134,7 @@ class PoolLanes:
     def lanes(self, epoch: int, pool: Pool, is_last: bool) -> Iterator[pa.RecordBatch]:
         """Yield a pool's lanes as batches of one row."""
         pairs = self.reader.read(pool, epoch)
+        widths = row_widths(*pairs.lengths, self.config.max_tokens) if self.config.packing else ()
         steps = plan_pool(*pairs.lengths, self.config, epoch, pool.index)
         schema = lane_schema(pa.from_numpy_dtype(pairs.source.values.dtype))
         for lane in range(self.config.lanes):
@@ -141,6 +146,7 @@ class PoolLanes:
                 pa.array([lane]),
                 pa.array([is_last]),
                 one_list(pa.array([len(rows) for rows in micro_batches], pa.int64())),
+                one_list(pa.array(widths, pa.int64())),
                 one_list(lists(pairs.source.take(rows))),
                 one_list(lists(pairs.target.take(rows))),
             ]
@@ -172,13 +178,15 @@ def read_feed(rows: Iterator[pa.Table], lanes: list[int], cursor: Cursor) -> Ite
             check_order(row, (pool[0], pool[1], lane))
         steps = zip(*(lane_batches(row) for row in lane_rows), strict=True)
         count = len(lane_rows[0]["rows"][0])
+        widths = lane_rows[0]["widths"][0].as_py()
+        lay_out = partial(collate_packed, widths=Widths(*widths)) if widths else collate
         is_last = lane_rows[0]["is_last_pool"][0].as_py()
         next_pool = (pool[0] + 1, 0) if is_last else (pool[0], pool[1] + 1)
         for number, micro_batches in enumerate(steps):
             if number < skip:
                 continue
             after = Cursor(*pool, number + 1) if number + 1 < count else Cursor(*next_pool, 0)
-            yield FeedStep(Cursor(*pool, number), after, [collate(*pair) for pair in micro_batches])
+            yield FeedStep(Cursor(*pool, number), after, [lay_out(*pair) for pair in micro_batches])
         pool, skip = next_pool, 0
 
 

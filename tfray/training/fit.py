@@ -17,7 +17,7 @@ from tfray.training.bell import Bell
 from tfray.training.display import Display
 from tfray.training.group import GiveUp, GroupConfig, usable_workers
 from tfray.training.stop import GRACE_SECONDS, Preempted
-from tfray.training.trace import is_traced
+from tfray.training.trace import wanted_trace
 from tfray.training.validator import Room, choose_place
 from tfray.training.worker import Settings, train_worker
 from tfray.units.stream import find, find_input_error
@@ -59,7 +59,7 @@ def fit(job: TrainJob, steps: int) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     kind: Any = ray.remote(num_cpus=0)(Bell)
     bell = kind.remote()
-    settings = Settings(job, steps, decodes_beside(job, placement), is_traced(), bell)
+    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell)
     display = Display(job.out)
     is_over = False
     while not is_over:

@@ -31,7 +31,8 @@ class TrainingModel(nn.Module):
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the hidden states of all target tokens, (tokens, d_model), and their labels."""
         transformer = self.transformer
-        hidden = transformer.decode(batch.target_ids, transformer.encode(batch.source_ids))
+        memory = transformer.encode(batch.source_ids, batch.source_segments)
+        hidden = transformer.decode(batch.target_ids, memory, batch.target_segments)
         is_token = batch.label_ids != transformer.architecture.pad_id
         return hidden[is_token], batch.label_ids[is_token]
 

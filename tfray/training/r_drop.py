@@ -15,7 +15,7 @@ from tfray.batches.batch import Batch
 
 def twice(batch: Batch) -> Batch:
     """Return a batch with all its rows two times, one after the other."""
-    return Batch(*(torch.cat([tensor, tensor]) for tensor in batch))
+    return batch.each(lambda tensor: torch.cat([tensor, tensor]))
 
 
 def side_by_side(states: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""What was trained on, for tests: TFRAY_TRACE=1 has each worker note the examples of every step and lane."""
+"""What was trained on, for tests: TFRAY_TRACE=SECONDS has each worker note the examples of every step and lane, and
+pause so long after each step, in which something can be killed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -12,15 +14,17 @@ from tfray.batches.batch import Batch
 VARIABLE, FOLDER = "TFRAY_TRACE", "trace"
 
 
-def is_traced() -> bool:
-    """Say whether whoever started the job wants a trace."""
-    return bool(os.environ.get(VARIABLE))
+def wanted_trace() -> float | None:
+    """Return the pause after each step where whoever started the job wants a trace; None: no trace is wanted."""
+    value = os.environ.get(VARIABLE)
+    return float(value) if value else None
 
 
 class Trace:
     """Appends a line (step, lane, hash of the examples' ids) for each micro-batch to a file of this process' own."""
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, pause: float) -> None:
+        self.pause = pause
         folder = Path(out) / FOLDER
         folder.mkdir(exist_ok=True)
         self.path = folder / f"{uuid.uuid4().hex}.txt"
@@ -30,6 +34,7 @@ class Trace:
         with self.path.open("a") as file:
             for lane, batch in zip(lanes, batches, strict=True):
                 file.write(f"{step} {lane} {hash_of(batch)}\n")
+        time.sleep(self.pause)
 
 
 def hash_of(batch: Batch) -> str:

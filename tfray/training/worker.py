@@ -56,8 +56,8 @@ class Settings(NamedTuple):
     """About how many there are."""
     validates_beside: bool
     """True where an actor of its own decodes validation sources."""
-    is_traced: bool
-    """True where a test wants to know what was trained on."""
+    trace_pause: float | None
+    """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
     bell: object
     """The actor by which the driver has the workers end."""
 
@@ -122,7 +122,8 @@ class Worker:
         self.meter = Meter(self.progress.seconds, self.peak.flops_per_second)
         self.score: float | None = None
         """Of the newest weights, where they were judged; more is better."""
-        self.trace = Trace(job.out) if settings.is_traced else None
+        pause = settings.trace_pause
+        self.trace = None if pause is None else Trace(job.out, pause)
         self.is_warned = False
 
     def make_validation(self) -> Validation:
