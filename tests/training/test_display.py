@@ -55,7 +55,7 @@ def read_board(folder: Path) -> dict[str, dict[int, float]]:
 
 def test_a_board_has_every_number_of_training_and_validation(tmp_path: Path):
     board = Board(str(tmp_path), [start(0), train(10, 4.0), valid(10, loss=3.5, bleu=12.0)])
-    board.close()
+    board.flush()
     points = read_board(tmp_path / FOLDER)
     assert points["training/loss"] == {10: 4.0} and points["validation/loss"] == {10: 3.5}
     assert points["validation/bleu"] == {10: 12.0} and points["training/target_tokens_per_second"] == {10: 6.0}
@@ -76,17 +76,16 @@ def test_no_step_is_shown_twice_after_crashes_of_workers_and_of_the_driver(
     first = Board(str(out), [])
     for event in events[:driver_ends_after]:
         first.add(event)
-    # Not closed: killed.
     second = Board(str(out), events[:driver_ends_after])
     for event in events[driver_ends_after:]:
         second.add(event)
-    second.close()
+    second.flush()
     assert read_board(out / FOLDER).get("training/loss", {}) == curve
 
 
 def test_relative_time_is_that_of_training(tmp_path: Path):
     board = Board(str(tmp_path), [start(0), train(10, 4.0), train(40, 3.0)])
-    board.close()
+    board.flush()
     (path,) = (tmp_path / FOLDER).iterdir()
     data, times = path.read_bytes(), []
     while data:
@@ -109,7 +108,8 @@ def test_events_are_shown_once_and_those_of_earlier_runs_not_again(tmp_path: Pat
         display.update()
         display.update()
         write_event(out, train(30, 2.0))
-        display.close()
+        display.update()
+        display.draw()
     assert [message.split()[0:2] for message in caplog.messages] == [
         ["training:", "0.0"],
         ["step", "20/100"],
@@ -141,7 +141,7 @@ def test_the_picture_is_drawn_at_validations_but_not_all_the_time(tmp_path: Path
     display.drawn -= display_file.DRAW_SECONDS
     display.update()
     assert drawn == [3, 4]
-    display.close()
+    display.draw()
     assert drawn == [3, 4, 4]
 
 
@@ -163,10 +163,9 @@ def test_in_an_object_store_the_picture_and_the_board_are_put_there(monkeypatch:
         for event in (start(0), train(10, 4.0), valid(10, loss=3.0, perplexity=20.0)):
             write_event(out, event)
         display.update()
-        display.close()
+        display.draw()
         assert storage.read_bytes(storage.join(out, CURVES)).startswith(b"\x89PNG")
         (board,) = storage.list_files(storage.join(out, FOLDER))
         assert b"validation/loss" in storage.read_bytes(board)
-        assert not Path(display.board.folder).exists()
     finally:
         server.stop()

@@ -11,6 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.packed import collate_packed
+from tfray.batches.packing import Widths
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import EOS_ID, PAD_ID
@@ -51,7 +53,15 @@ def test_padding_adds_no_operations_and_pairs_do_not_see_each_other():
     assert together == apart
 
 
-def test_packed_rows_count_as_their_pairs():
+def test_packed_pairs_count_as_those_in_rows_of_their_own():
+    lengths = [(3, 9), (17, 2), (5, 5), (8, 1)]
+    sides = [[[*[5] * (source - 1), EOS_ID] for source, _ in lengths], [[6] * (target - 1) for _, target in lengths]]
+    packed = collate_packed(*map(ragged, sides), Widths(24, 24))
+    assert len(packed.source_ids) < len(lengths)
+    assert batch_flops(SMALL, packed) == batch_flops(SMALL, batch_of(lengths))
+
+
+def test_rows_of_several_sentences_have_the_lengths_of_each():
     ids = torch.tensor([[5, 5, EOS_ID, 7, EOS_ID, PAD_ID], [5, EOS_ID, PAD_ID, PAD_ID, PAD_ID, PAD_ID]])
     assert pair_lengths(ids).tolist() == [3, 2, 2]
 

@@ -28,6 +28,7 @@ from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.training.replicated import Replicated
 from tfray.training.step import train_step
 from tfray.training.validation import (
+    POLLED,
     Decoder,
     Finding,
     Validation,
@@ -268,6 +269,17 @@ def test_without_validation_data_nothing_is_found_but_the_weights(tmp_path: Path
     state = Replicated(Transformer(architecture), CONFIG, torch.float32)
     (finding,) = Validation(tokens, architecture, CONFIG, 60, CPU, 0).validate(state, 5)
     assert finding.metrics == {} and finding.weights
+
+
+def test_workers_ask_what_was_found_at_the_same_calls_and_not_at_each(words: TokenFolder, monkeypatch):
+    architecture = architecture_for(words.tokenizer)
+    beside, asked = Beside(), []
+    monkeypatch.setattr(beside, "poll", lambda wait: asked.append(wait) or [])
+    validation = Validation(words, architecture, CONFIG, 60, CPU, 0, True, beside)
+    for _ in range(2 * POLLED + 1):
+        validation.poll()
+    validation.finish()
+    assert asked == [False, False, True]
 
 
 def validate_in_group(rank: int, folder: str, manifest: dict, port: str, results: str) -> None:

@@ -110,11 +110,12 @@ def draw_scores(axes: Axes, events: Events) -> None:
     for name, curve in curves.items():
         if curve.steps:
             plot(axes, curve, *SCORES[name], marker="o")
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     main = curves["bleu"] if curves["bleu"].steps else curves["accuracy"]
     if best := main.best(is_highest=True):
         mark_best(axes, *best, "{:.2f}" if curves["bleu"].steps else "{:.4f}")
     if not any(curve.steps for curve in curves.values()):
-        axes.text(0.5, 0.5, "nothing decoded", ha="center", va="center", transform=axes.transAxes, color="gray")
+        axes.text(0.5, 0.5, "nothing was decoded", ha="center", va="center", transform=axes.transAxes, color="gray")
     finish(axes)
 
 

@@ -7,7 +7,6 @@ that step.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +31,8 @@ class Board:
         self.place = storage.join(out, FOLDER)
         storage.remove(self.place)
         self.is_remote = storage.is_remote(out)
-        self.folder = Path(tempfile.mkdtemp(prefix="tfray-") if self.is_remote else storage.absolute(self.place))
+        self.temporary = tempfile.TemporaryDirectory(prefix="tfray-") if self.is_remote else None
+        self.folder = Path(self.temporary.name if self.temporary else storage.absolute(self.place))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.files, self.is_empty = 0, True
         # Events know the seconds of training alone: TensorBoard's relative time is then the training's.
@@ -72,10 +72,3 @@ class Board:
         self.writer.flush()
         for path in sorted(self.folder.iterdir()) if self.is_remote else ():
             storage.publish_bytes(storage.join(self.place, path.name), path.read_bytes())
-
-    def close(self) -> None:
-        """Flush, and end."""
-        self.flush()
-        self.writer.close()
-        if self.is_remote:
-            shutil.rmtree(self.folder, ignore_errors=True)

@@ -23,7 +23,7 @@ class Display:
 
     display = Display(job.out)
     while training: display.update()
-    display.close()
+    display.draw()
     """
 
     def __init__(self, out: str) -> None:
@@ -53,9 +53,3 @@ class Display:
         if picture is not None:
             storage.publish_bytes(storage.join(self.out, CURVES), picture)
         self.drawn, self.is_drawn = time.monotonic(), True
-
-    def close(self) -> None:
-        """Show the rest, and draw the last picture."""
-        self.update()
-        self.draw()
-        self.board.close()

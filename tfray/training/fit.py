@@ -151,3 +151,5 @@ def follow_log(display: Display, training: Future, seconds: float = float("inf")
     while not wait([training], timeout=1.0).done and seconds > 0:
         display.update()
         seconds -= 1
+    display.update()
+    display.draw()

@@ -12,7 +12,9 @@ import torch
 
 from tfray import storage
 from tfray.batches.count import draw_lengths
-from tfray.batches.plan import padded_length, plan_pool, plan_pools
+from tfray.batches.lengths import padded_length
+from tfray.batches.packing import Widths, first_fit, row_widths
+from tfray.batches.plan import plan_pool, plan_pools
 from tfray.batches.pool import mix_shards
 from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
@@ -90,20 +92,23 @@ def survey_epoch(tokens: TokenFolder, config: BatchesConfig) -> Epoch:
         drawn = [draw_lengths(paths[draw.shard], draw, portions[draw.shard], config.seed) for draw in pool.draws]
         source, target = (np.concatenate(side) for side in zip(*drawn, strict=True))
         epoch.pairs += len(source)
+        widths = row_widths(source, target, config.max_tokens) if config.packing else None
         for lanes in plan_pool(source, target, config, 0, pool.index):
             rows = np.concatenate(lanes)
             epoch.target_tokens += int(target[rows].sum())
             epoch.step_tokens.append(int(source[rows].sum() + target[rows].sum()))
             for lane in lanes:
-                shape = shape_of(source[lane], target[lane])
+                shape = shape_of(source[lane], target[lane], widths)
                 epoch.shapes[shape] += 1
                 epoch.padded += shape.rows * (shape.source + shape.target)
     return epoch
 
 
-def shape_of(source: np.ndarray, target: np.ndarray) -> Shape:
-    """Return the shape of a micro-batch of pairs with these lengths."""
-    return Shape(len(source), int(padded_length(int(source.max()))), int(padded_length(int(target.max()))))
+def shape_of(source: np.ndarray, target: np.ndarray, widths: Widths | None) -> Shape:
+    """Return the shape of a micro-batch of pairs with these lengths; with `widths`, of one whose pairs share rows."""
+    rows = np.arange(len(source)) if widths is None else first_fit(source, target, widths)
+    longest = [padded_length(int(np.bincount(rows, side).max())) for side in (source, target)]
+    return Shape(int(rows.max()) + 1, *longest)
 
 
 def format_parameters(architecture: Architecture) -> str:

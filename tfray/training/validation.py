@@ -31,6 +31,8 @@ from tfray.training.state import TrainState
 from tfray.training.workers import sum_over_workers, world_size
 
 Weights = dict[str, Tensor]
+POLLED = 10
+"""Calls of poll() of which one asks: workers have to agree on the answer, and it is called at every step."""
 
 
 class Finding(NamedTuple):
@@ -85,6 +87,7 @@ class Validation:
         self.decodes = self.has_data and config.valid_rows > 0
         is_here = self.decodes and not is_beside
         self.decoder = Decoder(tokens, architecture, config, device) if is_here else None
+        self.calls = 0
 
     def validate(self, state: TrainState, step: int) -> list[Finding]:
         """Return what is found of the state's (averaged) weights at once; scores from beside come by poll()."""
@@ -103,8 +106,9 @@ class Validation:
         return [Finding(step, metrics, weights if self.rank == 0 else {}, time.monotonic() - begun)]
 
     def poll(self, wait: bool = False) -> list[Finding]:
-        """Return what was found beside the training since the last call, the same on every worker."""
-        if not (self.is_beside and self.decodes):
+        """Return what was found beside the training in the meantime, the same on every worker."""
+        self.calls += 1
+        if not (self.is_beside and self.decodes) or (self.calls % POLLED and not wait):
             return []
         found = self.validator.poll(wait) if self.validator is not None else []
         if self.workers == 1:
