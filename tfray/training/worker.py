@@ -20,6 +20,7 @@ import torch.distributed as dist
 from tfray import storage
 from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
+from tfray.checkpoint.average import average_checkpoints
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import Progress
@@ -150,6 +151,7 @@ class Worker:
         self.checkpoints.wait()
         if self.is_over:
             self.save_folder("last", self.state.weights())
+            self.save_average()
         elif wish >= Wish.END:
             self.end(wish)
         else:
@@ -206,7 +208,7 @@ class Worker:
         config, step, is_done = self.job.training, self.progress.step, self.is_done
         if is_done or step % config.log_every == 0:
             self.log_step()
-            self.judge(self.validation.poll())
+        self.judge(self.validation.poll())
         if is_done or step % config.validate_every == 0:
             self.validate()
         if is_done or self.is_stale:
@@ -295,6 +297,13 @@ class Worker:
         text = TextConfig(**self.tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
         kind = (self.tokens.tokenizer.json, self.tokens.task)
         save_model_folder(storage.join(self.job.out, name), weights, self.architecture, *kind, made, text)
+
+    def save_average(self) -> None:
+        """Write the mean of the last checkpoints, or of the best, as a model folder, where it is wanted."""
+        config = self.job.training
+        if config.average_checkpoints and self.rank == 0:
+            of_best = config.keep_best_checkpoints > 0
+            self.save_folder("average", average_checkpoints(self.job.out, config.average_checkpoints, of_best))
 
     def log(self, event: dict, step: int | None = None) -> None:
         """Write an event, once for all workers."""
