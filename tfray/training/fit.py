@@ -16,10 +16,11 @@ from tfray.errors import InputError
 from tfray.training.bell import Bell
 from tfray.training.display import Display
 from tfray.training.group import GiveUp, GroupConfig, usable_workers
+from tfray.training.launch import train_worker
 from tfray.training.stop import GRACE_SECONDS, Preempted
 from tfray.training.trace import wanted_trace
 from tfray.training.validator import Room, choose_place
-from tfray.training.worker import Settings, train_worker
+from tfray.training.worker import Settings
 from tfray.units.stream import find, find_input_error
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -25,14 +23,13 @@ from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import Progress
 from tfray.config import TextConfig, TrainJob
-from tfray.errors import InputError
 from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
-from tfray.training.group import ask_to_save_once, usable_workers
+from tfray.training.group import ask_to_save_once
 from tfray.training.judge import Judge
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
@@ -61,39 +58,6 @@ class Settings(NamedTuple):
     """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
     bell: object
     """The actor by which the driver has the workers end."""
-
-
-def train_worker(config: dict) -> None:
-    """Train to the end; `config` holds the Settings. A worker that finds no lanes to share returns at once."""
-    settings: Settings = config["settings"]
-    context = ray.train.get_context()
-    started = context.get_world_size()
-    workers = usable_workers(started, settings.job.batches.lanes)
-    if context.get_world_rank() >= workers:
-        WISHES.is_surplus = True
-        return
-    WISHES.begin()
-    threading.Thread(target=listen, args=(settings.bell,), daemon=True).start()
-    try:
-        Worker(settings, context.get_world_rank(), workers, started).run()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"training stopped, since there is no room left for {settings.job.out!r} ({error}); its last checkpoint "
-            "is whole: make room, and start the same command again"
-        ) from error
-    finally:
-        WISHES.end()
-
-
-def listen(bell) -> None:
-    """End training when the driver says so."""
-    try:
-        ray.get(bell.wait.remote())
-        WISHES.ask(Wish.END)
-    except ray.exceptions.RayError:
-        return  # the driver is gone, and Ray ends its workers
 
 
 class Worker:
