@@ -131,6 +131,15 @@ def node_cpus() -> list[float]:
     return [float(count) for count in cores if count]
 
 
+def own_cpus() -> int:
+    """Return the cores of the machine on which this process runs, as many of them as its node has for Ray."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    cores = next((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == own), 1)
+    return max(1, min(os.cpu_count() or 1, int(cores)))
+
+
 def cluster_total(resource: str) -> float:
     """Return how much of a resource ("CPU", "GPU") the cluster's nodes have in all."""
     import ray

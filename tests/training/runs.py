@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tests.cluster import ENVIRONMENT
 
-LANES, STEPS = 4, 150
+LANES, STEPS = 4, 100
 OPTIONS = [
     *("--model.preset", "tiny", "--model.d_model", "32", "--model.num_heads", "2", "--model.d_ff", "64"),
     *("--model.encoder_layers", "1", "--model.decoder_layers", "1", "--training.precision", "fp32"),
     *("--batches.lanes", str(LANES), "--batches.max_tokens", "200", "--batches.pool_examples", "100"),
     *("--training.epochs", "50", "--training.max_steps", str(STEPS), "--training.learning_rate", "3e-3"),
-    *("--training.warmup_steps", "20", "--training.checkpoint_every", "8", "--training.validate_every", "60"),
+    *("--training.warmup_steps", "20", "--training.checkpoint_every", "8", "--training.validate_every", "40"),
     *("--training.valid_rows", "0", "--training.log_every", "1", "--training.max_failures", "99"),
     *("--training.cpus_per_worker", "0.3"),
 ]

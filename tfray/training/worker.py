@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from tfray.checkpoint.average import average_checkpoints
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import Progress
+from tfray.cluster import own_cpus
 from tfray.config import TextConfig, TrainJob
 from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, prepare_cpu
@@ -71,7 +71,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             on_this_node = ray.train.get_context().get_local_world_size()
-            prepare_cpu(threads=max(1, (os.cpu_count() or 1) // on_this_node))
+            prepare_cpu(threads=max(1, own_cpus() // on_this_node))
         self.dtype = choose_dtype(job.training.precision, self.device)
         self.architecture = architecture_of(job, self.tokens)
         torch.manual_seed(job.training.seed)
