@@ -47,15 +47,16 @@ class Nodes:
         self.process.stdin.flush()
         self.answer()
 
-    def workers(self) -> list[psutil.Process]:
-        """Return the processes that run actors or tasks of Ray Data (a raylet dies with its agents: not those)."""
+    def workers(self, kind: str = "Map") -> list[psutil.Process]:
+        """Return the processes that run actors or tasks of Ray Data, or those of another name (a raylet dies with
+        its agents: not those)."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 name = " ".join(process.cmdline())
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            if name.startswith("ray::") and "Map" in name:
+            if name.startswith("ray::") and kind in name:
                 found.append(process)
         return found
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tfray.cli import name_folder, spell_out
+from tfray import config
+from tfray.cli import name_folder, read_job, spell_out
 
 
 @pytest.mark.parametrize(
@@ -11,6 +12,7 @@ from tfray.cli import name_folder, spell_out
         ([], []),
         (["--address", "auto"], ["--cluster.address", "auto"]),
         (["--address=auto"], ["--cluster.address=auto"]),
+        (["--allow-change", "a.b"], ["--allow_change+", "a.b"]),
         (["--dry-run"], ["--dry_run=true"]),
         (["--dry-run", "--out", "x"], ["--dry_run=true", "--out", "x"]),
         (["--dry-run", "false"], ["--dry_run", "false"]),
@@ -27,3 +29,8 @@ def test_short_flags_stand_for_full_ones(given: list[str], spelled: list[str]) -
 def test_the_one_folder_of_a_command_needs_no_flag() -> None:
     assert name_folder("status", ["out"]) == ["--out", "out"]
     assert name_folder("predict", ["out"]) == ["out"]
+
+
+def test_settings_that_may_change_are_named_one_by_one() -> None:
+    given = ["--tokens_folder", "a", "--out", "b", "--allow-change", "x.y", "--allow_change", "z"]
+    assert read_job("train", config.TrainJob, given).allow_change == ["x.y", "z"]

@@ -191,7 +191,7 @@ def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
         json.loads((folder / "_manifest.json").read_text()) for folder in (tmp_path / "training", log.parent)
     )
     assert killed["steps"] == smooth["steps"]
-    assert killed["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
+    assert killed["best_score"] == pytest.approx(smooth["best_score"], rel=0.05)
     assert "from step 0" not in ended.stderr, "it went on and did not begin again"
 
 
@@ -228,7 +228,7 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
         json.loads((folder / "_manifest.json").read_text()) for folder in (out, digits / "run" / "training")
     )
     assert ended["steps"] == smooth["steps"]
-    assert ended["best_loss"] == pytest.approx(smooth["best_loss"], rel=0.05)
+    assert ended["best_score"] == pytest.approx(smooth["best_score"], rel=0.05)
 
 
 def test_ctrl_c_ends_training_with_a_word_about_how_to_go_on(

@@ -37,6 +37,8 @@ EXAMPLES = {
 }
 SHORT = {
     "--address": "--cluster.address",
+    "--allow-change": "--allow_change+",
+    "--allow_change": "--allow_change+",
     "--dry-run": "--dry_run",
     "--fail-fast": "--inference.fail_fast",
     "--max-error-rate": "--inference.max_error_rate",
@@ -101,7 +103,7 @@ def show(name: str, result: Any) -> None:
         print(importlib.import_module("tfray.report.account").format_account(result.manifest))
     elif name == "predict":
         print(importlib.import_module("tfray.inference.summary").format_result(result))
-    elif name in ("demo", "inspect", "status"):
+    elif name in ("demo", "inspect", "status") or (name == "train" and "\n" in result):  # a dry run's report
         print(result)
 
 

@@ -123,6 +123,23 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
+def node_cpus() -> list[float]:
+    """Return the CPU cores of each node that has any."""
+    import ray
+
+    cores = (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    return [float(count) for count in cores if count]
+
+
+def own_cpus() -> int:
+    """Return the cores of the machine on which this process runs, as many of them as its node has for Ray."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    cores = next((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == own), 1)
+    return max(1, min(os.cpu_count() or 1, int(cores)))
+
+
 def cluster_total(resource: str) -> float:
     """Return how much of a resource ("CPU", "GPU") the cluster's nodes have in all."""
     import ray

@@ -50,7 +50,8 @@ def test_targets_begin_with_bos_and_labels_are_the_targets_one_ahead_and_end_wit
     assert unpadded(batch.label_ids) == [[*ids, EOS_ID] for ids in target]
     assert batch.target_ids.shape == batch.label_ids.shape == (len(pairs), padded_length(1 + max(map(len, target))))
     assert batch.source_ids.shape == (len(pairs), padded_length(max(map(len, source))))
-    assert all(ids.dtype == torch.int64 for ids in batch)
+    assert all(ids.dtype == torch.int64 for ids in batch[:3])
+    assert batch[3:] == (None, None)
 
 
 def test_padding_is_at_the_right_and_does_not_count_as_tokens():
@@ -63,4 +64,6 @@ def test_padding_is_at_the_right_and_does_not_count_as_tokens():
 
 def test_moving_a_batch_keeps_its_parts():
     batch = collate(ragged([[5, EOS_ID]]), ragged([[6]]))
-    assert all(torch.equal(*pair) for pair in zip(batch, batch.to(torch.device("cpu")), strict=True))
+    assert all(torch.equal(*pair) for pair in zip(batch[:3], batch.to(torch.device("cpu"))[:3], strict=True))
+    packed = batch._replace(source_segments=batch.source_ids, target_segments=batch.target_ids)
+    assert all(torch.equal(*pair) for pair in zip(packed, packed.to(torch.device("cpu")), strict=True))

@@ -13,7 +13,18 @@ import pyarrow as pa
 import pytest
 
 from tfray.batches.batch import Batch
-from tfray.batches.feed import Cursor, FeedOrderError, PoolLanes, lane_batches, lane_schema, open_feed, read_feed
+from tfray.batches.feed import (
+    Cursor,
+    FeedOrderError,
+    PoolLanes,
+    count_pools,
+    lane_batches,
+    lane_schema,
+    open_feed,
+    read_feed,
+)
+from tfray.batches.mixing import Draw
+from tfray.batches.plan import Pool, plan_pools
 from tfray.batches.pool import mix_shards
 from tfray.config import BatchesConfig
 from tfray.tokens.shards import TokenFolder, read_columns
@@ -33,13 +44,14 @@ Steps = dict[Cursor, list[list[Pair]]]
 class FakeRayData:
     """What open_feed asks of Ray Data, done at once: rows in, rows out, in order."""
 
-    def from_items(self, places: list[dict], **options: Any) -> FakeRayData:
-        self.places = places
+    def from_items(self, numbers: list[int], **options: Any) -> FakeRayData:
+        self.numbers = numbers
         return self
 
-    def map_batches(self, stage: type, fn_constructor_args: tuple, **options: Any) -> FakeRayData:
+    def map_batches(self, stage: type, fn_constructor_args: tuple, batch_size: int, **options: Any) -> FakeRayData:
+        assert batch_size == 1
         mapped = stage(*fn_constructor_args)
-        self.lanes = pa.concat_tables([mapped(pa.Table.from_pylist([place])) for place in self.places])
+        self.lanes = pa.concat_tables([mapped(pa.table({"item": [number]})) for number in self.numbers])
         return self
 
     def repartition(self, target_num_rows_per_block: int) -> list[pa.Table]:
@@ -150,6 +162,29 @@ def test_after_a_step_comes_the_next_ones_cursor(tokens: TokenFolder):
     assert steps[0].cursor == Cursor() and steps[-1].after == Cursor(EPOCHS, 0, 0)
 
 
+@pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["plain", "mixed"])
+def test_a_pools_number_stands_for_the_same_place_in_whatever_order_they_are_asked_for(
+    tokens: TokenFolder, config: BatchesConfig
+):
+    portions = mix_shards(tokens, config)
+    places = [
+        (epoch, pool, pool is pools[-1])
+        for epoch in range(4)
+        for pools in [plan_pools(portions, config, epoch)]
+        for pool in pools
+    ]
+    for begun in range(len(places)):
+        cursor = Cursor(places[begun][0], places[begun][1].index)
+        assert count_pools(portions, config, 4, cursor) == len(places) - begun
+        stage = PoolLanes(tokens, config, cursor)
+        for number in np.random.default_rng(begun).permutation(len(places) - begun):
+            assert stage.place(int(number)) == places[begun + number]
+
+
+def test_after_the_last_epoch_there_are_no_pools(tokens: TokenFolder):
+    assert count_pools(mix_shards(tokens, CONFIG), CONFIG, 2, Cursor(2)) == 0
+
+
 def test_epochs_differ_in_their_order(tokens: TokenFolder):
     first, second = ([lanes for cursor, lanes in read_all(tokens).items() if cursor.epoch == e] for e in (0, 1))
     assert first != second
@@ -185,9 +220,9 @@ def test_a_feed_opened_elsewhere_than_the_cursor_is_refused(tokens: TokenFolder)
 
 
 def test_a_lane_row_holds_its_micro_batches_one_after_the_other(tokens: TokenFolder):
-    stage = PoolLanes(tokens, CONFIG)
-    place = {"epoch": 0, "pool": 0, "shards": [1, 4], "starts": [0, 0], "stops": [19, 12], "is_last": True}
-    lanes = [pa.Table.from_batches([lane]) for lane in stage.lanes(place)]
+    stage = PoolLanes(tokens, CONFIG, Cursor())
+    pool = Pool(0, (Draw(1, 0, 19), Draw(4, 0, 12)))
+    lanes = [pa.Table.from_batches([lane]) for lane in stage.lanes(0, pool, is_last=True)]
     ids = read_columns(tokens.paths("train")[0], ["source_ids"]).schema.field("source_ids").type.value_type
     assert [lane["lane"].to_pylist() for lane in lanes] == [[0], [1], [2], [3]]
     for lane in lanes:

@@ -15,7 +15,7 @@ from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 LONGEST = 512
 
 
-def make_marian(size: str, vocab_size: int, seed: int = 0) -> Any:
+def make_marian(size: str, vocab_size: int, seed: int = 0, dropout: float = 0.0, attention: str | None = None) -> Any:
     """Return a MarianMTModel with lively random weights: outputs vary, and ties do not decide."""
     from transformers import MarianConfig, MarianMTModel
 
@@ -39,7 +39,8 @@ def make_marian(size: str, vocab_size: int, seed: int = 0) -> Any:
         eos_token_id=EOS_ID,
         decoder_start_token_id=BOS_ID,
         forced_eos_token_id=None,
-        dropout=0.0,
+        dropout=dropout,
+        attn_implementation=attention,
         attention_dropout=0.0,
         activation_dropout=0.0,
     )

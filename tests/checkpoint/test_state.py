@@ -1,153 +1,190 @@
-"""Checkpoints: exact, whole or not there, the newest few."""
+"""What a checkpoint is: whole or not there, and every damage noticed by drivers and workers alike."""
 
 from __future__ import annotations
 
 import json
+import logging
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from tfray.checkpoint.state import Progress, load_tensors, newest_progress, save_checkpoint
+from tests.checkpoint.samples import assert_equal, folders, part, save_steps, some_state, zeros
+from tfray.checkpoint.checkpoints import Checkpoints, read_weights
+from tfray.checkpoint.state import (
+    Part,
+    Piece,
+    Progress,
+    Saved,
+    StoredTensor,
+    complete_checkpoints,
+    newest_progress,
+)
 from tfray.errors import CheckpointMismatch
 
-TENSORS = {"weight.0": torch.randn(3, 4), "optimizer.0.step": torch.tensor(5.0)}
-
-
-def folders(out: Path) -> list[str]:
-    return sorted(path.name for path in (out / "checkpoints").iterdir())
-
-
-def save_steps(out: Path, *steps: int, keep: int = 9) -> None:
-    for step in steps:
-        save_checkpoint(str(out), Progress(step=step), {**TENSORS, "at": torch.tensor(step)}, keep)
-
-
-def train_a_little(model: torch.nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    for step in range(steps):
-        optimizer.zero_grad()
-        model(torch.full((2, 4), float(step))).square().sum().backward()
-        optimizer.step()
-
-
-def test_weights_and_optimizer_moments_come_back_bit_for_bit(tmp_path: Path):
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 3)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    train_a_little(model, optimizer, 5)
-    tensors: dict[str, Tensor] = {}
-    for index, parameter in enumerate(model.parameters()):
-        tensors[f"weight.{index}"] = parameter.detach()
-        tensors |= {f"optimizer.{index}.{name}": moment for name, moment in optimizer.state[parameter].items()}
-    assert any("exp_avg_sq" in name for name in tensors)
-    progress = Progress(step=5)
-    save_checkpoint(str(tmp_path), progress, tensors, keep=1)
-    loaded = load_tensors(str(tmp_path), progress)
-    assert loaded.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
-
-
-def test_views_narrow_types_and_special_values_come_back_bit_for_bit(tmp_path: Path):
-    tensors = {
-        "transposed": torch.randn(3, 5).T,
-        "sliced": torch.randn(9)[::2],
-        "bf16": torch.randn(4).bfloat16(),
-        "special": torch.tensor([float("inf"), -0.0, float("nan"), 1e-45]),
-        "scalar": torch.tensor(3.0),
-    }
-    save_checkpoint(str(tmp_path), Progress(step=1), tensors, keep=1)
-    for name, tensor in load_tensors(str(tmp_path), Progress(step=1)).items():
-        assert tensor.shape == tensors[name].shape
-        assert torch.equal(tensor.view(torch.int8) if tensor.ndim else tensor, bits(tensors[name])), name
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.int8) if tensor.ndim else tensor
-
-
-@given(
-    st.builds(
-        Progress,
-        step=st.integers(0, 10**7),
-        epoch=st.integers(0, 99),
-        pool=st.integers(0, 99),
-        step_in_pool=st.integers(0, 10**6),
-        best_loss=st.floats(0, allow_nan=False),
-        best_step=st.integers(0, 10**7),
-        stale_validations=st.integers(0, 9),
-        seconds=st.floats(0, 1e9),
-    )
+PROGRESS = st.builds(
+    Progress,
+    step=st.integers(0, 10**7),
+    epoch=st.integers(0, 99),
+    pool=st.integers(0, 99),
+    step_in_pool=st.integers(0, 10**6),
+    tokens=st.integers(0, 10**13),
+    updates=st.integers(0, 10**7),
+    skipped=st.integers(0, 10**4),
+    spikes=st.fixed_dictionaries({"norms": st.lists(st.floats(0, 1e9), max_size=5)}),
+    best_loss=st.floats(0, allow_nan=False),
+    best_score=st.floats(allow_nan=False),
+    best_step=st.integers(0, 10**7),
+    stale_validations=st.integers(0, 9),
+    seconds=st.floats(0, 1e9),
 )
-def test_progress_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, progress: Progress):
-    out = str(tmp_path_factory.mktemp("run"))
-    save_checkpoint(out, progress, TENSORS, keep=1)
-    assert newest_progress(out) == progress
+DAMAGES = ["no part", "cut part", "longer part", "flipped part", "cut state", "empty state", "flipped state", "a list"]
 
 
-def test_without_a_checkpoint_training_begins_at_the_beginning(tmp_path: Path):
-    assert newest_progress(str(tmp_path)) == Progress()
-    assert newest_progress(str(tmp_path / "nowhere")) == Progress()
+def damage(out: Path, step: int, how: str) -> None:
+    file = part(out, step) if how.endswith("part") else out / f"checkpoints/step-{step:08d}/state.json"
+    data = file.read_bytes()
+    match how.split()[0]:
+        case "no":
+            file.unlink()
+        case "cut":
+            file.write_bytes(data[: len(data) // 2])
+        case "empty":
+            file.write_bytes(b"")
+        case "longer":
+            file.write_bytes(data + b"\0")
+        case "a":
+            file.write_bytes(b"[]")
+        case _:
+            place = data.index(b'"step": ') + 8 if how.endswith("state") else len(data) - 3
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
-def test_the_newest_checkpoint_counts(tmp_path: Path):
+def warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@given(PROGRESS)
+@settings(max_examples=60)
+def test_progress_comes_back_as_it_was(progress: Progress) -> None:
+    tensors = {"a": StoredTensor("F32", [3], [Piece("p", 8, [0], [3])])}
+    saved = Saved(progress, None, {"p": Part(20, "ab")}, tensors)
+    assert Saved.from_json(json.loads(json.dumps(saved.to_json()))) == saved
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_any_change_of_state_json_is_noticed(data: st.DataObject) -> None:
+    saved = Saved(Progress(step=7, seconds=1.25), 0.5, {"p": Part(20, "ab")}, {})
+    content = saved.to_json()
+    text = json.dumps(content)
+    place = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:place] + data.draw(st.characters(codec="ascii")) + text[place + 1 :]
+    try:
+        found = Saved.from_json(json.loads(changed))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    assert found == saved, "only what says the same may pass, such as 0.50 for 0.5"
+
+
+def test_without_a_checkpoint_training_begins_at_the_beginning(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "nowhere"):
+        assert newest_progress(str(out)) == Progress()
+        assert Checkpoints(str(out), keep=1).newest() == Progress()
+        state = some_state(1)
+        assert Checkpoints(str(out), keep=1).load(state) == Progress()
+        assert_equal(state, some_state(1))
+
+
+def test_the_newest_checkpoint_counts_whatever_its_number_of_digits(tmp_path: Path) -> None:
     save_steps(tmp_path, 90, 1000, 20000)
-    progress = newest_progress(str(tmp_path))
-    assert progress.step == 20000
-    assert load_tensors(str(tmp_path), progress)["at"] == 20000
+    assert newest_progress(str(tmp_path)) == Progress(step=20000)
 
 
-@pytest.mark.parametrize("damage", ["no state", "cut state", "empty state", "cut tensors", "no tensors"])
-def test_an_incomplete_checkpoint_does_not_exist_and_the_one_before_is_used(tmp_path: Path, damage: str):
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_by_driver_and_workers(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     save_steps(tmp_path, 10, 20)
-    newest = tmp_path / "checkpoints/step-00000020"
-    file = newest / ("state.json" if damage.endswith("state") else "state.safetensors")
-    if damage.startswith("no"):
-        file.unlink()
-    else:
-        data = file.read_bytes()
-        file.write_bytes(data[: len(data) // 2 if damage.startswith("cut") else 0])
-    progress = newest_progress(str(tmp_path))
-    assert progress.step == 10
-    assert load_tensors(str(tmp_path), progress)["at"] == 10
+    damage(tmp_path, 20, how)
+    with caplog.at_level(logging.WARNING):
+        assert newest_progress(str(tmp_path)) == Progress(step=10)
+    (record,) = warnings(caplog)
+    assert "step-00000020' is damaged" in record.getMessage()
+    assert (part(tmp_path, 10).parent.parent / "step-00000020").exists()
+    what = {"no": "missing", "cut": "bytes in place of", "longer": "bytes in place of", "flipped": "checksum differs"}
+    if how.endswith("part"):
+        assert what[how.split()[0]] in record.getMessage()
+    state = zeros(some_state(1))
+    assert Checkpoints(str(tmp_path), keep=2).load(state) == Progress(step=10)
+    assert_equal(state, some_state(10))
 
 
-def test_damaged_tensors_of_the_right_size_are_refused_with_the_remedy(tmp_path: Path):
-    save_steps(tmp_path, 10)
-    file = tmp_path / "checkpoints/step-00000010/state.safetensors"
-    file.write_bytes(b"\xff" * file.stat().st_size)
-    with pytest.raises(CheckpointMismatch, match=r"step-00000010.*delete its folder to use the one before"):
-        load_tensors(str(tmp_path), newest_progress(str(tmp_path)))
-
-
-def test_only_the_newest_are_kept(tmp_path: Path):
-    save_steps(tmp_path, 10, 20, 30, 40, keep=2)
-    assert folders(tmp_path) == ["step-00000030", "step-00000040"]
-    save_steps(tmp_path, 50, keep=1)
-    assert folders(tmp_path) == ["step-00000050"]
-
-
-def test_what_a_kill_left_unfinished_is_cleared_away_and_does_not_count_as_kept(tmp_path: Path):
-    save_steps(tmp_path, 10, 20, 30)
+def test_an_unfinished_checkpoint_does_not_exist_and_no_warning_is_due(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(tmp_path, 10, 20)
     (tmp_path / "checkpoints/step-00000020/state.json").unlink()
-    save_steps(tmp_path, 40, keep=2)
-    assert folders(tmp_path) == ["step-00000030", "step-00000040"]
+    assert newest_progress(str(tmp_path)) == Progress(step=10)
+    assert not warnings(caplog)
 
 
-def test_a_checkpoint_can_be_written_again(tmp_path: Path):
+@pytest.mark.parametrize("how", DAMAGES)
+def test_when_all_are_damaged_training_does_not_quietly_begin_anew(tmp_path: Path, how: str) -> None:
+    save_steps(tmp_path, 10, 20)
+    for step in (10, 20):
+        damage(tmp_path, step, how)
+    for look in (newest_progress, lambda out: Checkpoints(out, 1).newest(), lambda out: Checkpoints(out, 1).load({})):
+        with pytest.raises(CheckpointMismatch, match=r"all 2 .*step-00000010: .*step-00000020: .*; bring one back"):
+            look(str(tmp_path))
+
+
+def test_a_checkpoint_counts_as_complete_by_its_files_and_their_sizes(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20, 30)
+    damage(tmp_path, 20, "cut part")
+    assert [Path(folder).name for folder in complete_checkpoints(str(tmp_path))] == ["step-00000010", "step-00000030"]
+
+
+def test_one_of_an_older_version_is_refused_by_its_format(tmp_path: Path) -> None:
     save_steps(tmp_path, 10)
-    save_checkpoint(str(tmp_path), Progress(step=10, epoch=3), {"other": torch.ones(2)}, keep=2)
-    assert newest_progress(str(tmp_path)) == Progress(step=10, epoch=3)
-    assert list(load_tensors(str(tmp_path), Progress(step=10))) == ["other"]
+    file = tmp_path / "checkpoints/step-00000010/state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 1}))
+    with pytest.raises(CheckpointMismatch, match="has format 1, this version of tfray reads 2"):
+        newest_progress(str(tmp_path))
 
 
-def test_a_checkpoint_is_safetensors_and_json(tmp_path: Path):
+def test_a_part_outside_the_folder_is_refused() -> None:
+    content = Saved(Progress(), None, {"../../secret": Part(1, "")}, {}).to_json()
+    with pytest.raises(ValueError, match="outside"):
+        Saved.from_json(content)
+
+
+def test_a_checkpoint_is_safetensors_and_json_and_nothing_is_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("unpickled")
+
     save_steps(tmp_path, 10)
-    folder = tmp_path / "checkpoints/step-00000010"
-    assert sorted(path.name for path in folder.iterdir()) == ["state.json", "state.safetensors"]
-    data = (folder / "state.safetensors").read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert set(header) == {*TENSORS, "at"}
+    names = sorted(path.name for path in part(tmp_path, 10).parent.iterdir())
+    assert len(names) == 2 and names[0].endswith(".safetensors") and names[1] == "state.json"
+    for module, name in [(pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")]:
+        monkeypatch.setattr(module, name, refuse)
+    assert_equal(safetensors.torch.load_file(part(tmp_path, 10)), some_state(10))
+    state = zeros(some_state(1))
+    assert Checkpoints(str(tmp_path), keep=1).load(state) == Progress(step=10)
+    weights = read_weights(str(part(tmp_path, 10).parent))
+    assert_equal(weights, {n.removeprefix("average."): t for n, t in some_state(10).items() if n.startswith("average")})
+
+
+def test_folders_that_are_no_checkpoints_are_not_in_the_way(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10)
+    (tmp_path / "checkpoints/notes").mkdir()
+    assert newest_progress(str(tmp_path)) == Progress(step=10)
+    save_steps(tmp_path, 20, keep=1)
+    assert folders(tmp_path) == ["notes", "step-00000020"]

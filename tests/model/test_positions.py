@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tfray.model.positions import rotate, sinusoids
+from tfray.model.positions import positions_in, rotate, sinusoids
 
 
 @pytest.mark.parametrize("start", [0, 17])
@@ -50,3 +50,17 @@ def test_rotation_keeps_lengths_and_leaves_the_first_position():
     states = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(rotate(states, 0).norm(dim=-1), states.norm(dim=-1))
     torch.testing.assert_close(rotate(states, 0)[:, :, 0], states[:, :, 0])
+
+
+def test_positions_begin_anew_in_every_segment():
+    segments = torch.tensor([[1, 1, 1, 2, 3, 3, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2]])
+    assert positions_in(segments).tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
+
+
+def test_given_positions_rotate_as_counted_ones_do():
+    torch.manual_seed(0)
+    states = torch.randn(2, 3, 6, 8)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 0, 1, 2, 3, 4]])
+    found = rotate(states, 0, positions)
+    torch.testing.assert_close(found[0, :, 3:], rotate(states[:1, :, 3:], 0)[0])
+    torch.testing.assert_close(found[1, :, 1:], rotate(states[1:, :, 1:], 0)[0])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tfray.training.log import LOG, describe, format_seconds, read_events, write_event
+from tfray.training.log import LOG, LogReader, describe, format_seconds, read_events, write_event
 
 EVENTS: dict[str, dict] = {
     "start": {
@@ -27,12 +30,20 @@ EVENTS: dict[str, dict] = {
         "seconds_left": 3725.2,
         "loss": 4.32109,
         "gradient_norm": 1.2,
+        "gradient_norm_max": 3.4,
+        "target_tokens_per_step": 4096.0,
+        "skipped": 2,
+        "data_wait": 0.0123,
+        "checkpoint_wait": 0.2,
+        "peak_memory_gb": 1.25,
+        "mfu": 0.312,
         "source_tokens_per_second": 12345.6,
         "target_tokens_per_second": 23456.7,
         "padding": 0.0421,
         "step": 50,
         "seconds": 61.2,
     },
+    "scores": {"event": "valid", "bleu": 31.2345, "chrf": 60.1, "is_best": False, "step": 500, "seconds": 610.0},
     "valid": {"event": "valid", "loss": 3.21, "perplexity": 24.78, "is_best": True, "step": 500, "seconds": 600.0},
 }
 
@@ -54,10 +65,25 @@ def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path: Path, kept: int):
     assert read_events(str(tmp_path)) == [EVENTS["start"]]
 
 
+@given(st.lists(st.integers(0, 400), max_size=8), st.booleans())
+def test_a_reader_gets_every_event_once_whatever_was_written_when_it_looked(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], is_cut_by_a_kill: bool
+):
+    whole = "".join(json.dumps(event) + "\n" for event in EVENTS.values())
+    text = '{"event": "tra\n' + whole if is_cut_by_a_kill else whole
+    folder = tmp_path_factory.mktemp("log")
+    reader, found = LogReader(str(folder)), []
+    for stop in [*sorted(cuts), len(text)]:
+        (folder / LOG).write_text(text[:stop])
+        found += reader.new_events()
+    assert found == list(EVENTS.values())
+    assert reader.new_events() == []
+
+
 @pytest.mark.parametrize("kind", EVENTS)
 def test_every_event_is_one_line_for_people(kind: str):
     line = describe(EVENTS[kind])
-    assert "\n" not in line and len(line) < 160
+    assert "\n" not in line and len(line) < 220
     assert not any(character in line for character in "{}[]")
 
 
@@ -69,6 +95,15 @@ def test_lines_for_people_hold_the_numbers_with_their_units():
     for part in ("50/1000", "epoch 3", "loss 4.3211", "12,346 source", "23,457 target tokens/s", "4.2%", "5.10e-04"):
         assert part in train
     assert train.endswith("1:02:05 left")
+    for part in ("MFU 31.2%", "waiting for data 1%", "for checkpoints 20%", "2 step(s) skipped"):
+        assert part in train
+    assert describe(EVENTS["scores"]) == "step    500  BLEU 31.23, chrF 60.10"
+    assert describe(EVENTS["valid"] | {"accuracy": 0.91234, "validation_seconds": 61.2}).endswith(
+        "perplexity 24.78, accuracy 0.9123 in 1:01 (best)"
+    )
+    assert describe(EVENTS["start"] | {"peak": "290 GFLOP/s measured in bfloat16"}).endswith(
+        "from step 0; MFU is the share of 290 GFLOP/s measured in bfloat16"
+    )
     assert describe(EVENTS["valid"]).endswith("validation loss 3.2100, perplexity 24.78 (best)")
     assert not describe({**EVENTS["valid"], "is_best": False}).endswith("(best)")
 

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from tfray.batches.batch import Batch, Ragged, collate
-from tfray.checkpoint.state import Progress, load_tensors, save_checkpoint
+from tfray.checkpoint.checkpoints import Checkpoints
+from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.training.optimizer import make_optimizer
-from tfray.training.state import averaged_weights, named_tensors, restore
+from tfray.training.state import averaged_weights, named_tensors
 from tfray.training.step import TrainingModel, TrainState, train_step
 
 CONFIG = TrainingConfig(ema_decay=0.9)
@@ -43,8 +44,10 @@ def test_training_after_a_restore_continues_bit_for_bit(tmp_path: Path):
     uninterrupted, interrupted, restored = new_state(1), new_state(1), new_state(2)
     train(uninterrupted, range(6))
     train(interrupted, range(3))
-    save_checkpoint(str(tmp_path), Progress(step=3), named_tensors(interrupted), keep=1)
-    restore(restored, load_tensors(str(tmp_path), Progress(step=3)))
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save(Progress(step=3), named_tensors(interrupted))
+    checkpoints.wait()
+    assert checkpoints.load(named_tensors(restored)) == Progress(step=3)
     train(restored, range(3, 6))
     found, expected = named_tensors(restored), named_tensors(uninterrupted)
     assert found.keys() == expected.keys()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tfray.batches import pool as pool_module
-from tfray.batches.feed import PoolLanes, place_of
+from tfray.batches.count import count_epoch, log_mixture
+from tfray.batches.feed import Cursor, PoolLanes
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards
 from tfray.config import BatchesConfig, TrainingConfig, TrainJob
@@ -54,11 +55,13 @@ def test_steps_are_those_of_the_first_epoch_times_the_epochs(
     tokens: TokenFolder, job: TrainJob, weights: dict[str, float]
 ):
     config = replace(job.batches, weights=weights)
-    stage, pools = PoolLanes(tokens, config), plan_pools(mix_shards(tokens, config), config, 0)
-    lanes = [next(stage.lanes(place_of(0, pool, is_last=False))) for pool in pools]
+    stage, pools = PoolLanes(tokens, config, Cursor()), plan_pools(mix_shards(tokens, config), config, 0)
+    lanes = [next(stage.lanes(0, pool, is_last=False)) for pool in pools]
     first_epoch = sum(len(lane["rows"][0]) for lane in lanes)
     assert count_steps(replace(job, batches=config), tokens) == 3 * first_epoch
     assert count_steps(replace(job, training=TrainingConfig(epochs=3, max_steps=2)), tokens) == 2
+    by_tokens = TrainingConfig(epochs=3, token_budget=2 * count_epoch(tokens, config).target_tokens)
+    assert count_steps(replace(job, batches=config, training=by_tokens), tokens) == 2 * first_epoch
 
 
 def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
@@ -77,9 +80,9 @@ def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
 
 def test_the_mixture_is_logged_where_there_is_one(tokens: TokenFolder, job: TrainJob, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        count_steps(job, tokens)
+        log_mixture(mix_shards(tokens, job.batches))
         assert not caplog.messages
-        count_steps(replace(job, batches=BatchesConfig(weights={"b": 2.5})), tokens)
+        log_mixture(mix_shards(tokens, BatchesConfig(weights={"b": 2.5})))
     assert caplog.messages == ["an epoch sees a: 60 pairs x 1; b: 30 pairs x 2.5"]
 
 

@@ -137,3 +137,21 @@ def test_a_finished_ledger_says_so_and_keeps_its_summary(tmp_path: Path) -> None
     again = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
     assert again.is_finished
     assert again.manifest == {"format_version": 1, "made_from": MADE_FROM, "rows": 7}
+
+
+def test_a_setting_that_may_change_goes_on_with_the_new_value_which_the_manifest_then_has(tmp_path: Path):
+    old = {"training": {"rate": 1, "steps": 5}, "weights": {}}
+    new = {"training": {"rate": 2, "steps": 7}, "weights": {"a": 1.0}}
+    open_ledger(str(tmp_path), old, overwrite=False, allow_change=[]).finish({})
+    with pytest.raises(CheckpointMismatch, match=r"training\.rate was 1, is now 2") as refused:
+        open_ledger(str(tmp_path), new, overwrite=False, allow_change=["training.steps"])
+    assert "--allow_change training.rate --allow_change weights.a" in str(refused.value)
+    names = ["training.steps", "training.rate", "weights.a"]
+    ledger = open_ledger(str(tmp_path), new, overwrite=False, allow_change=names)
+    assert ledger.manifest["made_from"] == new and not ledger.is_finished
+    assert open_ledger(str(tmp_path), new, overwrite=False, allow_change=[]).made_from == new
+
+
+def test_an_unknown_name_among_those_that_may_change_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"allow_change='training\.rat' .* did you mean training\.rate\?"):
+        open_ledger(str(tmp_path), {"training": {"rate": 1}}, overwrite=False, allow_change=["training.rat"])

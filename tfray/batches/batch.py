@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tfray.batches.plan import padded_length
+from tfray.batches.lengths import padded_length
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
@@ -38,10 +39,16 @@ class Batch(NamedTuple):
     source_ids: Tensor  # (batch, source); ends with eos
     target_ids: Tensor  # (batch, target); begins with bos
     label_ids: Tensor  # (batch, target); ends with eos
+    source_segments: Tensor | None = None  # (batch, source): where rows are packed, which pair of its row a token is
+    target_segments: Tensor | None = None  # of, from 1; 0 is padding
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with all its tensors changed."""
+        return Batch(*(None if tensor is None else change(tensor) for tensor in self))  # type: ignore[arg-type]
 
     @property
     def source_tokens(self) -> int:

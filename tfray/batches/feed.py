@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tfray.batches.batch import Batch, Ragged, collate
-from tfray.batches.mixing import Draw
+from tfray.batches.mixing import Portion
+from tfray.batches.packed import collate_packed
+from tfray.batches.packing import Widths, row_widths
 from tfray.batches.plan import Pool, plan_pool, plan_pools
 from tfray.batches.pool import PoolReader, mix_shards, ragged
 from tfray.config import BatchesConfig
 from tfray.tokens.shards import TokenFolder
+
+MOST_BLOCKS = 1000
+"""Ray keeps some kilobytes for each block that goes in."""
 
 
 class FeedOrderError(RuntimeError):
@@ -54,6 +60,7 @@ def lane_schema(ids: pa.DataType) -> pa.Schema:
             "lane": pa.int64(),
             "is_last_pool": pa.bool_(),
             "rows": pa.list_(pa.int64()),  # of each micro-batch
+            "widths": pa.list_(pa.int64()),  # of packed rows; else none
             "source_ids": pa.list_(pa.list_(ids)),  # of all micro-batches, one after the other
             "target_ids": pa.list_(pa.list_(ids)),
         }
@@ -61,24 +68,20 @@ def lane_schema(ids: pa.DataType) -> pa.Schema:
 
 
 def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: Cursor):
-    """Return a Ray Dataset of lane rows, in order, from the cursor's pool on."""
+    """Return a Ray Dataset of lane rows, in order, from the cursor's pool on.
+
+    What goes in is a number for each pool, so nothing here grows with the corpus but 8 bytes a pool.
+    """
     import ray.data
 
-    portions = mix_shards(tokens, config)
-    places = [
-        place_of(epoch, pool, is_last=pool is pools[-1])
-        for epoch in range(cursor.epoch, epochs)
-        for pools in [plan_pools(portions, config, epoch)]
-        for pool in pools
-        if (epoch, pool.index) >= (cursor.epoch, cursor.pool)
-    ]
-    if not places:  # training ended, but was killed before it said so: nobody reads what is handed out
+    pools = count_pools(mix_shards(tokens, config), config, epochs, cursor)
+    if not pools:  # training ended, but was killed before it said so: nobody reads what is handed out
         return ray.data.range(config.lanes)
-    dataset = ray.data.from_items(places, override_num_blocks=len(places))
+    dataset = ray.data.from_items(list(range(pools)), override_num_blocks=min(pools, MOST_BLOCKS))
     lanes = dataset.map_batches(
         PoolLanes,
-        fn_constructor_args=(tokens, config),
-        batch_size=None,
+        fn_constructor_args=(tokens, config, cursor),
+        batch_size=1,
         batch_format="pyarrow",
         num_cpus=0.25,
         concurrency=1,
@@ -86,45 +89,64 @@ def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: C
     return lanes.repartition(target_num_rows_per_block=1)
 
 
-def place_of(epoch: int, pool: Pool, is_last: bool) -> dict:
-    """Return a pool and its epoch as a row of flat lists, since Ray makes tensors of nested ones."""
-    shards, starts, stops = (list(column) for column in zip(*pool.draws, strict=True))
-    return {
-        "epoch": epoch,
-        "pool": pool.index,
-        "shards": shards,
-        "starts": starts,
-        "stops": stops,
-        "is_last": is_last,
-    }
+def split_feed(dataset, workers: int) -> list:
+    """Return one iterator over lane rows for each worker."""
+    dataset.context.execution_options.preserve_order = True
+    return dataset.streaming_split(workers, equal=True)
+
+
+def read_rows(share, ahead: int) -> Iterator[pa.Table]:
+    """Yield the rows of one worker's share, so many fetched ahead."""
+    return iter(share.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead))
+
+
+def count_pools(portions: list[Portion], config: BatchesConfig, epochs: int, cursor: Cursor) -> int:
+    """Return how many pools there are from the cursor's on."""
+    counts = (len(plan_pools(portions, config, epoch)) for epoch in range(cursor.epoch, epochs))
+    return max(0, sum(counts) - cursor.pool)
 
 
 class PoolLanes:
-    """Ray Data stage: a pool's place -> one row for each lane."""
+    """Ray Data stage: the number of a pool, counted from the cursor's -> one row for each lane."""
 
-    def __init__(self, tokens: TokenFolder, config: BatchesConfig) -> None:
-        self.reader, self.config = PoolReader(tokens, config), config
+    def __init__(self, tokens: TokenFolder, config: BatchesConfig, cursor: Cursor) -> None:
+        self.reader, self.config, self.cursor = PoolReader(tokens, config), config, cursor
+        self.seek(cursor.epoch, -cursor.pool)
 
-    def __call__(self, places: pa.Table) -> pa.Table:
-        lanes = [lane for place in places.to_pylist() for lane in self.lanes(place)]
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        lanes = [lane for number in rows["item"].to_pylist() for lane in self.lanes(*self.place(number))]
         return pa.Table.from_batches(lanes)
 
-    def lanes(self, place: dict) -> Iterator[pa.RecordBatch]:
+    def seek(self, epoch: int, first: int) -> None:
+        """Plan an epoch whose first pool has this number."""
+        self.epoch, self.first = epoch, first
+        self.pools = plan_pools(self.reader.portions, self.config, epoch)
+
+    def place(self, number: int) -> tuple[int, Pool, bool]:
+        """Return the epoch and the pool that a number stands for, and whether it is the epoch's last."""
+        if number < self.first:  # Ray does something again that was lost
+            self.seek(self.cursor.epoch, -self.cursor.pool)
+        while number >= self.first + len(self.pools):
+            self.seek(self.epoch + 1, self.first + len(self.pools))
+        index = number - self.first
+        return self.epoch, self.pools[index], index == len(self.pools) - 1
+
+    def lanes(self, epoch: int, pool: Pool, is_last: bool) -> Iterator[pa.RecordBatch]:
         """Yield a pool's lanes as batches of one row."""
-        draws = map(Draw, place["shards"], place["starts"], place["stops"])
-        pool = Pool(place["pool"], tuple(draws))
-        pairs = self.reader.read(pool, place["epoch"])
-        steps = plan_pool(*pairs.lengths, self.config, place["epoch"], pool.index)
+        pairs = self.reader.read(pool, epoch)
+        widths = row_widths(*pairs.lengths, self.config.max_tokens) if self.config.packing else ()
+        steps = plan_pool(*pairs.lengths, self.config, epoch, pool.index)
         schema = lane_schema(pa.from_numpy_dtype(pairs.source.values.dtype))
         for lane in range(self.config.lanes):
             micro_batches = [step[lane] for step in steps]
             rows = np.concatenate(micro_batches)
             columns = [
-                pa.array([place["epoch"]]),
+                pa.array([epoch]),
                 pa.array([pool.index]),
                 pa.array([lane]),
-                pa.array([place["is_last"]]),
+                pa.array([is_last]),
                 one_list(pa.array([len(rows) for rows in micro_batches], pa.int64())),
+                one_list(pa.array(widths, pa.int64())),
                 one_list(lists(pairs.source.take(rows))),
                 one_list(lists(pairs.target.take(rows))),
             ]
@@ -156,13 +178,15 @@ def read_feed(rows: Iterator[pa.Table], lanes: list[int], cursor: Cursor) -> Ite
             check_order(row, (pool[0], pool[1], lane))
         steps = zip(*(lane_batches(row) for row in lane_rows), strict=True)
         count = len(lane_rows[0]["rows"][0])
+        widths = lane_rows[0]["widths"][0].as_py()
+        lay_out = partial(collate_packed, widths=Widths(*widths)) if widths else collate
         is_last = lane_rows[0]["is_last_pool"][0].as_py()
         next_pool = (pool[0] + 1, 0) if is_last else (pool[0], pool[1] + 1)
         for number, micro_batches in enumerate(steps):
             if number < skip:
                 continue
             after = Cursor(*pool, number + 1) if number + 1 < count else Cursor(*next_pool, 0)
-            yield FeedStep(Cursor(*pool, number), after, [collate(*pair) for pair in micro_batches])
+            yield FeedStep(Cursor(*pool, number), after, [lay_out(*pair) for pair in micro_batches])
         pool, skip = next_pool, 0
 
 

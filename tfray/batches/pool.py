@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tfray.batches.batch import Ragged
 from tfray.batches.mixing import Draw, Portion, corpus_repeats, drawn_rows
 from tfray.batches.plan import Pool
 from tfray.config import BatchesConfig
 from tfray.errors import InputError
+from tfray.tokens.check import read_shard
 from tfray.tokens.dropout import BpeDropout
-from tfray.tokens.shards import TokenFolder, read_pairs
+from tfray.tokens.shards import PAIR_COLUMNS, TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
 
 SOURCE, TARGET = 1, 2
@@ -69,6 +71,8 @@ class PoolReader:
 
     def __init__(self, tokens: TokenFolder, config: BatchesConfig) -> None:
         self.paths, self.portions, self.config = tokens.paths("train"), mix_shards(tokens, config), config
+        self.sha256 = [shard.sha256 for shard in tokens.shards("train")]
+        self.is_verified = np.zeros(len(self.paths), dtype=bool)
         self.drops_targets = tokens.task != "classification"
         if config.bpe_dropout:
             self.dropout = BpeDropout(tokens.tokenizer)
@@ -83,12 +87,20 @@ class PoolReader:
 
     def read_draw(self, draw: Draw) -> Pairs:
         """Return what is drawn of a shard, with the segmentation that it has there."""
-        pairs = read_shards([self.paths[draw.shard]])
+        pairs = pairs_of(self.read_table(draw.shard))
         portion = self.portions[draw.shard]
         if portion.repeats == 1:
             return pairs
         rows = drawn_rows(draw, portion, self.config.seed)
         return Pairs(*(side.take(rows) for side in pairs))
+
+    def read_table(self, shard: int) -> pa.Table:
+        """Return a shard's pairs; raises InputError where its bytes are not those that were written."""
+        if self.is_verified[shard]:
+            return read_pairs([self.paths[shard]])
+        data = read_shard(self.paths[shard], self.sha256[shard])
+        self.is_verified[shard] = True
+        return pq.read_table(pa.BufferReader(data), columns=list(PAIR_COLUMNS))
 
     def resegment(self, pairs: Pairs, epoch: int, pool: int) -> Pairs:
         """Return the same texts in other tokens; a label is one token and stays."""
@@ -110,7 +122,11 @@ class PoolReader:
 
 def read_shards(paths: list[str]) -> Pairs:
     """Return all pairs of shards, one shard after the other."""
-    table = read_pairs(paths)
+    return pairs_of(read_pairs(paths))
+
+
+def pairs_of(table: pa.Table) -> Pairs:
+    """Return the pairs of a table of shards."""
     return Pairs(*(ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids")))
 
 

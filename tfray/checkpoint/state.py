@@ -1,23 +1,29 @@
-"""Training state <-> files: `checkpoints/step-00000500/` holds tensors and, written last, state.json.
+"""What a checkpoint is: `checkpoints/step-00000500/` holds parts with tensors and, written last, state.json.
 
-A checkpoint without its state.json does not exist, so a kill while writing leaves the one before.
-Only safetensors and JSON: nothing is unpickled.
+A checkpoint without its state.json does not exist, so a kill while writing leaves the one before. state.json
+names each part with its size and hash, and itself carries a hash, so that whatever was damaged is noticed. Only
+safetensors and JSON: nothing is unpickled, and a checkpoint from elsewhere runs no code.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
-import safetensors
-import safetensors.torch
-from torch import Tensor
+import xxhash
 
 from tfray import storage
 from tfray.batches.feed import Cursor
+from tfray.checkpoint.group import Group
 from tfray.errors import CheckpointMismatch
 
-CHECKPOINTS, TENSORS, STATE = "checkpoints", "state.safetensors", "state.json"
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, STATE = "checkpoints", "state.json"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,21 @@ class Progress:
     """How far training has come."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Steps done, those that were skipped included."""
     epoch: int = 0
     pool: int = 0
     step_in_pool: int = 0
     """Epoch, pool and step are the cursor: the place in the data order of the next step."""
-    best_loss: float = float("inf")
+    tokens: int = 0
+    """Target tokens trained on."""
+    updates: int = 0
+    """Updates of the weights, which is the optimiser's own count."""
+    skipped: int = 0
+    """Steps that were skipped for a spike."""
+    spikes: dict = field(default_factory=dict)
+    """State of the spike guard, as JSON has it."""
+    best_score: float | None = None
+    """The chosen metric at the best validation, as it was measured; None before the first."""
     best_step: int = 0
     stale_validations: int = 0
     """Validations since the best."""
@@ -43,48 +58,191 @@ class Progress:
         return Cursor(self.epoch, self.pool, self.step_in_pool)
 
 
-def save_checkpoint(out: str, progress: Progress, tensors: dict[str, Tensor], keep: int) -> None:
-    """Write a checkpoint and delete all but the newest `keep`, and what kills have left unfinished."""
-    folder = storage.join(storage.join(out, CHECKPOINTS), f"step-{progress.step:08d}")
-    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    storage.publish_bytes(storage.join(folder, TENSORS), data)
-    storage.publish_json(storage.join(folder, STATE), {**asdict(progress), "bytes": len(data)})
-    kept = complete_checkpoints(out)[-keep:]
-    for old in storage.list_folders(storage.join(out, CHECKPOINTS)):
-        if old not in kept:
-            storage.remove(storage.join(old, STATE))
-            storage.remove(old)
+@dataclass(frozen=True)
+class Part:
+    """A file of a checkpoint."""
+
+    bytes: int
+    xxh3: str
 
 
-def newest_progress(out: str) -> Progress:
-    """Return how far the newest checkpoint is; the beginning where there is none."""
-    checkpoints = complete_checkpoints(out)
-    if not checkpoints:
-        return Progress()
-    state = storage.read_json(storage.join(checkpoints[-1], STATE))
-    return Progress(**{name: value for name, value in state.items() if name != "bytes"})
+@dataclass(frozen=True)
+class Piece:
+    """A box of a tensor, and where it lies."""
+
+    part: str
+    """Name of the file."""
+    start: int
+    """Its first byte there."""
+    offsets: Sequence[int]
+    shape: Sequence[int]
 
 
-def load_tensors(out: str, progress: Progress) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors by name."""
-    path = storage.join(storage.join(out, CHECKPOINTS), f"step-{progress.step:08d}/{TENSORS}")
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in one or more pieces that fill it."""
+
+    dtype: str
+    """As safetensors names it."""
+    shape: Sequence[int]
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What state.json says."""
+
+    progress: Progress
+    score: float | None
+    parts: dict[str, Part]
+    tensors: dict[str, StoredTensor]
+
+    def to_json(self) -> dict:
+        """Return the content of state.json."""
+        content = {"format_version": FORMAT, **asdict(self)}
+        return {**content, "xxh3": content_hash(content)}
+
+    @staticmethod
+    def from_json(content: dict) -> Saved:
+        """Return what a state.json says; raises ValueError, KeyError or TypeError where it is damaged."""
+        content = dict(content)
+        version, digest = content.pop("format_version"), content.pop("xxh3")
+        if version != FORMAT:
+            raise ValueError(f"{STATE} has format {version}, this version of tfray reads {FORMAT}")
+        if content_hash({"format_version": version, **content}) != digest:
+            raise ValueError(f"{STATE} is not what was written: its checksum differs")
+        if any("/" in name for name in content["parts"]):
+            raise ValueError(f"{STATE} names parts outside its folder")
+        tensors = {
+            name: StoredTensor(tensor["dtype"], tensor["shape"], [Piece(**piece) for piece in tensor["pieces"]])
+            for name, tensor in content["tensors"].items()
+        }
+        parts = {name: Part(**part) for name, part in content["parts"].items()}
+        return Saved(Progress(**content["progress"]), content["score"], parts, tensors)
+
+
+def content_hash(content: dict) -> str:
+    """Return the hash of a JSON object, whatever the order of its names."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def checkpoint_folder(out: str, step: int) -> str:
+    """Return the place of a step's checkpoint."""
+    return storage.join(storage.join(out, CHECKPOINTS), f"step-{step:08d}")
+
+
+def base_name(path: str) -> str:
+    """Return the last part of a place."""
+    return path.partition("?")[0].rpartition("/")[2]
+
+
+def read_state(folder: str) -> Saved:
+    """Return what a checkpoint's state.json says; raises ValueError where it is damaged."""
     try:
-        return safetensors.torch.load(storage.read_bytes(path))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointMismatch(
-            f"checkpoint {path!r} cannot be read: {error}; delete its folder to use the one before"
-        ) from error
+        return Saved.from_json(storage.read_json(storage.join(folder, STATE)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{STATE} is damaged: {type(error).__name__} {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{STATE} is damaged: {error}") from error
+
+
+def begun(out: str) -> list[str]:
+    """Return the folders of all checkpoints, whole, damaged or unfinished, oldest first."""
+    folders = storage.list_folders(storage.join(out, CHECKPOINTS))
+    return [folder for folder in folders if base_name(folder).startswith("step-")]
+
+
+def published(out: str) -> list[str]:
+    """Return the folders of the checkpoints that have their state.json, damaged or not, oldest first."""
+    return [folder for folder in begun(out) if storage.exists(storage.join(folder, STATE))]
 
 
 def complete_checkpoints(out: str) -> list[str]:
-    """Return the folders of finished checkpoints, oldest first."""
-    return [folder for folder in storage.list_folders(storage.join(out, CHECKPOINTS)) if is_complete(folder)]
+    """Return the folders of the checkpoints whose files are there in their full size, oldest first."""
+    return [folder for folder in published(out) if is_complete(folder)]
 
 
 def is_complete(folder: str) -> bool:
-    """Say whether a checkpoint's files are both there and whole."""
+    """Say whether a checkpoint's files are there in their full size; what is in them is not looked at."""
     try:
-        size = storage.read_json(storage.join(folder, STATE))["bytes"]
-    except (OSError, json.JSONDecodeError, KeyError):
+        parts = read_state(folder).parts
+    except (OSError, ValueError):
         return False
-    return storage.file_size(storage.join(folder, TENSORS)) == size
+    return not any(size_problem(folder, name, part) for name, part in parts.items())
+
+
+def size_problem(folder: str, name: str, part: Part) -> str | None:
+    """Return what is wrong with a part, by its size alone."""
+    info = storage.file_info(storage.join(folder, name))
+    if not info.is_file:
+        return f"{name} is missing"
+    return None if info.size == part.bytes else f"{name} has {info.size:,} bytes in place of {part.bytes:,}"
+
+
+def part_problem(folder: str, name: str, part: Part) -> str | None:
+    """Return what is wrong with a part, read to its end."""
+    if problem := size_problem(folder, name, part):
+        return problem
+    digest = xxhash.xxh3_128()
+    try:
+        for chunk in storage.read_chunks(storage.join(folder, name)):
+            digest.update(chunk)
+    except OSError as error:
+        return f"{name} cannot be read: {error}"
+    return None if digest.hexdigest() == part.xxh3 else f"{name} is not what was written: its checksum differs"
+
+
+def damage(folder: str, group: Group) -> str | None:
+    """Return what is wrong with a checkpoint, all its bytes read once by the workers together; None: it is whole."""
+    try:
+        parts = read_state(folder).parts
+    except (OSError, ValueError) as error:
+        found = str(error)
+    else:
+        own = sorted(parts.items())[group.rank :: group.workers]
+        found = next(filter(None, (part_problem(folder, name, part) for name, part in own)), None)
+    return next(filter(None, group.gather(found)), None)
+
+
+def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None) -> tuple[str, Saved] | None:
+    """Return the newest whole checkpoint; None where there is none yet. Of several workers all must ask.
+
+    Each damaged one is named in a warning, once; `unusable` holds those known before, and why.
+    """
+    unusable = {} if unusable is None else unusable
+    while True:
+        # Looked up anew each time, for another process may publish and clear away meanwhile.
+        folders = group.first(lambda: published(out))
+        left = [folder for folder in folders if folder not in unusable]
+        if not left:
+            break
+        started = time.monotonic()
+        problem = damage(left[-1], group)
+        if problem is None:
+            saved = read_state(left[-1])
+            total = sum(part.bytes for part in saved.parts.values())
+            logger.info("%s verified: %d bytes in %.2f s", left[-1], total, time.monotonic() - started)
+            return left[-1], saved
+        note_damage(unusable, left[-1], problem)
+    if folders:
+        raise CheckpointMismatch(
+            f"all {len(folders)} checkpoints of {out!r} are damaged: "
+            + "; ".join(f"{base_name(folder)}: {unusable[folder]}" for folder in folders)
+            + f"; bring one back from a copy, or delete {storage.join(out, CHECKPOINTS)!r} to train from the beginning"
+        )
+    return None
+
+
+def note_damage(unusable: dict[str, str], folder: str, problem: str) -> None:
+    """Remember that a checkpoint cannot be used, and say so."""
+    unusable[folder] = problem
+    logger.warning("checkpoint %r is damaged and is passed over: %s; the one before is used", folder, problem)
+
+
+def newest_progress(out: str) -> Progress:
+    """Return how far the newest whole checkpoint is, all its bytes verified; the beginning where there is none.
+
+    Reads the whole checkpoint (about a second a gigabyte on a local disk) and needs no process group.
+    """
+    found = newest_whole(out, Group())
+    return found[1].progress if found else Progress()

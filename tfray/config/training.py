@@ -53,12 +53,14 @@ class TrainingConfig:
     keeps logits from drifting; 0 switches it off, usual is 1e-4."""
     r_drop: float = 0.0
     """Weight of R-Drop (Liang et al. 2021): every micro-batch passes twice with other dropout, and the two
-    predictions are pulled together; 0 switches it off, usual is 1 to 5. Doubles the work."""
+    predictions are pulled together; 0 switches it off, usual is 1 to 5. Doubles the work and the activations."""
     gradient_clip: float = 1.0
     """Largest norm of a step's gradient; 0 switches clipping off."""
     spike_factor: float = 10.0
-    """A step whose gradient norm, or whose loss' distance from its median, is more than this many times the median
-    of the last 200 steps is skipped and counted; 0 switches it off."""
+    """A step is a spike, and is skipped and counted, where its gradient norm is more than this many times the median
+    of the last 200 steps, or its loss is above their median by more than this many times their median distance from
+    it (taken as 0.05 nats a token at least). Skipped steps do not enter the 200; fewer than 50 judge nothing; an 11th
+    spike in a row is the new level: it is taken, and the 200 begin anew. 0 switches it off."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is
     validated and written as a model folder; 0 switches it off."""
@@ -88,8 +90,10 @@ class TrainingConfig:
     valid_beam_size: int = 1
     """Hypotheses kept when validation decodes; 1 is greedy search."""
     valid_on: Literal["auto", "worker", "actor"] = "auto"
-    """Where validation decodes: on a training worker, or on an actor of its own beside the training. 'auto': on an
-    actor where the cluster has room for one."""
+    """Where validation decodes: on the training workers, each a share, or on an actor of its own beside the training,
+    whose answer comes some steps later and counts for the step of the weights (if it is still busy when the next are
+    there, the newest are decoded next). 'auto': on an actor where the cluster has room, a GPU or, for training on
+    CPUs, a machine without a worker."""
     best_metric: Literal["loss", "bleu", "chrf", "accuracy"] = "loss"
     """What the best model and 'patience' go by."""
     patience: int = 0

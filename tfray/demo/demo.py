@@ -22,7 +22,7 @@ from tfray.errors import InputError
 from tfray.report.tables import format_table
 from tfray.run import run
 from tfray.storage import is_remote
-from tfray.training.train import CURVES
+from tfray.training.display import CURVES
 
 EXAMPLES_A_LANGUAGE = 3
 

@@ -50,6 +50,19 @@ def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     return torch.bmm(weights, flat_values).unflatten(0, query.shape[:2])
 
 
+def together(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return whether a query's token and a key's are of the same segment, (batch, query, key).
+
+    Padding, segment 0, looks everywhere: a row of a softmax must hold something.
+    """
+    return (queries[:, :, None] == keys[:, None, :]) | (queries == 0)[:, :, None]
+
+
+def over_heads(mask: Tensor) -> Tensor:
+    """Return a mask of keys, (batch, key), or of queries and keys, (batch, query, key), with a place for the heads."""
+    return mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+
+
 class MultiHeadAttention(nn.Module):
     """What self- and cross-attention share: heads, and the output projection."""
 
@@ -81,12 +94,16 @@ class SelfAttention(MultiHeadAttention):
         mask: Tensor | None = None,
         causal: bool = False,
         past: KeyValueStore | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Return (batch, length, d_model); `past` holds earlier positions, and gets these too."""
+        """Return (batch, length, d_model); `past` holds earlier positions, and gets these too.
+
+        The positions are those that follow, from 0 without a past, or the ones given.
+        """
         query, keys, values = (self.split(part) for part in self.query_key_value(hidden).chunk(3, dim=-1))
         start = past.length if past is not None else 0
         if self.is_rotary:
-            query, keys = rotate(query, start), rotate(keys, start)
+            query, keys = rotate(query, start, positions), rotate(keys, start, positions)
         if past is not None:
             keys, values = past.append(keys, values)
         return self.merge(attend(query, keys, values, mask, causal))
@@ -113,5 +130,5 @@ class CrossAttention(MultiHeadAttention):
         """
         batch, length, d_model = hidden.shape
         grouped = hidden.reshape(keys.shape[0], -1, d_model)
-        gathered = self.merge(attend(self.split(self.query(grouped)), keys, values, mask[:, None, None, :]))
+        gathered = self.merge(attend(self.split(self.query(grouped)), keys, values, over_heads(mask)))
         return gathered.view(batch, length, d_model)

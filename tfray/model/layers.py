@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfray.model.architecture import Architecture
-from tfray.model.attention import CrossAttention, KeyValueStore, SelfAttention
+from tfray.model.attention import CrossAttention, KeyValueStore, SelfAttention, over_heads
 from tfray.model.dropout import Dropout
 
 
@@ -62,10 +62,10 @@ class EncoderLayer(nn.Module):
         self.around_attention = Residual(architecture)
         self.around_feed_forward = Residual(architecture)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return (batch, source, d_model)."""
-        visible = mask[:, None, None, :]
-        hidden = self.around_attention(hidden, lambda states: self.self_attention(states, visible))
+        visible = over_heads(mask)
+        hidden = self.around_attention(hidden, lambda states: self.self_attention(states, visible, positions=positions))
         return self.around_feed_forward(hidden, self.feed_forward)
 
 
@@ -87,10 +87,17 @@ class DecoderLayer(nn.Module):
         memory_keys_values: tuple[Tensor, Tensor],
         memory_mask: Tensor,
         past: KeyValueStore | None = None,
+        own_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Return (batch, target, d_model); with `past`, hidden is the newest position alone."""
+        """Return (batch, target, d_model); with `past`, hidden is the newest position alone.
+
+        `own_mask` and `positions` are those of packed rows; without, a target sees all that is before it.
+        """
+        visible = None if own_mask is None else over_heads(own_mask)
+        is_causal = past is None and visible is None
         hidden = self.around_self_attention(
-            hidden, lambda states: self.self_attention(states, causal=past is None, past=past)
+            hidden, lambda states: self.self_attention(states, visible, is_causal, past, positions)
         )
         hidden = self.around_cross_attention(
             hidden, lambda states: self.cross_attention(states, *memory_keys_values, memory_mask)

@@ -22,13 +22,25 @@ def sinusoids(start: int, length: int, d_model: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
-def rotate(states: Tensor, start: int) -> Tensor:
+def positions_in(segments: Tensor) -> Tensor:
+    """Return where each token stands in its segment, from 0, (batch, length); a segment's tokens are neighbours."""
+    places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(1).values
+
+
+def rotate(states: Tensor, start: int, positions: Tensor | None = None) -> Tensor:
     """Return queries or keys rotated by their positions, (batch, heads, length, head_dim).
+
+    The positions are start, start + 1, ..., or those given, (batch, length).
 
     RoFormer (Su et al. 2021), equation 34, with the pairs (i, i + head_dim / 2).
     """
     length, head_dim = states.shape[-2:]
     angles = torch.outer(torch.arange(start, start + length, dtype=torch.float32), frequencies(head_dim))
+    if positions is not None:
+        angles = angles.to(positions.device)[positions][:, None]  # (batch, 1, length, head_dim / 2)
     cosine, sine = (table.to(states) for table in (angles.cos(), angles.sin()))
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tfray.model.architecture import Architecture
-from tfray.model.attention import KeyValueStore
+from tfray.model.attention import KeyValueStore, together
 from tfray.model.dropout import Dropout
 from tfray.model.layers import DecoderLayer, EncoderLayer, make_norm
-from tfray.model.positions import sinusoids
+from tfray.model.positions import positions_in, sinusoids
 
 
 class Memory(NamedTuple):
@@ -21,6 +21,7 @@ class Memory(NamedTuple):
 
     hidden: Tensor  # (batch, source, d_model)
     mask: Tensor  # (batch, source), True where there is a token
+    segments: Tensor | None = None  # (batch, source), where rows are packed
 
 
 class Embedding(nn.Module):
@@ -33,13 +34,14 @@ class Embedding(nn.Module):
         self.tokens = nn.Embedding(architecture.vocab_size, architecture.d_model, architecture.pad_id)
         self.dropout = Dropout(architecture.dropout)
 
-    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """Return (batch, length, d_model) for ids at positions start, start + 1, ..."""
+    def forward(self, ids: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
+        """Return (batch, length, d_model) for ids at positions start, start + 1, ..., or the ones given."""
         hidden = self.tokens(ids) * math.sqrt(self.d_model)
         if torch.is_autocast_enabled(ids.device.type):  # the residual stream too is in low precision
             hidden = hidden.to(torch.get_autocast_dtype(ids.device.type))
         if self.is_sinusoidal:
-            hidden = hidden + sinusoids(start, ids.shape[1], self.d_model).to(hidden)
+            table = sinusoids(start, ids.shape[1], self.d_model).to(hidden)
+            hidden = hidden + (table if positions is None else table[positions])
         return self.dropout(hidden)
 
 
@@ -66,21 +68,31 @@ class Transformer(nn.Module):
         """Return next-token logits for every target position, (batch, target, vocab)."""
         return self.project(self.decode(target_ids, self.encode(source_ids)))
 
-    def encode(self, source_ids: Tensor) -> Memory:
-        """Return the memory of a padded source."""
+    def encode(self, source_ids: Tensor, segments: Tensor | None = None) -> Memory:
+        """Return the memory of a padded source; in packed rows, `segments` says which of their sources a token is of
+        (from 1; 0 is padding)."""
         mask = source_ids != self.architecture.pad_id
-        hidden = self.embedding(source_ids)
+        positions = None if segments is None else positions_in(segments)
+        visible = mask if segments is None else together(segments, segments)
+        hidden = self.embedding(source_ids, positions=positions)
         for layer in self.encoder:
-            hidden = layer(hidden, mask)
-        return Memory(self.encoder_norm(hidden), mask)
+            hidden = layer(hidden, visible, positions)
+        return Memory(self.encoder_norm(hidden), mask, segments)
 
     def project_memory(self, memory: Memory) -> list[tuple[Tensor, Tensor]]:
         """Return every decoder layer's keys and values of the memory."""
         return [layer.cross_attention.project(memory.hidden) for layer in self.decoder]  # type: ignore[union-attr]
 
-    def decode(self, target_ids: Tensor, memory: Memory) -> Tensor:
-        """Return the decoder's hidden state at every target position, (batch, target, d_model)."""
-        return self.run_decoder(self.embedding(target_ids), self.project_memory(memory), memory.mask)
+    def decode(self, target_ids: Tensor, memory: Memory, segments: Tensor | None = None) -> Tensor:
+        """Return the decoder's hidden state at every target position, (batch, target, d_model); in packed rows a
+        target's segment is that of its source."""
+        if segments is None or memory.segments is None:
+            return self.run_decoder(self.embedding(target_ids), self.project_memory(memory), memory.mask)
+        positions = positions_in(segments)
+        hidden = self.embedding(target_ids, positions=positions)
+        own_mask = together(segments, segments).tril()
+        visible = together(segments, memory.segments)
+        return self.run_decoder(hidden, self.project_memory(memory), visible, None, own_mask, positions)
 
     def decode_next(
         self,
@@ -102,11 +114,13 @@ class Transformer(nn.Module):
         memory_keys_values: list[tuple[Tensor, Tensor]],
         memory_mask: Tensor,
         past: Sequence[KeyValueStore | None] | None = None,
+        own_mask: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Return embedded target positions after the decoder stack."""
         stores = past or [None] * len(self.decoder)
         for layer, keys_values, store in zip(self.decoder, memory_keys_values, stores, strict=True):
-            hidden = layer(hidden, keys_values, memory_mask, store)
+            hidden = layer(hidden, keys_values, memory_mask, store, own_mask, positions)
         return self.decoder_norm(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 from tfray import storage
 
 LOG = "log.jsonl"
+SHOWN_WAIT = 0.01
 
 
 def write_event(out: str, event: dict) -> None:
@@ -14,11 +15,25 @@ def write_event(out: str, event: dict) -> None:
     storage.append_line(storage.join(out, LOG), json.dumps(event))
 
 
+class LogReader:
+    """Reads a run's events as they are written, each once."""
+
+    def __init__(self, out: str) -> None:
+        self.path, self.position = storage.join(out, LOG), 0
+
+    def new_events(self) -> list[dict]:
+        """Return the events since the last call; a line that is being written, or that a kill has cut, is left out."""
+        if not storage.exists(self.path) or storage.file_size(self.path) <= self.position:
+            return []
+        data = b"".join(storage.read_chunks(self.path, start=self.position))
+        whole = data[: data.rfind(b"\n") + 1]
+        self.position += len(whole)
+        return [event for event in map(parse, whole.decode("utf-8", "replace").splitlines()) if event]
+
+
 def read_events(out: str) -> list[dict]:
-    """Return a run's events; a line cut by a kill is left out."""
-    path = storage.join(out, LOG)
-    lines = storage.read_text(path).splitlines() if storage.exists(path) else []
-    return [event for event in map(parse, lines) if event]
+    """Return a run's events so far."""
+    return LogReader(out).new_events()
 
 
 def parse(line: str) -> dict | None:
@@ -32,21 +47,48 @@ def parse(line: str) -> dict | None:
 def describe(event: dict) -> str:
     """Return an event as a line for people."""
     if event["event"] == "start":
-        return (
-            f"training: {event['parameters'] / 1e6:.1f} M parameters, {event['steps']} steps, {event['workers']} "
-            f"worker(s) on {event['device']} in {event['precision']}, from step {event['step']}"
-        )
+        return describe_start(event)
     if event["event"] == "valid":
-        best = " (best)" if event["is_best"] else ""
-        return (
-            f"step {event['step']:>6}  validation loss {event['loss']:.4f}, perplexity {event['perplexity']:.2f}{best}"
-        )
-    return (
-        f"step {event['step']:>6}/{event['steps']}  epoch {event['epoch']}  loss {event['loss']:.4f}  "
-        f"{event['source_tokens_per_second']:,.0f} source + {event['target_tokens_per_second']:,.0f} target tokens/s  "
-        f"padding {event['padding']:.1%}  rate {event['learning_rate']:.2e}  "
-        f"{format_seconds(event['seconds_left'])} left"
+        return describe_validation(event)
+    extras = [f"MFU {event['mfu']:.1%}"] if "mfu" in event else []
+    for name, words in (("data_wait", "waiting for data"), ("checkpoint_wait", "for checkpoints")):
+        if event.get(name, 0) >= SHOWN_WAIT:
+            extras.append(f"{words} {event[name]:.0%}")
+    if event.get("skipped"):
+        extras.append(f"{event['skipped']} step(s) skipped")
+    return "  ".join(
+        [
+            f"step {event['step']:>6}/{event['steps']}",
+            f"epoch {event['epoch']}",
+            f"loss {event['loss']:.4f}",
+            f"{event['source_tokens_per_second']:,.0f} source + "
+            f"{event['target_tokens_per_second']:,.0f} target tokens/s",
+            f"padding {event['padding']:.1%}",
+            *extras,
+            f"rate {event['learning_rate']:.2e}",
+            f"{format_seconds(event['seconds_left'])} left",
+        ]
     )
+
+
+def describe_start(event: dict) -> str:
+    """Return what is trained on what."""
+    peak = f"; MFU is the share of {event['peak']}" if event.get("peak") else ""
+    return (
+        f"training: {event['parameters'] / 1e6:.1f} M parameters, {event['steps']} steps, {event['workers']} "
+        f"worker(s) on {event['device']} in {event['precision']}, from step {event['step']}{peak}"
+    )
+
+
+def describe_validation(event: dict) -> str:
+    """Return what validation found; of one beside the training the scores come later, as an event of their own."""
+    found = []
+    if "loss" in event:
+        found.append(f"validation loss {event['loss']:.4f}, perplexity {event['perplexity']:.2f}")
+    names = {"bleu": "BLEU {:.2f}", "chrf": "chrF {:.2f}", "accuracy": "accuracy {:.4f}"}
+    found += [shown.format(event[name]) for name, shown in names.items() if name in event]
+    took = f" in {format_seconds(event['validation_seconds'])}" if "validation_seconds" in event else ""
+    return f"step {event['step']:>6}  {', '.join(found)}{took}{' (best)' if event['is_best'] else ''}"
 
 
 def format_seconds(seconds: float) -> str:

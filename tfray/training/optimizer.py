@@ -1,33 +1,64 @@
-"""AdamW with decoupled weight decay by group, and the learning rate as a function of the step."""
+"""AdamW with decoupled weight decay over flat buffers."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import nn
+from torch import Tensor
 
 from tfray.config import TrainingConfig
 
-
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Return AdamW; matrices decay, the embedding, biases and norms do not."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in embeddings]
-    others = [p for p in model.parameters() if p.ndim <= 1 or id(p) in embeddings]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas, eps=1e-9, fused=True)
+EPSILON = 1e-9
 
 
-def learning_rate(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Return the learning rate of a step, counted from 0, of total_steps."""
-    warmup = config.warmup_steps
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "inverse_sqrt":
-        return config.learning_rate * math.sqrt(max(1, warmup) / (step + 1))
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+class FlatAdamW:
+    """The moments of a flat buffer of weights, of which the first `decayed` decay."""
+
+    def __init__(self, weights: Tensor, decayed: int, config: TrainingConfig) -> None:
+        self.weights, self.decayed, self.config = weights, decayed, config
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(weights), torch.zeros_like(weights)
+
+    def step(self, gradient: Tensor, rate: float, shrink: float, updates: int) -> None:
+        """Move the weights by the gradient times `shrink`, after so many updates; the gradient is spent."""
+        tensors = (self.weights, gradient, self.exp_avg, self.exp_avg_sq)
+        parts = ((slice(0, self.decayed), self.config.weight_decay), (slice(self.decayed, None), 0.0))
+        for part, decay in parts:
+            weights, gradients, exp_avgs, exp_avg_sqs = ([tensor[part]] for tensor in tensors)
+            adamw(weights, gradients, exp_avgs, exp_avg_sqs, decay, rate, shrink, updates, betas=self.config.adam_betas)
+
+
+@torch.no_grad()
+def adamw(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    decay: float,
+    rate: float,
+    shrink: float,
+    updates: int,
+    betas: tuple[float, float],
+) -> None:
+    """Move weights and moments by gradients times `shrink`, after so many updates (Loshchilov and Hutter 2019).
+
+    The gradients are spent: they hold something else afterwards.
+    """
+    if not weights:
+        return
+    device = weights[0].device
+    # torch's fused kernel: one pass over the four buffers, on a CPU as on a GPU
+    torch._fused_adamw_(  # type: ignore[attr-defined]
+        weights,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
+        [],
+        [torch.tensor(float(updates + 1), device=device)] * len(weights),
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=decay,
+        eps=EPSILON,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=torch.tensor(1 / shrink, device=device) if shrink != 1 else None,
+    )

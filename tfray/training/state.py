@@ -1,53 +1,58 @@
-"""The training state as named tensors, and the moving average in place of the weights."""
+"""What a step changes: a model with its optimiser and moving average, on one worker of several."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import abc
+from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor
 
-from tfray.training.step import TrainState
+from tfray.batches.batch import Batch
+from tfray.training.loss import Loss
+from tfray.training.model import TrainingModel
 
 
-@contextlib.contextmanager
-def averaged_weights(state: TrainState) -> Iterator[None]:
-    """Put the moving average, if there is one, in place of the weights for the block."""
-    swap_average(state)
-    try:
-        yield
-    finally:
-        swap_average(state)
+class TrainState(abc.ABC):
+    """A step is accumulate() for each micro-batch, reduce(), and update() or discard()."""
 
+    model: TrainingModel
+    """forward(batch) -> Loss, in the precision of training."""
+    updates: int
+    """Updates done: Adam's count."""
 
-@torch.no_grad()
-def swap_average(state: TrainState) -> None:
-    """Exchange the weights and their moving average."""
-    for parameter, average in zip(state.parameters, state.average, strict=False):
-        kept = parameter.clone()
-        parameter.copy_(average)
-        average.copy_(kept)
+    @abc.abstractmethod
+    def accumulate(self, batch: Batch, scale: float, is_last: bool) -> Loss:
+        """Add the gradient of scale * objective to this worker's sum; return the detached loss sums.
 
+        `is_last` says that it is this worker's last micro-batch of the step, so that the gradients can be sent
+        while they are made.
+        """
 
-def named_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Return everything of a state that training resumes from, on the CPU, by name."""
-    tensors = {}
-    for index, parameter in enumerate(state.parameters):
-        tensors[f"weight.{index}"] = parameter.detach()
-        for name, moment in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{index}.{name}"] = moment
-    tensors |= {f"average.{index}": tensor for index, tensor in enumerate(state.average)}
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+    @abc.abstractmethod
+    def reduce(self) -> float:
+        """Sum the gradients over all workers, once a step; return their L2 norm, finite or not."""
 
+    @abc.abstractmethod
+    def update(self, rate: float, shrink: float) -> None:
+        """Take an AdamW step with the gradients times `shrink`, and move the average."""
 
-@torch.no_grad()
-def restore(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's tensors into a state."""
-    for index, parameter in enumerate(state.parameters):
-        parameter.copy_(tensors[f"weight.{index}"])
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            saved = tensors[f"optimizer.{index}.{name}"]
-            state.optimizer.state[parameter][name] = saved if name == "step" else saved.to(parameter.device)
-    for index, average in enumerate(state.average):
-        average.copy_(tensors[f"average.{index}"])
+    @abc.abstractmethod
+    def discard(self) -> None:
+        """Drop the gradients of a step that is not to count."""
+
+    @abc.abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that training resumes from, live and fp32, as weight.NAME, exp_avg.NAME, exp_avg_sq.NAME and
+        average.NAME, NAME being the Transformer's own."""
+
+    @abc.abstractmethod
+    def loaded(self, updates: int) -> None:
+        """Go on from tensors() that were overwritten in place, after so many updates."""
+
+    @abc.abstractmethod
+    def averaged(self) -> AbstractContextManager[None]:
+        """Compute with the moving average, if there is one, in place of the weights for the block."""
+
+    @abc.abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """Return the Transformer's state_dict in fp32 on the CPU, the averaged one if there is an average."""

@@ -3,128 +3,208 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
+import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
-from torch import nn
+import torch.distributed as dist
 
 from tfray import storage
-from tfray.batches.feed import FeedOrderError, FeedStep, read_feed
+from tfray.batches.ahead import Ahead
+from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
+from tfray.checkpoint.average import average_checkpoints
+from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.folder import save_model_folder
-from tfray.checkpoint.state import load_tensors, newest_progress, save_checkpoint
+from tfray.checkpoint.state import Progress
+from tfray.cluster import own_cpus
 from tfray.config import TextConfig, TrainJob
-from tfray.model.architecture import resolve
+from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.failure import LaneBatch, stop_training
+from tfray.training.flops import batch_flops, device_peak
+from tfray.training.group import ask_to_save_once
+from tfray.training.judge import Judge
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
-from tfray.training.optimizer import learning_rate, make_optimizer
-from tfray.training.state import averaged_weights, named_tensors, restore
-from tfray.training.step import TrainingModel, TrainState, train_step
-from tfray.training.validation import load_validation, validation_loss
+from tfray.training.parallel import make_state
+from tfray.training.schedule import learning_rate
+from tfray.training.spikes import SpikeGuard
+from tfray.training.step import train_step
+from tfray.training.stop import WISHES, Agreement, Preempted, Wish
+from tfray.training.trace import Trace
+from tfray.training.validation import Finding, Validation
+from tfray.training.validator import ActorValidator
+
+STEPS_AHEAD = 4
+"""Steps whose tensors are made while the present one trains."""
 
 
-def train_worker(settings: dict) -> None:
-    """Train to the end; `settings` holds the job and about how many steps it has."""
-    job, steps = settings["job"], settings["steps"]
-    Worker(job, open_tokens(job.tokens_folder), steps).run()
+class Settings(NamedTuple):
+    """What the driver hands the workers."""
+
+    job: TrainJob
+    steps: int
+    """About how many there are."""
+    validates_beside: bool
+    """True where an actor of its own decodes validation sources."""
+    trace_pause: float | None
+    """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
+    bell: object
+    """The actor by which the driver has the workers end."""
 
 
 class Worker:
     """One of the processes that train together; rank 0 speaks and writes for all."""
 
-    def __init__(self, job: TrainJob, tokens: TokenFolder, steps: int) -> None:
-        context = ray.train.get_context()
-        self.job, self.tokens, self.steps = job, tokens, steps
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+    def __init__(self, settings: Settings, rank: int, workers: int, started: int) -> None:
+        self.settings, self.rank, self.workers, self.started = settings, rank, workers, started
+        self.job = job = settings.job
+        self.tokens: TokenFolder = open_tokens(job.tokens_folder)
+        self.lanes = list(range(rank, job.batches.lanes, workers))
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            prepare_cpu(threads=max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-        self.progress = newest_progress(job.out)
-        self.state = self.make_state()
-        self.validation = load_validation(tokens, job.batches.max_tokens, self.rank, self.workers)
-        self.meter = Meter(self.progress.seconds)
-
-    def make_state(self) -> TrainState:
-        """Return model and optimiser, new or as the newest checkpoint has them."""
-        job = self.job
-        torch.manual_seed(job.training.seed)
-        max_length = self.tokens.manifest["made_from"]["tokens"]["max_length"]
-        self.architecture = resolve(job.model, self.tokens.manifest["vocab_size"], max_length)
-        self.transformer = Transformer(self.architecture).to(self.device)
+            on_this_node = ray.train.get_context().get_local_world_size()
+            prepare_cpu(threads=max(1, own_cpus() // on_this_node))
         self.dtype = choose_dtype(job.training.precision, self.device)
-        model: nn.Module = TrainingModel(self.transformer, job.training.label_smoothing, self.dtype)
-        optimizer = make_optimizer(self.transformer, job.training)
-        average = [p.detach().clone() for p in model.parameters()] if job.training.ema_decay else []
-        state = TrainState(model, optimizer, average)
-        if self.progress.step:
-            restore(state, load_tensors(job.out, self.progress))
-        if self.workers > 1:
-            state.model = nn.parallel.DistributedDataParallel(model)
-        return state
+        self.architecture = architecture_of(job, self.tokens)
+        torch.manual_seed(job.training.seed)
+        self.state = make_state(Transformer(self.architecture), job.training, self.dtype, self.device)
+        self.state.model.train()
+        self.checkpoints = Checkpoints(job.out, job.training.keep_checkpoints, job.training.keep_best_checkpoints)
+        self.progress: Progress = self.checkpoints.load(self.state.tensors())
+        self.state.loaded(self.progress.updates)
+        self.spikes = SpikeGuard(job.training.spike_factor)
+        self.spikes.load_state_dict(self.progress.spikes)
+        self.validation = self.make_validation()
+        self.peak = device_peak(self.device, self.dtype)
+        self.meter = Meter(self.progress.seconds, self.peak.flops_per_second)
+        self.score: float | None = None
+        """Of the newest weights, where they were judged; more is better."""
+        pause = settings.trace_pause
+        self.trace = None if pause is None else Trace(job.out, pause)
+        self.is_warned = False
+
+    def make_validation(self) -> Validation:
+        """Return what validates, here or beside the training."""
+        job, is_beside = self.job, self.settings.validates_beside
+        on_gpu = self.device.type == "cuda"
+        validator = None
+        if is_beside and self.rank == 0:
+            validator = ActorValidator(self.tokens, self.architecture, job.training, on_gpu)
+        where = (job.batches.max_tokens, self.device, self.rank, is_beside, validator)
+        return Validation(self.tokens, self.architecture, job.training, *where)
 
     def run(self) -> None:
-        """Train from where the newest checkpoint is to the last step."""
+        """Train from where the newest checkpoint is to the last step, or until somebody wants it to end."""
         self.log_start()
+        wish = Wish.NOTHING
         for feed_step in self.feed_steps():
+            agreement = Agreement(self.device)
             self.step(feed_step)
-            is_last = self.is_done
-            if is_last or self.progress.step % self.job.training.log_every == 0:
-                self.log_step()
-            if is_last or self.progress.step % self.job.training.validate_every == 0:
-                self.validate()
-            if is_last or self.is_stale or self.progress.step % self.job.training.checkpoint_every == 0:
-                self.save()
-            if is_last or self.is_stale:
+            wish = agreement.result()
+            self.after_step(wish)
+            if self.is_over or wish >= Wish.END:
                 break
-        if not (self.is_done or self.is_stale):
+        self.checkpoints.wait()
+        if self.is_over:
+            self.save_folder("last", self.state.weights())
+            self.save_average()
+        elif wish >= Wish.END:
+            self.end(wish)
+        else:
             raise FeedOrderError(f"the feed ended at {self.progress}, before the training's end")
-        if self.rank == 0:
-            self.save_folder("last")
 
     def feed_steps(self) -> Iterator[FeedStep]:
-        """Yield this worker's share of each step, from the cursor on."""
-        if self.is_done or self.is_stale:
-            return iter(())
-        rows = ray.train.get_dataset_shard("train").iter_batches(  # type: ignore[union-attr]
-            batch_size=1, batch_format="pyarrow", prefetch_batches=1
-        )
-        lanes = list(range(self.rank, self.job.batches.lanes, self.workers))
-        return read_feed(iter(rows), lanes, self.progress.cursor)
+        """Yield this worker's share of each step, from the cursor on; the next ones are made ahead."""
+        if self.is_over:
+            return
+        shares: list = [None] * self.workers
+        if self.rank == 0:
+            feed = open_feed(self.tokens, self.job.batches, self.job.training.epochs, self.progress.cursor)
+            shares = split_feed(feed, self.workers)
+        if self.workers > 1:
+            dist.broadcast_object_list(shares, src=0, device=self.device)
+        rows = read_rows(shares[self.rank], ahead=len(self.lanes))
+        steps = Ahead(read_feed(rows, self.lanes, self.progress.cursor), STEPS_AHEAD)
+        with self.meter.paused():  # the pipeline starts
+            steps.wait_for_first()
+        try:
+            yield from self.meter.waiting(steps)
+        finally:
+            steps.close()
 
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""
+        self.score = None
         config, step = self.job.training, self.progress.step
-        micro_batches = [batch.to(self.device) for batch in feed_step.micro_batches]
-        lanes = range(self.rank, self.job.batches.lanes, self.workers)
+        batches = feed_step.micro_batches
         # Dropout follows from seed, step and lane, so that it does not depend on the worker.
-        seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in lanes]
-        metrics = train_step(self.state, micro_batches, seeds, learning_rate(step, self.steps, config), config)
-        if not math.isfinite(metrics.negative_log_likelihood + metrics.gradient_norm):
-            raise FloatingPointError(
-                f"loss {metrics.negative_log_likelihood}, gradient norm {metrics.gradient_norm} at step {step}, "
-                f"{feed_step.cursor}; lower training.learning_rate or lengthen training.warmup_steps"
-            )
-        self.meter.add(metrics)
+        seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in self.lanes]
+        metrics = train_step(self.state, batches, seeds, self.rate(step), config, self.spikes)
+        if not metrics.is_finite:
+            own = [LaneBatch(*part) for part in zip(self.lanes, seeds, batches, strict=True)]
+            precision = str(self.dtype).removeprefix("torch.")
+            stop_training(self.state, own, step, feed_step.cursor, self.job, self.tokens, precision)
+        self.meter.add(metrics, sum(batch_flops(self.architecture, batch) for batch in batches))
+        if self.trace is not None:
+            self.trace.add(step, self.lanes, batches)
         self.progress = replace(
             self.progress,
             step=step + 1,
             epoch=feed_step.after.epoch,
             pool=feed_step.after.pool,
             step_in_pool=feed_step.after.step,
+            tokens=self.progress.tokens + metrics.target_tokens,
+            updates=self.progress.updates + (not metrics.is_skipped),
+            skipped=self.progress.skipped + metrics.is_skipped,
             seconds=self.meter.seconds,
         )
 
+    def after_step(self, wish: Wish) -> None:
+        """Log, validate and save where it is time to, or where somebody wants it."""
+        config, step, is_done = self.job.training, self.progress.step, self.is_done
+        if is_done or step % config.log_every == 0:
+            self.log_step()
+        self.judge(self.validation.poll())
+        if is_done or step % config.validate_every == 0:
+            self.validate()
+        if is_done or self.is_stale:
+            self.judge(self.validation.finish())
+        if self.is_over or step % config.checkpoint_every == 0 or wish >= Wish.SAVE:
+            self.save()
+        self.is_warned = ask_to_save_once(self.is_warned)
+
+    def end(self, wish: Wish) -> None:
+        """Say that training ends before its last step; all of it is saved."""
+        self.log({"event": "stop", "reason": wish.name.lower()})
+        if wish == Wish.MOVE:
+            raise Preempted(f"a worker was asked to end by SIGTERM; all was saved at step {self.progress.step}")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return learning_rate(step, self.settings.steps, self.job.training)
+
+    @property
+    def is_over(self) -> bool:
+        """True when there is no step left to take."""
+        return self.is_done or self.is_stale
+
     @property
     def is_done(self) -> bool:
-        """True when the last epoch is over, or the last step taken."""
-        config = self.job.training
-        return self.progress.epoch >= config.epochs or self.progress.step >= (config.max_steps or math.inf)
+        """True when the last epoch is over, the last step taken, or the token budget spent."""
+        config, progress = self.job.training, self.progress
+        return (
+            progress.epoch >= config.epochs
+            or progress.step >= (config.max_steps or math.inf)
+            or progress.tokens >= (config.token_budget or math.inf)
+        )
 
     @property
     def is_stale(self) -> bool:
@@ -133,80 +213,103 @@ class Worker:
         return bool(patience) and self.progress.stale_validations >= patience
 
     def validate(self) -> None:
-        """Measure the validation loss, and keep the model if it is the best so far."""
-        has_validation = self.tokens.has_split("valid")  # a worker's own share of it can be empty
-        if has_validation:
-            with self.meter.paused(), averaged_weights(self.state):
-                loss = validation_loss(self.state.model, self.validation, self.device)
-        else:
-            loss = math.inf  # without validation data the newest model is the best
-        is_best = loss < self.progress.best_loss or not has_validation
-        self.progress = replace(
-            self.progress,
-            best_loss=loss if is_best else self.progress.best_loss,
-            best_step=self.progress.step if is_best else self.progress.best_step,
-            stale_validations=0 if is_best else self.progress.stale_validations + 1,
-        )
-        if is_best and self.rank == 0:
-            self.save_folder("best")
-        if has_validation:
-            self.log({"event": "valid", "loss": loss, "perplexity": math.exp(min(loss, 700)), "is_best": is_best})
-        ray.train.report({"step": self.progress.step, "validation_loss": loss})
+        """Measure how good the model is."""
+        with self.meter.paused():
+            self.judge(self.validation.validate(self.state, self.progress.step))
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        if self.rank == 0:
-            with self.meter.paused():
-                save_checkpoint(
-                    self.job.out, self.progress, named_tensors(self.state), self.job.training.keep_checkpoints
+    def judge(self, findings: list[Finding]) -> None:
+        """Log what validation found, and keep the model where it is the best so far."""
+        for finding in findings:
+            progress = self.progress
+            judge = Judge(
+                self.job.training.best_metric, progress.best_score, progress.best_step, progress.stale_validations
+            )
+            judge, is_best = judge.judge(finding.step, finding.metrics)
+            if finding.step == progress.step and judge.metric in finding.metrics:
+                self.score = finding.metrics[judge.metric] * (-1 if judge.metric == "loss" else 1)
+            self.progress = replace(
+                progress,
+                best_score=judge.best_score,
+                best_step=judge.best_step,
+                stale_validations=judge.stale_validations,
+            )
+            if is_best:
+                self.save_folder("best", finding.weights)
+            if finding.metrics:
+                seconds = round(finding.seconds, 2)
+                self.log(
+                    {"event": "valid", **finding.metrics, "is_best": is_best, "validation_seconds": seconds},
+                    step=finding.step,
                 )
 
-    def save_folder(self, name: str) -> None:
-        """Write the (averaged) model as a model folder."""
+    def save(self) -> None:
+        """Write a checkpoint in the background."""
+        self.progress = replace(self.progress, spikes=self.spikes.state_dict())
+        self.checkpoints.save(self.progress, self.state.tensors(), self.score)
+        WISHES.saved()
+
+    def save_folder(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        """Write weights as a model folder."""
+        if self.rank:
+            return
+        metric, score = self.job.training.best_metric, self.progress.best_score
         made = {
             "step": self.progress.step,
-            "best validation loss": self.progress.best_loss,
+            f"best validation {metric}": score,
             "tokens": self.tokens.fingerprint,
         }
-        folder = storage.join(self.job.out, name)
-        with averaged_weights(self.state):
-            weights = {key: value.detach().cpu().clone() for key, value in self.transformer.state_dict().items()}
-        tokens = self.tokens
-        text = TextConfig(**tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
-        save_model_folder(folder, weights, self.architecture, tokens.tokenizer.json, tokens.task, made, text)
+        text = TextConfig(**self.tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
+        kind = (self.tokens.tokenizer.json, self.tokens.task)
+        save_model_folder(storage.join(self.job.out, name), weights, self.architecture, *kind, made, text)
 
-    def log(self, event: dict) -> None:
+    def save_average(self) -> None:
+        """Write the mean of the last checkpoints, or of the best, as a model folder, where it is wanted."""
+        config = self.job.training
+        if config.average_checkpoints and self.rank == 0:
+            of_best = config.keep_best_checkpoints > 0
+            self.save_folder("average", average_checkpoints(self.job.out, config.average_checkpoints, of_best))
+
+    def log(self, event: dict, step: int | None = None) -> None:
         """Write an event, once for all workers."""
         if self.rank == 0:
-            write_event(self.job.out, {**event, "step": self.progress.step, "seconds": round(self.meter.seconds, 2)})
+            when = {"step": self.progress.step if step is None else step, "seconds": round(self.meter.seconds, 2)}
+            write_event(self.job.out, {**event, **when})
 
     def log_start(self) -> None:
         """Say what is trained on what."""
-        parameters = sum(p.numel() for p in self.state.parameters)
-        precision = str(self.dtype).removeprefix("torch.")
+        parameters = sum(p.numel() for p in self.state.model.parameters())
         self.log(
             {
                 "event": "start",
                 "parameters": parameters,
-                "steps": self.steps,
+                "steps": self.settings.steps,
                 "workers": self.workers,
+                "surplus_workers": self.started - self.workers,
+                "lanes": self.job.batches.lanes,
                 "device": str(self.device),
-                "precision": precision,
+                "precision": str(self.dtype).removeprefix("torch."),
+                "peak": self.peak.source,
             }
         )
 
     def log_step(self) -> None:
         """Say how training went since the last line."""
-        rates = self.meter.take()
-        left = max(0, self.steps - self.progress.step) * rates.pop("seconds_per_step")
-        rate = learning_rate(self.progress.step - 1, self.steps, self.job.training)
+        rates = self.meter.take(self.checkpoints.waited_seconds)
+        left = max(0, self.settings.steps - self.progress.step) * rates.pop("seconds_per_step")
         self.log(
             {
                 "event": "train",
-                "steps": self.steps,
+                "steps": self.settings.steps,
                 "epoch": self.progress.epoch,
-                "learning_rate": rate,
+                "tokens": self.progress.tokens,
+                "learning_rate": self.rate(self.progress.step - 1),
                 "seconds_left": round(left, 1),
                 **rates,
             }
         )
+
+
+def architecture_of(job: TrainJob, tokens: TokenFolder) -> Architecture:
+    """Return the network's shape, for sequences as long as the shards may hold."""
+    max_length = tokens.manifest["made_from"]["tokens"]["max_length"]
+    return resolve(job.model, tokens.manifest["vocab_size"], max_length)

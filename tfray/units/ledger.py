@@ -7,8 +7,9 @@ resume is the difference of two lists of names. `_manifest.json` says what the o
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -70,20 +71,29 @@ class Ledger:
         return {"format_version": 1, "made_from": self.made_from, **known}
 
 
-def open_ledger(folder: str, made_from: Mapping[str, object], overwrite: bool) -> Ledger:
+def open_ledger(
+    folder: str, made_from: Mapping[str, object], overwrite: bool, allow_change: Sequence[str] | None = None
+) -> Ledger:
     """Return the ledger of a new folder, or of one made from the very same things.
 
-    Raises CheckpointMismatch naming the setting that differs, unless `overwrite` clears the folder,
-    and InputError for a folder that no job began: what is in there is never deleted.
+    Raises CheckpointMismatch naming the setting that differs, unless it is in `allow_change` (the manifest then
+    records the new value; None: the job has no such option) or `overwrite` clears the folder, and InputError for a
+    folder that no job began: what is in there is never deleted.
     """
     folder = storage.absolute(folder)
     storage.check_writable(folder)
     ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
-    if has_manifest(folder):
-        changed = differences(ledger.manifest["made_from"], ledger.made_from)
+    before = ledger.manifest["made_from"] if has_manifest(folder) else None
+    check_names(allow_change or (), [*flat(ledger.made_from), *flat(before or {})])
+    if before is not None:
+        changed = differences(before, ledger.made_from)
         if not changed:
             return ledger
-        refuse_unless(overwrite, folder, changed)
+        if all(name in (allow_change or ()) for name in changed):
+            storage.remove(storage.join(folder, SUCCESS))  # what was finished goes on
+            ledger.begin()
+            return ledger
+        refuse_unless(overwrite, folder, changed, allow_change)
         clear(folder)
     elif visible(folder):
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
@@ -151,25 +161,52 @@ def clear(folder: str) -> None:
             storage.remove(place)
 
 
-def refuse_unless(overwrite: bool, folder: str, changed: list[str]) -> None:
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise InputError where a setting that may change is none that the output follows from."""
+    for name in names:
+        if name not in known:
+            meant = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"; did you mean {meant[0]}?" if meant else f"; those are {', '.join(known)}"
+            raise InputError(f"allow_change={name!r} is no setting that the result follows from{hint}")
+
+
+def refuse_unless(
+    overwrite: bool, folder: str, changed: Mapping[str, str], allow_change: Sequence[str] | None = None
+) -> None:
     """Raise CheckpointMismatch with the differences unless they are to be overwritten."""
     if not overwrite:
-        listed = "; ".join(changed[:5])
+        listed = "; ".join([*changed.values()][:5])
+        other = [name for name in changed if name not in (allow_change or ())]
+        insist = "" if allow_change is None else ", go on with the new with " + insisting(other)
         raise CheckpointMismatch(
             f"out={folder!r} was made from something else: {listed}; choose another folder, go back "
-            "to the old setting, or make it anew with --overwrite true (predict: --mode overwrite)"
+            f"to the old setting{insist}, or make it anew with --overwrite true (predict: --mode overwrite)"
         )
 
 
-def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return one line for each setting that differs, by its dotted name."""
-    lines = []
+def insisting(names: list[str]) -> str:
+    """Return the options that let settings change."""
+    return " ".join(f"--allow_change {name}" for name in names)
+
+
+def flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every setting."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return a line for each setting that differs, by its dotted name."""
+    lines: dict[str, str] = {}
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{name}.")
+            lines |= differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            lines.append(f"{prefix}{name} was {shorten(before)}, is now {shorten(after)}")
+            lines[prefix + name] = f"{prefix}{name} was {shorten(before)}, is now {shorten(after)}"
     return lines
 
 

@@ -1,0 +1,79 @@
+"""How many workers there are, on what, and which errors end training."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
+from tfray.errors import InputError
+from tfray.training import fit
+from tfray.training.fit import place_workers, was_preempted
+from tfray.training.group import GiveUp, usable_workers
+from tfray.training.stop import Preempted
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_the_workers_that_train_are_the_most_that_divide_the_lanes(workers: int, lanes: int) -> None:
+    usable = usable_workers(workers, lanes)
+    assert usable <= workers and lanes % usable == 0
+    assert not any(lanes % count == 0 for count in range(usable + 1, workers + 1))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    sizes = {"CPU": 8.0, "GPU": 0.0}
+    monkeypatch.setattr(fit, "cluster_total", lambda resource: sizes[resource])
+    monkeypatch.setattr(fit, "node_cpus", lambda: [sizes["CPU"] / 2] * 2)
+    return sizes
+
+
+def test_a_fixed_number_of_workers_is_asked_for_as_it_is(cluster: dict[str, float]) -> None:
+    placement = place_workers(TrainingConfig(workers=2), ClusterConfig(), lanes=4)
+    assert placement.workers == 2 and placement.resources == {"CPU": 1.0} and placement.strategy == "SPREAD"
+
+
+def test_elastic_workers_are_one_a_machine_on_cpus_and_no_more_than_divide_the_lanes(
+    cluster: dict[str, float],
+) -> None:
+    placement = place_workers(TrainingConfig(workers=WorkerRange(min=1, max=7)), ClusterConfig(), lanes=4)
+    assert placement.workers == (1, 4)
+    assert 4.0 // placement.resources["CPU"] == 1
+
+
+def test_gpus_are_used_where_there_are_enough_for_the_fewest_workers(cluster: dict[str, float]) -> None:
+    cluster["GPU"] = 2
+    placement = place_workers(TrainingConfig(workers=WorkerRange(min=2, max=4)), ClusterConfig(), lanes=4)
+    assert placement.use_gpu and placement.resources["GPU"] == 1 and placement.strategy == "PACK"
+    assert not place_workers(TrainingConfig(workers=4), ClusterConfig(), lanes=4).use_gpu
+
+
+def test_on_one_small_machine_workers_leave_room_for_the_data(cluster: dict[str, float]) -> None:
+    cluster["CPU"] = 2.0
+    assert place_workers(TrainingConfig(workers=2), ClusterConfig(), lanes=4).resources == {"CPU": 0.5}
+    with pytest.raises(InputError, match=r"training\.workers=4 need 2\.25 CPUs"):
+        place_workers(TrainingConfig(workers=4), ClusterConfig(), lanes=4)
+
+
+class Failed(Exception):
+    """As Ray Train's error holds those of its workers."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.worker_failures = dict(enumerate(failures))
+
+
+def test_workers_that_made_room_are_no_failure_and_other_errors_are_raised() -> None:
+    assert not was_preempted(None)
+    assert was_preempted(Failed(Preempted("moved"), ConnectionError("lost")))
+    with pytest.raises(Failed):
+        was_preempted(Failed(ConnectionError("lost")))
+    with pytest.raises(InputError, match="shard"):
+        was_preempted(Failed(ConnectionError("lost"), InputError("shard is damaged")))
+
+
+def test_what_a_restart_cannot_mend_ends_training_at_once() -> None:
+    callback = GiveUp()
+    callback.after_exception(None, {0: ConnectionError("lost")})
+    with pytest.raises(InputError, match="disk is full"):
+        callback.after_exception(None, {0: ConnectionError("lost"), 1: InputError("disk is full")})

@@ -1,0 +1,87 @@
+"""Killed anywhere, moved to more or fewer workers and started again: the same examples in the same steps and lanes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Nodes
+from tests.training.runs import LANES, STEPS, Run
+from tests.training.token_folders import make_token_folder
+from tfray.training.trace import read_trace
+
+pytestmark = pytest.mark.ray
+
+ROUNDS = int(os.environ.get("TFRAY_KILLS", "1"))
+"""How often a worker, a node and the driver are each killed."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A head and two more nodes."""
+    nodes = Nodes(3)
+    yield nodes
+    nodes.stop()
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "tokens"
+    make_token_folder(folder)
+    return folder
+
+
+def kill(process: int) -> None:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+@pytest.mark.timeout(1500)
+def test_the_sequence_of_examples_is_the_same_whatever_is_killed_and_however_many_workers_there_are(
+    nodes: Nodes, tokens: Path, tmp_path: Path
+) -> None:
+    calm, killed = Run(tokens, tmp_path / "calm", nodes.address), Run(tokens, tmp_path / "killed", nodes.address)
+    calm.start("1")
+    expected = calm.end()
+    chance = random.Random(ROUNDS)
+    kills: Counter[str] = Counter()
+    workers = "2"
+    killed.start(workers)
+    for _ in range(ROUNDS):
+        killed.wait_for(killed.step + chance.randrange(2, 15))
+        for process in nodes.workers("RayTrainWorker")[: chance.randrange(1, 3)]:
+            kill(process.pid)
+            kills["worker"] += 1
+        after = len(killed.events())
+        killed.wait_for(killed.step + chance.randrange(2, 15), after=after)
+        nodes.tell("lose")
+        nodes.tell("add")
+        kills["node"] += 1
+        for workers in ("1", "4"):
+            killed.wait_for(killed.step + chance.randrange(2, 15), after=len(killed.events()))
+            if killed.process.poll() is None:
+                killed.process.kill()
+                killed.process.wait()
+                kills["driver"] += 1
+                killed.start(workers)
+    found = killed.end()
+    starts = [event["workers"] for event in killed.events() if event["event"] == "start"]
+    print(f"killed: {dict(kills)}; starts with {starts} workers")
+    trace, other = read_trace(calm.out), read_trace(killed.out)
+    assert set(trace) == {(step, lane) for step in range(STEPS) for lane in range(LANES)}
+    assert {len(found) for found in trace.values()} == {1}
+    assert {place: set(found) for place, found in other.items()} == {
+        place: set(found) for place, found in trace.items()
+    }, "what was done, once or again, was done with the same examples"
+    assert found["steps"] == expected["steps"] == STEPS
+    assert found["tokens"] == expected["tokens"]
+    assert found["best_score"] == pytest.approx(expected["best_score"], rel=1e-4)
+    assert {1, 2, 4} <= set(starts)

@@ -1,0 +1,137 @@
+"""Decoding beside the training: where there is room for it, and which answers come for which weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
+from tfray.errors import InputError
+from tfray.training import validator as validator_file
+from tfray.training.validation import Decoder, Weights
+from tfray.training.validator import ActorValidator, Room, choose_place
+
+ALONE = Room(cpus=2, gpus=0, machines=1, taken_cpus=1.25, taken_gpus=0)
+SPARE_MACHINE = Room(cpus=8, gpus=0, machines=3, taken_cpus=4.25, taken_gpus=0)
+FULL_MACHINES = SPARE_MACHINE._replace(machines=2)
+SPARE_GPU = Room(cpus=16, gpus=3, machines=1, taken_cpus=2.25, taken_gpus=2)
+FULL_GPUS = SPARE_GPU._replace(gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("room", "place"),
+    [
+        (ALONE, "worker"),
+        (SPARE_MACHINE, "actor"),
+        (FULL_MACHINES, "worker"),
+        (SPARE_GPU, "actor"),
+        (FULL_GPUS, "worker"),
+        (SPARE_GPU._replace(cpus=3), "worker"),
+    ],
+)
+def test_it_is_beside_the_training_where_nothing_is_taken_from_the_workers(room: Room, place: str):
+    config = TrainingConfig(workers=2)
+    assert choose_place(config, ClusterConfig(), room) == place
+
+
+def test_elastic_workers_are_counted_at_their_most():
+    config = TrainingConfig(workers=WorkerRange(min=1, max=4))
+    assert choose_place(config, ClusterConfig(), SPARE_MACHINE) == "worker"
+
+
+def test_there_is_no_actor_where_it_is_not_wanted():
+    assert choose_place(TrainingConfig(valid_rows=0, valid_on="actor"), ClusterConfig(), SPARE_GPU) == "worker"
+    assert choose_place(TrainingConfig(valid_on="worker"), ClusterConfig(), SPARE_GPU) == "worker"
+
+
+def test_the_best_checkpoints_need_the_scores_at_once():
+    late = TrainingConfig(keep_best_checkpoints=2, best_metric="bleu", valid_on="auto")
+    assert choose_place(late, ClusterConfig(), SPARE_GPU) == "worker"
+    assert choose_place(TrainingConfig(keep_best_checkpoints=2), ClusterConfig(), SPARE_GPU) == "actor"
+    with pytest.raises(InputError, match="knows the bleu only after"):
+        choose_place(
+            TrainingConfig(keep_best_checkpoints=2, best_metric="bleu", valid_on="actor"), *[ClusterConfig(), SPARE_GPU]
+        )
+
+
+def test_an_actor_without_room_is_refused_unless_the_cluster_grows():
+    config = TrainingConfig(valid_on="actor")
+    with pytest.raises(InputError, match=r"training\.valid_on='actor' needs a CPU beside .* 1\.25 CPUs"):
+        choose_place(config, ClusterConfig(), ALONE)
+    with pytest.raises(InputError, match="needs a CPU and a GPU beside"):
+        choose_place(config, ClusterConfig(), FULL_GPUS)
+    assert choose_place(config, ClusterConfig(autoscaling=True), ALONE) == "actor"
+
+
+def helpers() -> ModuleType:
+    """Return the module of tests/training/test_validation.py, whose helpers are used here."""
+    spec = importlib.util.spec_from_file_location("validation_helpers", Path(__file__).with_name("test_validation.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.ray
+def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged(tmp_path: Path, write_tokens):
+    import ray
+
+    shared = helpers()
+    tokens = shared.write_words(tmp_path, write_tokens)
+    architecture = shared.architecture_for(tokens.tokenizer)
+    decoder = Decoder(tokens, architecture, shared.CONFIG, torch.device("cpu"))
+
+    def weights_of(step: int) -> Weights:
+        return {name: weight * (1 + step / 10) for name, weight in shared.random_weights(architecture).items()}
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        assert validator.poll(wait=False) == []
+        for step in (1, 2, 3):  # far faster than the actor starts
+            validator.offer(step, weights_of(step))
+        found = validator.poll(wait=True)
+        assert [finding.step for finding in found] == [1, 3]
+        for finding in found:
+            assert finding.metrics == decoder.scores(decoder.decode(weights_of(finding.step)))
+            assert torch.equal(
+                finding.weights["embedding.tokens.weight"], weights_of(finding.step)["embedding.tokens.weight"]
+            )
+        ray.kill(validator.actor, no_restart=False)  # as if its node was lost
+        validator.offer(4, weights_of(4))
+        found = []
+        while not found:
+            time.sleep(0.2)
+            found = validator.poll(wait=False)
+        assert [finding.step for finding in found] == [4]
+        assert validator.poll(wait=True) == []
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.ray
+def test_an_actor_that_never_finds_room_leaves_the_newest_weights_to_the_worker(
+    tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch
+):
+    import ray
+
+    shared = helpers()
+    tokens = shared.write_words(tmp_path, write_tokens)
+    architecture = shared.architecture_for(tokens.tokenizer)
+    weights = shared.random_weights(architecture)
+    monkeypatch.setattr(validator_file, "START_SECONDS", 0.5)
+    ray.init(num_cpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator.offer(1, weights)
+        validator.offer(2, weights)
+        (finding,) = validator.poll(wait=True)
+        decoder = Decoder(tokens, architecture, shared.CONFIG, torch.device("cpu"))
+        assert (finding.step, finding.metrics) == (2, decoder.scores(decoder.decode(weights)))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,62 @@
+"""How much there is to train on: an epoch's steps and target tokens, from the shards' length columns alone."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+from tfray.batches.mixing import Draw, Portion, drawn_rows
+from tfray.batches.plan import plan_pool, plan_pools
+from tfray.batches.pool import PoolReader, mix_shards
+from tfray.config import BatchesConfig
+from tfray.tokens.shards import TokenFolder, read_lengths
+
+logger = logging.getLogger(__name__)
+
+
+class EpochCount(NamedTuple):
+    """What the first epoch has; the others gather the shards into other pools, and can differ by a few steps."""
+
+    steps: int
+    target_tokens: int
+
+
+def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
+    """Return the counts of the first epoch, read and planned pool by pool, so that no more than one is in memory.
+
+    BPE dropout makes pairs longer: by as much as it does those of the first pool.
+    """
+    paths, portions = tokens.paths("train"), mix_shards(tokens, config)
+    pools = plan_pools(portions, config, 0)
+    steps = target_tokens = first_steps = 0
+    for pool in pools:
+        drawn = [draw_lengths(paths[draw.shard], draw, portions[draw.shard], config.seed) for draw in pool.draws]
+        source, target = (np.concatenate(side) for side in zip(*drawn, strict=True))
+        planned = len(plan_pool(source, target, config, 0, pool.index))
+        first_steps = first_steps or planned
+        steps, target_tokens = steps + planned, target_tokens + int(target.sum())
+    if config.bpe_dropout:
+        source, target = PoolReader(tokens, config).read(pools[0], 0).lengths
+        longer = len(plan_pool(source, target, config, 0, 0)) / first_steps
+        return EpochCount(round(steps * longer), round(target_tokens * longer))
+    return EpochCount(steps, target_tokens)
+
+
+def draw_lengths(path: str, draw: Draw, portion: Portion, seed: int) -> list[np.ndarray]:
+    """Return the source and target lengths of what is drawn of a shard."""
+    rows = drawn_rows(draw, portion, seed)
+    return [lengths[rows] for lengths in read_lengths(path)]
+
+
+def log_mixture(portions: list[Portion]) -> None:
+    """Say how often each corpus is seen, where that is not once an epoch."""
+    pairs: Counter[str] = Counter()
+    for portion in portions:
+        pairs[portion.corpus] += portion.pairs
+    repeats = {portion.corpus: portion.repeats for portion in portions}
+    if any(times != 1 for times in repeats.values()):
+        parts = (f"{name}: {pairs[name]:,} pairs x {times:.4g}" for name, times in repeats.items())
+        logger.info("an epoch sees %s", "; ".join(parts))

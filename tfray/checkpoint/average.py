@@ -1,0 +1,44 @@
+"""The mean of several checkpoints' weights, which often translates better than any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tfray.checkpoint.checkpoints import kept_folders, read_weights
+from tfray.checkpoint.state import complete_checkpoints, read_state
+from tfray.errors import InputError
+
+
+def average_checkpoints(out: str, count: int, of_best: bool) -> dict[str, Tensor]:
+    """Return the mean weights of a run's newest `count` checkpoints, or of its best, by the Transformer's names."""
+    return mean_weights(chosen_checkpoints(out, count, of_best), read_weights)
+
+
+def chosen_checkpoints(out: str, count: int, of_best: bool) -> list[str]:
+    """Return the folders of a run's newest `count` checkpoints, or of the best ones; fewer where there are fewer.
+
+    Where no validation has given any a score, the newest are the best.
+    """
+    folders = complete_checkpoints(out)
+    scored = [(folder, read_state(folder).score) for folder in folders] if of_best else []
+    _, *best = kept_folders(scored, 1, count) or [""]
+    return best or folders[-count:]
+
+
+def mean_weights(folders: list[str], read: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of the tensors that `read` gives of each folder, by name; two of each are held at a time."""
+    if not folders:
+        raise InputError(
+            "training.average_checkpoints: there is no checkpoint of which to take the mean; "
+            "lower training.checkpoint_every, or set training.average_checkpoints to 0"
+        )
+    mean = read(folders[0])
+    for number, folder in enumerate(folders[1:], start=2):
+        weights = read(folder)
+        if weights.keys() != mean.keys():
+            raise InputError(f"checkpoints {folders[0]!r} and {folder!r} are of different models; average those of one")
+        for name, weight in mean.items():
+            weight.lerp_(weights[name], 1 / number)  # what is the same everywhere stays the same to the bit
+    return mean

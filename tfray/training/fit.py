@@ -1,0 +1,156 @@
+"""Ray Train around the workers: where they run, what restarts them, and how they are asked to end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from tfray.cluster import cluster_total, node_cpus
+from tfray.config import ClusterConfig, TrainingConfig, TrainJob
+from tfray.errors import InputError
+from tfray.training.bell import Bell
+from tfray.training.display import Display
+from tfray.training.group import GiveUp, GroupConfig, usable_workers
+from tfray.training.launch import train_worker
+from tfray.training.stop import GRACE_SECONDS, Preempted
+from tfray.training.trace import wanted_trace
+from tfray.training.validator import Room, choose_place
+from tfray.training.worker import Settings
+from tfray.units.stream import find, find_input_error
+
+logger = logging.getLogger(__name__)
+
+RESIZE_SECONDS = float(os.environ.get("TFRAY_RESIZE_SECONDS", "120"))
+"""How often it is looked whether there is room for more workers: a resize costs some ten seconds."""
+CPU_SHARE = 0.6
+"""Of a node's cores, what an elastic worker reserves: no second one fits, and data tasks find room."""
+DATA_CPUS = 0.25
+"""What the feed takes."""
+START_SECONDS = "30"
+"""How long Ray waits for room for the workers before it looks again how many there can be."""
+
+
+class Placement(NamedTuple):
+    """What workers run on."""
+
+    workers: int | tuple[int, int]
+    use_gpu: bool
+    resources: dict[str, float]
+    """Of each worker."""
+
+    @property
+    def strategy(self) -> str:
+        """GPUs want to be near each other; on CPUs each worker is best alone."""
+        return "PACK" if self.use_gpu else "SPREAD"
+
+
+def fit(job: TrainJob, steps: int) -> None:
+    """Run the workers to the last step.
+
+    Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
+    """
+    import ray
+
+    placement = place_workers(job.training, job.cluster, job.batches.lanes)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
+    kind: Any = ray.remote(num_cpus=0)(Bell)
+    bell = kind.remote()
+    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell)
+    display = Display(job.out)
+    is_over = False
+    while not is_over:
+        trainer = make_trainer(settings, placement)
+        # In a thread of its own, since in the main thread Ray takes Ctrl-C for itself and says nothing.
+        executor = ThreadPoolExecutor(1)
+        training = executor.submit(trainer.fit)
+        executor.shutdown(wait=False)
+        try:
+            follow_log(display, training)
+        except KeyboardInterrupt:
+            logger.info("training: interrupted; saves a checkpoint (once more ends it at once)")
+            ray.get(bell.ring.remote())
+            follow_log(display, training, GRACE_SECONDS)
+            raise
+        is_over = not was_preempted(training.exception())
+
+
+def was_preempted(error: BaseException | None) -> bool:
+    """Say whether workers ended only because they were asked to make room; raise any other error."""
+    if error is None:
+        return False
+    failures = getattr(error, "worker_failures", {}).values()
+    if any(find(failure, Preempted) for failure in failures):
+        return True
+    causes = [error, *failures, getattr(error, "controller_failure", None)]
+    raise next(filter(None, map(find_input_error, filter(None, causes))), error) from None
+
+
+def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
+    """Return Ray's trainer of a job."""
+    job = settings.job
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"settings": settings},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=placement.use_gpu,
+            resources_per_worker=placement.resources,
+            placement_strategy=placement.strategy,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        torch_config=GroupConfig(backend="nccl" if placement.use_gpu else "gloo", lanes=job.batches.lanes),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=job.out,
+            failure_config=FailureConfig(max_failures=job.training.max_failures),
+            callbacks=[GiveUp()],
+        ),
+    )
+
+
+def decodes_beside(job: TrainJob, placement: Placement) -> bool:
+    """Say whether validation decodes on an actor beside the workers."""
+    taken = job.training.max_workers
+    gpus = float(taken) if placement.use_gpu else 0.0
+    cpus = taken * placement.resources["CPU"] + DATA_CPUS
+    room = Room(cluster_total("CPU"), cluster_total("GPU"), len(node_cpus()), cpus, gpus)
+    return choose_place(job.training, job.cluster, room) == "actor"
+
+
+def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) -> Placement:
+    """Return how many workers run on what.
+
+    Raises InputError where the cluster cannot hold the fewest of them, unless it grows on demand.
+    """
+    fewest, most = config.min_workers, usable_workers(config.max_workers, lanes)
+    cpus, gpus = cluster_total("CPU"), cluster_total("GPU")
+    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus >= fewest)
+    if config.cpus_per_worker:
+        per_worker = config.cpus_per_worker
+    elif not use_gpu and not isinstance(config.workers, int):
+        per_worker = round(CPU_SHARE * min(node_cpus(), default=1.0), 2)
+    else:  # data tasks need a core too: whole cores for workers only where one is left over
+        per_worker = 1.0 if cpus > most or cluster.autoscaling else 0.5
+    wanted = {"CPU": fewest * per_worker + DATA_CPUS, "GPU": float(fewest if use_gpu else 0)}
+    for resource, total in {"CPU": cpus, "GPU": gpus}.items():
+        if wanted[resource] > total and not cluster.autoscaling:
+            raise InputError(
+                f"training.workers={fewest} need {wanted[resource]:g} {resource}s (data tasks included), the "
+                f"cluster has {total:g}; use fewer workers, or say --cluster.autoscaling true if it grows on demand"
+            )
+    resources = {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
+    return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)
+
+
+def follow_log(display: Display, training: Future, seconds: float = float("inf")) -> None:
+    """Show people what the log says until training ends or time is over; the workers that write it may be elsewhere."""
+    while not wait([training], timeout=1.0).done and seconds > 0:
+        display.update()
+        seconds -= 1
+    display.update()
+    display.draw()

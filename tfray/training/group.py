@@ -1,0 +1,125 @@
+"""The group of workers that train: as many of those that Ray starts as divide the lanes, and how they are asked to end.
+
+Ray starts and stops workers as a whole; this is what happens on each of them right after and right before. Ray calls
+`on_shutdown` when it changes the number of workers, too, so that nothing trained since the last checkpoint is lost.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass
+
+import ray
+import ray.util
+import torch.distributed as dist
+from ray.train import UserCallback
+from ray.train.backend import Backend, BackendConfig
+from ray.train.torch import TorchConfig
+
+from tfray.training.stop import GRACE_SECONDS, WISHES, Wish
+from tfray.units.stream import find_input_error
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a worker waits for the others in a collective; a lost one is noticed much sooner, by Ray."""
+
+
+def usable_workers(workers: int, lanes: int) -> int:
+    """Return the largest divisor of the lanes that is at most the number of workers."""
+    return max(count for count in range(1, min(workers, lanes) + 1) if lanes % count == 0)
+
+
+@dataclass
+class GroupConfig(TorchConfig):
+    """How torch's workers find each other."""
+
+    lanes: int = 1
+
+    @property
+    def backend_cls(self) -> type[Backend]:  # type: ignore[override]
+        return GroupBackend
+
+
+class GroupBackend(Backend):
+    """Ray Train's hooks around a group of workers; they run in its controller."""
+
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group, backend_config: BackendConfig) -> None:
+        """Make one process group of the workers that divide the lanes."""
+        assert isinstance(backend_config, GroupConfig)
+        worker_group.execute(heed_sigterm)
+        usable = usable_workers(len(worker_group), backend_config.lanes)
+        address = worker_group.execute_single(0, free_address)
+        joining = [
+            worker_group.execute_single_async(rank, join, backend_config.backend, address, rank, usable)
+            for rank in range(usable)
+        ]
+        ray.get(joining)  # type: ignore[call-overload]
+
+    def on_shutdown(self, worker_group, backend_config: BackendConfig) -> None:
+        """Let workers that still train save and end first; where one is lost, the others wait for it in vain."""
+        if all(worker_group.execute(is_well)):
+            worker_group.execute(end_training, GRACE_SECONDS)
+
+
+class GiveUp(UserCallback):
+    """Ends training at once where starting again cannot help: Ray would try `max_failures` times."""
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if (found := find_input_error(error)) is not None:
+                raise found
+
+
+def heed_sigterm() -> None:
+    """Let SIGTERM end this worker after its present step; this runs in the main thread, training in another."""
+    signal.signal(signal.SIGTERM, WISHES.on_sigterm)
+
+
+def free_address() -> str:
+    """Return where the workers can meet, on this one."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+
+def join(backend: str, address: str, rank: int, workers: int) -> None:
+    """Make this process one of several; one alone needs no group."""
+    if workers > 1:
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=workers, timeout=TIMEOUT)
+
+
+def is_well() -> bool:
+    """Say whether this worker trains, or has nothing to do."""
+    return WISHES.is_training or WISHES.is_surplus
+
+
+def end_training(seconds: float) -> None:
+    """Have this worker save and end."""
+    if WISHES.is_training and not WISHES.end_and_wait(seconds):
+        logger.warning(
+            "training did not end within %.0f s: what it did since its last checkpoint is done again", seconds
+        )
+
+
+def is_node_leaving() -> bool:
+    """Say whether Ray has announced that a node of a worker will be taken away."""
+    # Ray's public function for this is a barrier over all workers, which would be waited for in every step.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def ask_to_save_once(was_asked: bool) -> bool:
+    """Wish for a checkpoint when a node is about to leave; return whether that was wished for now or before."""
+    if not was_asked and is_node_leaving():
+        WISHES.ask(Wish.SAVE)
+        return True
+    return was_asked

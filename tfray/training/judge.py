@@ -1,0 +1,74 @@
+"""Which validation is the best so far, and how many have come since: early stopping and best/ go by this."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tfray.config import TrainingConfig, require
+from tfray.errors import InputError
+from tfray.tokens.shards import TokenFolder
+
+METRICS = {"translation": ("loss", "bleu", "chrf"), "classification": ("loss", "accuracy")}
+"""What validation measures, by task; of the loss less is better, of the others more."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Where the validations stand by one metric."""
+
+    metric: str
+    best_score: float | None = None
+    """None before the first finite one."""
+    best_step: int = 0
+    stale_validations: int = 0
+    """Validations since the best."""
+
+    def judge(self, step: int, found: Mapping[str, float]) -> tuple[Judge, bool]:
+        """Return where they stand after a validation of this step's weights, and whether it is the best.
+
+        Without any validation data (nothing is found) the newest is the best; a finding without the metric, whose
+        part with it is still to come, changes nothing.
+        """
+        if not found:
+            return replace(self, best_step=step, stale_validations=0), True
+        if self.metric not in found:
+            return self, False
+        score = found[self.metric]
+        if self.is_better(score):
+            return replace(self, best_score=score, best_step=step, stale_validations=0), True
+        return replace(self, stale_validations=self.stale_validations + 1), False
+
+    def is_better(self, score: float) -> bool:
+        """Say whether a score beats the best so far; one that is not finite never does."""
+        if not math.isfinite(score):
+            return False
+        if self.best_score is None or not math.isfinite(self.best_score):
+            return True
+        return score < self.best_score if self.metric == "loss" else score > self.best_score
+
+
+def check_metric(config: TrainingConfig, tokens: TokenFolder) -> None:
+    """Raise InputError where the best model is to go by what validation does not measure."""
+    metric = config.best_metric
+    fitting = METRICS[tokens.task]
+    require(
+        metric in fitting,
+        "training.best_metric",
+        metric,
+        f"is not measured in {tokens.task}, for which {tokens.folder!r} was made; use {' or '.join(fitting)}",
+    )
+    if metric == "loss":
+        return
+    require(
+        config.valid_rows > 0,
+        "training.valid_rows",
+        config.valid_rows,
+        f"decodes nothing, so there is no training.best_metric={metric!r}; decode some rows, or use best_metric=loss",
+    )
+    if not tokens.has_split("valid"):
+        raise InputError(
+            f"training.best_metric={metric!r} needs validation data, and {tokens.folder!r} has none; tokenize with "
+            "corpus.valid or corpus.valid_share, or use best_metric=loss"
+        )

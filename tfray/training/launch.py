@@ -1,0 +1,48 @@
+"""What Ray runs on each worker that it starts."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import ray
+import ray.exceptions
+import ray.train
+
+from tfray.errors import InputError
+from tfray.training.group import usable_workers
+from tfray.training.stop import WISHES, Wish
+from tfray.training.worker import Settings, Worker
+
+
+def train_worker(config: dict) -> None:
+    """Train to the end; `config` holds the Settings. A worker that finds no lanes to share returns at once."""
+    settings: Settings = config["settings"]
+    context = ray.train.get_context()
+    started = context.get_world_size()
+    workers = usable_workers(started, settings.job.batches.lanes)
+    if context.get_world_rank() >= workers:
+        WISHES.is_surplus = True
+        return
+    WISHES.begin()
+    threading.Thread(target=listen, args=(settings.bell,), daemon=True).start()
+    try:
+        Worker(settings, context.get_world_rank(), workers, started).run()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"training stopped, since there is no room left for {settings.job.out!r} ({error}); its last checkpoint "
+            "is whole: make room, and start the same command again"
+        ) from error
+    finally:
+        WISHES.end()
+
+
+def listen(bell) -> None:
+    """End training when the driver says so."""
+    try:
+        ray.get(bell.wait.remote())
+        WISHES.ask(Wish.END)
+    except ray.exceptions.RayError:
+        return  # the driver is gone, and Ray ends its workers

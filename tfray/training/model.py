@@ -1,0 +1,44 @@
+"""The Transformer with its loss, so that one forward holds all that a micro-batch computes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tfray.batches.batch import Batch
+from tfray.config import TrainingConfig
+from tfray.model.transformer import Transformer
+from tfray.training.layers import prepare_layers
+from tfray.training.loss import Loss, smoothed_cross_entropy
+from tfray.training.r_drop import side_by_side, twice
+
+
+class TrainingModel(nn.Module):
+    """Computes in the precision of the weights that it finds: who wants bf16 puts bf16 weights in."""
+
+    def __init__(self, transformer: Transformer, config: TrainingConfig) -> None:
+        super().__init__()
+        self.transformer = transformer
+        prepare_layers(transformer, config)
+        self.label_smoothing = config.label_smoothing
+        self.z_loss = config.z_loss
+        self.r_drop = config.r_drop
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the loss sums over the micro-batch's target tokens."""
+        if not (self.training and self.r_drop):
+            return self.loss(*self.predict(batch))
+        rows, labels = (side_by_side(states) for states in self.predict(twice(batch)))
+        return Loss(*(value / 2 for value in self.loss(rows, labels, self.r_drop)))
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the hidden states of all target tokens, (tokens, d_model), and their labels."""
+        transformer = self.transformer
+        memory = transformer.encode(batch.source_ids, batch.source_segments)
+        hidden = transformer.decode(batch.target_ids, memory, batch.target_segments)
+        is_token = batch.label_ids != transformer.architecture.pad_id
+        return hidden[is_token], batch.label_ids[is_token]
+
+    def loss(self, rows: Tensor, labels: Tensor, r_drop: float = 0.0) -> Loss:
+        """Return the loss sums of hidden states; with r_drop, neighbours are predictions of the same token."""
+        weight = self.transformer.output_weight
+        return smoothed_cross_entropy(rows, weight, labels, self.label_smoothing, self.z_loss, r_drop)

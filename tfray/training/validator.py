@@ -1,0 +1,150 @@
+"""Decoding beside the training, on a Ray actor of its own: training goes on, and the scores come some steps later."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from tfray.config import ClusterConfig, TrainingConfig
+from tfray.errors import InputError
+from tfray.model.architecture import Architecture
+from tfray.model.precision import prepare_cpu
+from tfray.tokens.shards import TokenFolder
+from tfray.training.validation import Decoder, Finding, Weights
+
+Place = Literal["worker", "actor"]
+START_SECONDS = 60.0
+"""How long the end of training waits for an actor that found no room; then the worker decodes what is left."""
+
+
+class Room(NamedTuple):
+    """What the cluster has, and what the workers at their most and the data tasks take of it."""
+
+    cpus: float
+    gpus: float
+    machines: int
+    taken_cpus: float
+    taken_gpus: float
+
+
+def choose_place(config: TrainingConfig, cluster: ClusterConfig, room: Room) -> Place:
+    """Return where validation decodes; raises InputError where an actor is asked for and cannot be had.
+
+    A worker on a CPU computes with all cores of its machine, so there is room beside it on another one only.
+    """
+    if not config.valid_rows or config.valid_on == "worker":
+        return "worker"
+    is_late = config.keep_best_checkpoints > 0 and config.best_metric != "loss"
+    has_core = room.cpus - room.taken_cpus >= 1
+    has_gpu = not room.taken_gpus or room.gpus - room.taken_gpus >= 1
+    if config.valid_on == "auto":
+        has_machine = bool(room.taken_gpus) or room.machines > config.max_workers
+        return "actor" if has_core and has_gpu and has_machine and not is_late else "worker"
+    if is_late:
+        raise InputError(
+            f"training.valid_on='actor' knows the {config.best_metric} only after the checkpoint is written, which "
+            "training.keep_best_checkpoints goes by; use valid_on=worker or best_metric=loss"
+        )
+    if not (has_core and has_gpu) and not cluster.autoscaling:
+        raise InputError(
+            f"training.valid_on='actor' needs a CPU{' and a GPU' if room.taken_gpus else ''} beside the workers, who "
+            f"take {room.taken_cpus:g} CPUs and {room.taken_gpus:g} GPUs of {room.cpus:g} and {room.gpus:g}; use fewer "
+            "workers, valid_on=worker, or say --cluster.autoscaling true if the cluster grows on demand"
+        )
+    return "actor"
+
+
+class Work:
+    """What the actor does."""
+
+    def __init__(self, tokens: TokenFolder, architecture: Architecture, config: TrainingConfig, device: str) -> None:
+        if device == "cpu":
+            prepare_cpu(threads=1)
+        self.decoder = Decoder(tokens, architecture, config, torch.device(device))
+
+    def score(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
+        """Return the scores of weights, and the seconds that it took."""
+        begun = time.monotonic()
+        # Ray's arrays cannot be written to, which torch does not know.
+        weights = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return self.decoder.scores(self.decoder.decode(weights)), time.monotonic() - begun
+
+    def is_ready(self) -> bool:
+        """Return True; an answer says that the actor has found its room."""
+        return True
+
+
+class Asked(NamedTuple):
+    """Weights whose scores are wanted."""
+
+    step: int
+    weights: Weights
+
+
+class ActorValidator:
+    """The worker's side of the actor, which it starts and which ends with it. While the actor is busy, the newest
+    weights wait for it, and take the place of those that waited before."""
+
+    def __init__(
+        self, tokens: TokenFolder, architecture: Architecture, config: TrainingConfig, on_gpu: bool = False
+    ) -> None:
+        import ray
+
+        self.settings = (tokens, architecture, config, "cuda" if on_gpu else "cpu")
+        self.actor: Any = (
+            ray.remote(Work)
+            .options(
+                num_cpus=1,
+                num_gpus=1 if on_gpu else 0,
+                scheduling_strategy="SPREAD",  # not in the workers' placement group, and on another machine
+                max_restarts=-1,
+                max_task_retries=-1,
+            )
+            .remote(*self.settings)
+        )
+        self.ready: Any = self.actor.is_ready.remote()
+        self.running: tuple[Asked, Any] | None = None
+        self.waiting: Asked | None = None
+
+    def offer(self, step: int, weights: Weights) -> None:
+        """Ask for the scores of a step's weights."""
+        self.waiting = Asked(step, weights)
+        if self.running is None:
+            self.begin()
+
+    def poll(self, wait: bool) -> list[Finding]:
+        """Return what came since the last call; with `wait`, all that was asked for and is still wanted."""
+        import ray
+
+        found = []
+        while self.running is not None:
+            asked, answer = self.running
+            if wait and not ray.wait([self.ready], timeout=START_SECONDS)[0]:
+                return [*found, *self.decode_here()]
+            if not ray.wait([answer], timeout=None if wait else 0)[0]:
+                break
+            scores, seconds = ray.get(answer)
+            found.append(Finding(asked.step, scores, asked.weights, seconds))
+            self.begin()
+        return found
+
+    def begin(self) -> None:
+        """Send the actor what waits, if anything does."""
+        asked, self.waiting, self.running = self.waiting, None, None
+        if asked is not None:
+            arrays = {name: weight.numpy() for name, weight in asked.weights.items()}
+            self.running = (asked, self.actor.score.remote(arrays))
+
+    def decode_here(self) -> list[Finding]:
+        """Return what was asked for last, decoded in this process: the actor has not found room."""
+        assert self.running is not None
+        asked = self.waiting or self.running[0]
+        self.running = self.waiting = None
+        tokens, architecture, config, device = self.settings
+        begun = time.monotonic()
+        decoder = Decoder(tokens, architecture, config, torch.device(device))
+        scores = decoder.scores(decoder.decode(asked.weights))
+        return [Finding(asked.step, scores, asked.weights, time.monotonic() - begun)]
