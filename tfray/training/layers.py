@@ -17,11 +17,9 @@ from tfray.config import TrainingConfig
 from tfray.model.transformer import Transformer
 
 
-def prepare_layers(transformer: Transformer, config: TrainingConfig) -> None:
-    """Have the layers run as the settings say; their weights and names stay as they are."""
-    is_compiled = config.compile == "yes" or (
-        config.compile == "auto" and transformer.output_weight.device.type == "cuda"
-    )
+def prepare_layers(transformer: Transformer, config: TrainingConfig, device: torch.device) -> None:
+    """Have the layers run as the settings say, once they are on `device`; their weights and names stay as they are."""
+    is_compiled = config.compile == "yes" or (config.compile == "auto" and device.type == "cuda")
     for layer in [*transformer.encoder, *transformer.decoder]:
         if is_compiled:
             compile_layer(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tfray.batches.batch import Batch
@@ -13,12 +14,15 @@ from tfray.training.r_drop import side_by_side, twice
 
 
 class TrainingModel(nn.Module):
-    """Computes in the precision of the weights that it finds: who wants bf16 puts bf16 weights in."""
+    """Computes in the precision of the weights that it finds: who wants bf16 puts bf16 weights in.
 
-    def __init__(self, transformer: Transformer, config: TrainingConfig) -> None:
+    `device` is where it will compute, if that is not where the weights are now.
+    """
+
+    def __init__(self, transformer: Transformer, config: TrainingConfig, device: torch.device | None = None) -> None:
         super().__init__()
         self.transformer = transformer
-        prepare_layers(transformer, config)
+        prepare_layers(transformer, config, device or transformer.output_weight.device)
         self.label_smoothing = config.label_smoothing
         self.z_loss = config.z_loss
         self.r_drop = config.r_drop

@@ -47,7 +47,7 @@ class Sharded(TrainState):
         check_backend(device)
         self.config, self.updates, self.device = config, 0, device
         self.names, decaying = list(transformer.state_dict()), decaying_names(transformer)
-        self.model = TrainingModel(transformer, config)
+        self.model = TrainingModel(transformer, config, device)
         self.root = shard(self.model, dtype, device)
         weights: dict[str, DTensor] = dict(transformer.named_parameters())  # type: ignore[assignment]
         self.slices = {"weight": weights, "exp_avg": zeros_like(weights), "exp_avg_sq": zeros_like(weights)}
