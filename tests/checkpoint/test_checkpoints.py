@@ -96,6 +96,24 @@ def test_tensors_may_change_while_they_are_written(tmp_path: Path, monkeypatch: 
     assert_equal(state, some_state(1))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_of_a_gpu_are_copied_to_pinned_memory_before_save_returns(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    state = {name: tensor.cuda() for name, tensor in some_state(1).items()} | {
+        "weight.large": torch.ones(1 << 26).cuda()
+    }
+    checkpoints.save(Progress(step=1), state)
+    for tensor in state.values():
+        tensor.zero_()
+    checkpoints.wait()
+    assert all(buffer.is_pinned() for buffer in checkpoints.staging.buffers.values())
+    assert checkpoints.load(state) == Progress(step=1)
+    assert_equal(
+        {name: tensor.cpu() for name, tensor in state.items()}, some_state(1) | {"weight.large": torch.ones(1 << 26)}
+    )
+
+
 def test_buffers_are_kept_from_one_save_to_the_next(tmp_path: Path) -> None:
     checkpoints = save_steps(tmp_path, 1)
     before = {name: buffer.data_ptr() for name, buffer in checkpoints.staging.buffers.items()}

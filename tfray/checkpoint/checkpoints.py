@@ -27,10 +27,10 @@ from tfray.checkpoint.state import (
     begun,
     checkpoint_folder,
     complete_checkpoints,
-    damage,
     newest_whole,
     note_damage,
     read_state,
+    verify,
 )
 from tfray.errors import CheckpointMismatch, InputError
 
@@ -102,7 +102,7 @@ class Checkpoints:
         if self.group.rank == 0:
             try:
                 sweep()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 logger.warning("old checkpoints of %r cannot be deleted: %s", self.out, error)
 
     def sweep(self, newest: str) -> None:
@@ -117,6 +117,7 @@ class Checkpoints:
 
     def newest(self) -> Progress:
         """Return how far the newest whole checkpoint is, all its bytes verified; Progress() where there is none."""
+        self.wait()
         self.verified = newest_whole(self.out, self.group, self.unusable)
         return self.verified[1].progress if self.verified else Progress()
 
@@ -126,6 +127,7 @@ class Checkpoints:
         A damaged one is named in a warning and the one before is used. Raises CheckpointMismatch where a tensor
         has another shape, or all checkpoints are damaged.
         """
+        self.wait()
         while found := self.verified or newest_whole(self.out, self.group, self.unusable):
             self.verified = None
             folder, saved = found
@@ -208,9 +210,9 @@ def read_weights(folder: str) -> dict[str, Tensor]:
 
     Raises CheckpointMismatch where it is damaged.
     """
-    if problem := damage(folder, Group()):
-        raise CheckpointMismatch(f"checkpoint {folder!r} is damaged: {problem}; use another one")
-    saved = read_state(folder)
+    saved = verify(folder, Group())
+    if isinstance(saved, str):
+        raise CheckpointMismatch(f"checkpoint {folder!r} is damaged: {saved}; use another one")
     prefix = AVERAGE if any(name.startswith(AVERAGE) for name in saved.tensors) else WEIGHT
     tensors = {
         name: torch.empty(list(stored.shape), dtype=DTYPES[stored.dtype])

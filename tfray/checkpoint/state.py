@@ -181,10 +181,10 @@ def size_problem(folder: str, name: str, part: Part) -> str | None:
 
 def part_problem(folder: str, name: str, part: Part) -> str | None:
     """Return what is wrong with a part, read to its end."""
-    if problem := size_problem(folder, name, part):
-        return problem
     digest = xxhash.xxh3_128()
     try:
+        if problem := size_problem(folder, name, part):
+            return problem
         for chunk in storage.read_chunks(storage.join(folder, name)):
             digest.update(chunk)
     except OSError as error:
@@ -192,16 +192,20 @@ def part_problem(folder: str, name: str, part: Part) -> str | None:
     return None if digest.hexdigest() == part.xxh3 else f"{name} is not what was written: its checksum differs"
 
 
-def damage(folder: str, group: Group) -> str | None:
-    """Return what is wrong with a checkpoint, all its bytes read once by the workers together; None: it is whole."""
+def verify(folder: str, group: Group) -> Saved | str:
+    """Return what a whole checkpoint's state.json says, or what is wrong with the checkpoint.
+
+    All its bytes are read once, by the workers together, and all come to the same verdict.
+    """
     try:
-        parts = read_state(folder).parts
+        saved = read_state(folder)
     except (OSError, ValueError) as error:
-        found = str(error)
+        saved, problems = None, [str(error)]
     else:
-        own = sorted(parts.items())[group.rank :: group.workers]
-        found = next(filter(None, (part_problem(folder, name, part) for name, part in own)), None)
-    return next(filter(None, group.gather(found)), None)
+        own = sorted(saved.parts.items())[group.rank :: group.workers]
+        problems = [problem for name, part in own if (problem := part_problem(folder, name, part))]
+    found = [problem for each in group.gather(problems) for problem in each]
+    return saved if saved and not found else found[0]
 
 
 def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None) -> tuple[str, Saved] | None:
@@ -217,13 +221,12 @@ def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None)
         if not left:
             break
         started = time.monotonic()
-        problem = damage(left[-1], group)
-        if problem is None:
-            saved = read_state(left[-1])
-            total = sum(part.bytes for part in saved.parts.values())
+        verdict = verify(left[-1], group)
+        if isinstance(verdict, Saved):
+            total = sum(part.bytes for part in verdict.parts.values())
             logger.info("%s verified: %d bytes in %.2f s", left[-1], total, time.monotonic() - started)
-            return left[-1], saved
-        note_damage(unusable, left[-1], problem)
+            return left[-1], verdict
+        note_damage(unusable, left[-1], verdict)
     if folders:
         raise CheckpointMismatch(
             f"all {len(folders)} checkpoints of {out!r} are damaged: "
