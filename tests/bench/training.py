@@ -315,6 +315,7 @@ def compare(options: argparse.Namespace, setup: Setup) -> None:
     for _ in range(options.rounds):
         for team in teams:
             team.turns.append(team.run(max(1, options.steps // team.contender.lanes)))
+        print("round:", ", ".join(f"{team.contender.name} {team.turns[-1].speed:,.0f}" for team in teams), flush=True)
     print_table(teams, setup)
     for team in teams:
         team.close()
