@@ -3,7 +3,8 @@
     pip install -e .[bench]
     python tests/bench/training.py                              # small
     python tests/bench/training.py --size base --rounds 3
-    python tests/bench/training.py --memory-steps 2000          # and how memory grows over so many steps
+    python tests/bench/training.py memory --steps 2000          # how memory grows over so many steps
+    python tests/bench/training.py ray --steps 120              # the train job against the bare loop
     python tests/bench/training.py --size big --device cuda --max-tokens 25000   # MFU on a GPU
 
 Every contender trains a model of the same size on the same batches, which lie in memory: bucketed pairs of log-normal
@@ -359,31 +360,38 @@ def print_mfu(team: Team) -> None:
     print(f"{device}: {mfu} (asked 35 % for big)")
 
 
-def measure_growth(options: argparse.Namespace, setup: Setup) -> None:
+def measure_growth(steps: int, setup: Setup) -> None:
     """Print how the memory of our step grows over many steps."""
     threads = 1 if setup.device == "cuda" else len(os.sched_getaffinity(0))
     team = Team(Contender(OURS, "bf16", threads=threads), setup)
     parts = 10
-    peaks = [team.run(options.memory_steps // parts).megabytes for _ in range(parts)]
-    print(f"peak memory after each tenth of {options.memory_steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")
+    peaks = [team.run(steps // parts).megabytes for _ in range(parts)]
+    print(f"peak memory after each tenth of {steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")
     print(f"growth after the first half: {peaks[-1] - peaks[parts // 2 - 1]:,.1f} MB (asked: none)")
     team.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="step", choices=["step", "memory", "ray"])
     parser.add_argument("--size", default="small", choices=["tiny", "small", "base", "big"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--max-tokens", type=int, default=4096, help="padded tokens of a micro-batch")
     parser.add_argument("--batches", type=int, default=24, help="different micro-batches")
-    parser.add_argument("--steps", type=int, default=12, help="micro-batches a turn")
+    parser.add_argument("--steps", type=int, default=12, help="micro-batches a turn, or in all")
     parser.add_argument("--warmup", type=int, default=24, help="micro-batches before the first round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-steps", type=int, default=0, help="measure memory alone, over so many steps")
     options = parser.parse_args()
     setup = Setup(options.size, options.vocab, options.max_tokens, options.batches, options.device)
-    (measure_growth if options.memory_steps else compare)(options, setup)
+    if options.what == "ray":
+        from tests.bench.training_job import compare_with_job
+
+        compare_with_job(options)
+    elif options.what == "memory":
+        measure_growth(options.steps, setup)
+    else:
+        compare(options, setup)
 
 
 if __name__ == "__main__":

@@ -74,20 +74,21 @@ INLINE void multiply(const float *restrict left, whole down, whole along, const 
 }
 
 /* Scores to weights, in place: each row over the keys that it may see; what is beyond them gets 0. */
-INLINE void weigh(float *restrict scores, const uint8_t *seen, whole causal, float scale, whole queries, whole keys,
+INLINE void weigh(float *restrict scores, const float *restrict bias, whole causal, float scale, whole queries,
                   whole padded) {
     for (whole query = 0; query < queries; query++) {
         float *line = scores + query * padded, most = -INFINITY, sum = 0;
-        whole end = causal && query + 1 < keys ? query + 1 : keys;
-        for (whole key = 0; key < end; key++) {
-            line[key] = seen && !seen[key] ? -INFINITY : line[key] * scale;
-            most = line[key] > most ? line[key] : most;
+        int32_t last = causal ? (int32_t)query : INT32_MAX;
+#pragma omp simd reduction(max : most)
+        for (int32_t key = 0; key < (int32_t)padded; key++) {
+            float score = line[key] * scale + bias[key];
+            line[key] = score = key <= last ? score : -INFINITY;
+            most = score > most ? score : most;
         }
-        for (whole key = end; key < padded; key++) line[key] = -INFINITY;
 #pragma omp simd reduction(+ : sum)
         for (whole key = 0; key < padded; key++) {
-            float weight = line[key] == -INFINITY ? 0.0f : exponential(line[key] - most);
-            line[key] = weight;
+            float weight = exponential(line[key] - most);
+            line[key] = weight = line[key] == -INFINITY ? 0.0f : weight;
             sum += weight;
         }
         float factor = 1.0f / sum;
@@ -95,6 +96,14 @@ INLINE void weigh(float *restrict scores, const uint8_t *seen, whole causal, flo
         for (whole key = 0; key < padded; key++) line[key] *= factor;
     }
 }
+
+/* 0 at keys that are seen, minus infinity at the others and beyond. */
+INLINE void fill_bias(float *restrict bias, const uint8_t *seen, whole keys, whole padded) {
+    for (whole key = 0; key < padded; key++) bias[key] = key < keys && (!seen || seen[key]) ? 0.0f : -INFINITY;
+}
+
+/* The most usual size as a constant, so that its loops are unrolled. */
+#define BY_SIZE(work, ...) size == 64 ? work(__VA_ARGS__, 64) : work(__VA_ARGS__, size)
 
 #define ELEMENT float
 #define NAME(name) name

@@ -95,9 +95,61 @@ INLINE void NAME(write_head)(const float *restrict from, float scale, ELEMENT *t
 }
 
 INLINE void NAME(turn_head)(const ELEMENT *from, whole row, float *restrict to, whole length, whole padded, whole size) {
-    for (whole j = 0; j < size; j++)
+    for (whole j = 0; j < size; j++) {
         for (whole i = 0; i < length; i++) to[j * padded + i] = GET(from + i * row + j);
+        for (whole i = length; i < padded; i++) to[j * padded + i] = 0;
+    }
 }
+
+INLINE void NAME(attend_head)(const ELEMENT *queries, const ELEMENT *keys, const ELEMENT *values, const uint8_t *seen,
+                              whole causal, ELEMENT *output, const whole *strides, float *work, whole query_count,
+                              whole key_count, whole padded, whole size) {
+    float *query = work, *result = query + query_count * size, *turned = result + query_count * size;
+    float *value = turned + padded * size, *bias = value + padded * size, *weights = bias + padded;
+    NAME(read_head)(queries, strides[2], query, query_count, size);
+    NAME(turn_head)(keys, strides[5], turned, key_count, padded, size);
+    NAME(read_head)(values, strides[8], value, key_count, size);
+    fill_bias(bias, seen, key_count, padded);
+    multiply(query, size, 1, turned, padded, weights, padded, query_count, padded, size);
+    weigh(weights, bias, causal, 1.0f / sqrtf(size), query_count, padded);
+    multiply(weights, padded, 1, value, size, result, size, query_count, size, key_count);
+    NAME(write_head)(result, 1.0f, output, strides[11], query_count, size);
+}
+
+INLINE void NAME(differentiate_head)(const ELEMENT *queries, const ELEMENT *keys, const ELEMENT *values,
+                                     const uint8_t *seen, whole causal, const ELEMENT *above, ELEMENT *query_gradient,
+                                     ELEMENT *key_gradient, ELEMENT *value_gradient, const whole *strides, float *work,
+                                     whole query_count, whole key_count, whole padded, whole size) {
+    float scale = 1.0f / sqrtf(size);
+    float *query = work, *own = query + query_count * size, *key = own + query_count * size;
+    float *turned = key + padded * size, *turned_value = turned + padded * size, *bias = turned_value + padded * size;
+    float *weights = bias + padded, *slopes = weights + query_count * padded, *result = slopes + query_count * padded;
+    NAME(read_head)(queries, strides[2], query, query_count, size);
+    NAME(read_head)(keys, strides[5], key, key_count, size);
+    NAME(turn_head)(keys, strides[5], turned, key_count, padded, size);
+    NAME(turn_head)(values, strides[8], turned_value, key_count, padded, size);
+    NAME(read_head)(above, strides[11], own, query_count, size);
+    fill_bias(bias, seen, key_count, padded);
+    multiply(query, size, 1, turned, padded, weights, padded, query_count, padded, size);
+    weigh(weights, bias, causal, scale, query_count, padded);
+    multiply(own, size, 1, turned_value, padded, slopes, padded, query_count, padded, size);
+    multiply(weights, 1, padded, own, size, result, size, key_count, size, query_count);
+    NAME(write_head)(result, 1.0f, value_gradient, strides[20], key_count, size);
+    for (whole i = 0; i < query_count; i++) {
+        float *weight = weights + i * padded, *slope = slopes + i * padded, mean = 0;
+#pragma omp simd reduction(+ : mean)
+        for (whole j = 0; j < padded; j++) mean += weight[j] * slope[j];
+#pragma omp simd
+        for (whole j = 0; j < padded; j++) slope[j] = weight[j] * (slope[j] - mean);
+    }
+    multiply(slopes, padded, 1, key, size, result, size, query_count, size, key_count);
+    NAME(write_head)(result, scale, query_gradient, strides[14], query_count, size);
+    multiply(slopes, 1, padded, query, size, result, size, key_count, size, query_count);
+    NAME(write_head)(result, scale, key_gradient, strides[17], key_count, size);
+}
+
+#define AT(part) (row * strides[3 * part] + head * strides[3 * part + 1])
+#define SEEN (seen ? seen + row * key_count : 0)
 
 /* softmax(q k^T / sqrt(size)) v for every row of the batch and head. strides: for queries, keys, values and output
  * those of batch, head and position, in elements. seen: (batch, keys), or none; size is a multiple of LANES. */
@@ -105,21 +157,13 @@ void NAME(attend)(const ELEMENT *queries, const ELEMENT *keys, const ELEMENT *va
                   whole causal, ELEMENT *output, const whole *strides, whole batch, whole heads, whole query_count,
                   whole key_count, whole size, whole threads) {
     whole padded = (key_count + LANES - 1) / LANES * LANES;
-    float scale = 1.0f / sqrtf(size);
-    PARALLEL for (whole unit = 0; unit < batch * heads; unit++) {
-        whole row = unit / heads, head = unit % heads;
-#define AT(part) (row * strides[3 * part] + head * strides[3 * part + 1])
-        float *query = calloc((2 * query_count + 2 * padded) * size + query_count * padded, sizeof(float));
-        float *result = query + query_count * size, *turned = result + query_count * size;
-        float *value = turned + padded * size, *weights = value + padded * size;
-        NAME(read_head)(queries + AT(0), strides[2], query, query_count, size);
-        NAME(turn_head)(keys + AT(1), strides[5], turned, key_count, padded, size);
-        NAME(read_head)(values + AT(2), strides[8], value, key_count, size);
-        multiply(query, size, 1, turned, padded, weights, padded, query_count, padded, size);
-        weigh(weights, seen ? seen + row * key_count : 0, causal, scale, query_count, key_count, padded);
-        multiply(weights, padded, 1, value, size, result, size, query_count, size, key_count);
-        NAME(write_head)(result, 1.0f, output + AT(3), strides[11], query_count, size);
-        free(query);
+    whole needed = 2 * (query_count + padded) * size + (query_count + 1) * padded;
+    PARALLEL for (whole row = 0; row < batch; row++) {
+        float *work = malloc(needed * sizeof(float));
+        for (whole head = 0; head < heads; head++)
+            BY_SIZE(NAME(attend_head), queries + AT(0), keys + AT(1), values + AT(2), SEEN, causal, output + AT(3),
+                    strides, work, query_count, key_count, padded);
+        free(work);
     }
 }
 
@@ -130,35 +174,15 @@ void NAME(attend_backward)(const ELEMENT *queries, const ELEMENT *keys, const EL
                            ELEMENT *value_gradient, const whole *strides, whole batch, whole heads, whole query_count,
                            whole key_count, whole size, whole threads) {
     whole padded = (key_count + LANES - 1) / LANES * LANES, most = query_count > padded ? query_count : padded;
-    float scale = 1.0f / sqrtf(size);
-    PARALLEL for (whole unit = 0; unit < batch * heads; unit++) {
-        whole row = unit / heads, head = unit % heads;
-        float *query = calloc((2 * query_count + 3 * padded + most) * size + 2 * query_count * padded, sizeof(float));
-        float *own = query + query_count * size, *key = own + query_count * size, *turned = key + padded * size;
-        float *turned_value = turned + padded * size, *result = turned_value + padded * size;
-        float *weights = result + most * size, *slopes = weights + query_count * padded;
-        NAME(read_head)(queries + AT(0), strides[2], query, query_count, size);
-        NAME(read_head)(keys + AT(1), strides[5], key, key_count, size);
-        NAME(turn_head)(keys + AT(1), strides[5], turned, key_count, padded, size);
-        NAME(turn_head)(values + AT(2), strides[8], turned_value, key_count, padded, size);
-        NAME(read_head)(above + AT(3), strides[11], own, query_count, size);
-        multiply(query, size, 1, turned, padded, weights, padded, query_count, padded, size);
-        weigh(weights, seen ? seen + row * key_count : 0, causal, scale, query_count, key_count, padded);
-        multiply(own, size, 1, turned_value, padded, slopes, padded, query_count, padded, size);
-        multiply(weights, 1, padded, own, size, result, size, key_count, size, query_count);
-        NAME(write_head)(result, 1.0f, value_gradient + AT(6), strides[20], key_count, size);
-        for (whole i = 0; i < query_count; i++) {
-            float *weight = weights + i * padded, *slope = slopes + i * padded, mean = 0;
-#pragma omp simd reduction(+ : mean)
-            for (whole j = 0; j < padded; j++) mean += weight[j] * slope[j];
-#pragma omp simd
-            for (whole j = 0; j < padded; j++) slope[j] = weight[j] * (slope[j] - mean);
-        }
-        multiply(slopes, padded, 1, key, size, result, size, query_count, size, key_count);
-        NAME(write_head)(result, scale, query_gradient + AT(4), strides[14], query_count, size);
-        multiply(slopes, 1, padded, query, size, result, size, key_count, size, query_count);
-        NAME(write_head)(result, scale, key_gradient + AT(5), strides[17], key_count, size);
-        free(query);
+    whole needed = (2 * query_count + 3 * padded + most) * size + (2 * query_count + 1) * padded;
+    PARALLEL for (whole row = 0; row < batch; row++) {
+        float *work = malloc(needed * sizeof(float));
+        for (whole head = 0; head < heads; head++)
+            BY_SIZE(NAME(differentiate_head), queries + AT(0), keys + AT(1), values + AT(2), SEEN, causal,
+                    above + AT(3), query_gradient + AT(4), key_gradient + AT(5), value_gradient + AT(6), strides, work,
+                    query_count, key_count, padded);
+        free(work);
     }
-#undef AT
 }
+#undef AT
+#undef SEEN
