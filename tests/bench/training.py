@@ -326,9 +326,8 @@ def compare(options: argparse.Namespace, setup: Setup) -> None:
 
 def print_table(teams: list[Team], setup: Setup) -> None:
     matrix = next(team for team in teams if team.contender.engine == RATE).median("rate")
-    print(
-        f"\n{setup.size}, vocabulary {setup.vocab}, about {setup.max_tokens} tokens a micro-batch, {setup.device}, {setup.clock} clock"
-    )
+    where = f"{setup.device}, {setup.clock} clock"
+    print(f"\n{setup.size}, vocabulary {setup.vocab}, about {setup.max_tokens} tokens a micro-batch, {where}")
     print(f"measured bf16 matrix rate ({PRODUCT} x {PRODUCT}): {matrix / 1e9:,.0f} GFLOP/s")
     print(f"{'':32} {'target tokens/s':>15} {'spread':>7} {'GFLOP/s':>8} {'of matrix rate':>14} {'peak MB':>8}")
     for team in teams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,16 @@ DTYPES = [torch.float32, torch.bfloat16]
 LANES = 4
 
 
-def new_state(seed: int, dtype: torch.dtype = torch.float32, config: TrainingConfig = CONFIG) -> Replicated:
+def new_state(
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    config: TrainingConfig = CONFIG,
+    dropout: float = 0.2,
+    **options: Any,
+) -> Replicated:
     torch.manual_seed(seed)
     sizes = dict(d_model=16, num_heads=2, d_ff=24, encoder_layers=1, decoder_layers=1, vocab_size=15)
-    state = Replicated(Transformer(Architecture(**sizes, dropout=0.2)), config, dtype)  # type: ignore[arg-type]
+    state = Replicated(Transformer(Architecture(**sizes, dropout=dropout, **options)), config, dtype)  # type: ignore[arg-type]
     state.model.train()
     return state
 
@@ -172,6 +179,21 @@ def test_two_workers_give_bit_equal_results_again(tmp_path: Path, dtype: torch.d
     first, second = (run_workers(tmp_path / name, 2, dtype)[0] for name in "ab")
     assert [metrics[:6] for metrics in first["metrics"]] == [metrics[:6] for metrics in second["metrics"]]
     assert all(torch.equal(tensor, second["tensors"][name]) for name, tensor in first["tensors"].items())
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "rms", "norm_position": "post", "positions": "rotary"}])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch.compile itself
+def test_layers_can_be_compiled_as_one_graph_each_and_learn_the_same(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    compiled = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    found = []
+    for choice in ("no", "yes"):
+        config = TrainingConfig(ema_decay=0.9, compile=choice)  # type: ignore[arg-type]
+        state = new_state(1, config=config, dropout=0.0, **options)
+        found.append([metrics.negative_log_likelihood for metrics in train(state, range(3))])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_memory_does_not_grow_over_many_steps():

@@ -51,4 +51,5 @@ class Dropout(nn.Module):
 
 def fits_pool(hidden: Tensor) -> bool:
     """Say whether a slice of the pool is to mask these states."""
-    return hidden.device.type == "cpu" and hidden.numel() <= POOL_SIZE // 2
+    fits = hidden.device.type == "cpu" and hidden.numel() <= POOL_SIZE // 2
+    return fits and not torch.compiler.is_compiling()

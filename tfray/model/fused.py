@@ -69,11 +69,11 @@ def new_heads(like: Tensor) -> Tensor:
 class LayerNorm(torch.nn.LayerNorm):
     """Layer norm over the last dimension."""
 
-    def forward(self, states: Tensor) -> Tensor:
-        is_training = torch.is_grad_enabled() and states.requires_grad and states.dtype == self.weight.dtype
-        if is_training and native.find("normalize", states) is not None:
-            return FusedLayerNorm.apply(states, self.weight, self.bias, self.eps)
-        return super().forward(states)
+    def forward(self, input: Tensor) -> Tensor:
+        is_training = torch.is_grad_enabled() and input.requires_grad and input.dtype == self.weight.dtype
+        if is_training and native.find("normalize", input) is not None:
+            return FusedLayerNorm.apply(input, self.weight, self.bias, self.eps)
+        return super().forward(input)
 
 
 class FusedLayerNorm(torch.autograd.Function):

@@ -26,6 +26,8 @@ def library() -> ctypes.CDLL | None:
 
 def find(name: str, states: Tensor) -> Callable[..., None] | None:
     """Return a kernel for states of this kind, to be called with the kernel's arguments but for the threads."""
+    if torch.compiler.is_compiling():
+        return None
     if states.device.type != "cpu" or states.dtype not in ENDINGS or library() is None:
         return None
     kernel = getattr(library(), name + ENDINGS[states.dtype])

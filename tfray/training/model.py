@@ -18,6 +18,10 @@ class TrainingModel(nn.Module):
         self.transformer = transformer
         self.label_smoothing = config.label_smoothing
         self.z_loss = config.z_loss
+        if config.compile == "yes" or (config.compile == "auto" and transformer.output_weight.is_cuda):
+            # Layer by layer: all of a kind share one compiled code, and what surrounds them stays as it is.
+            for layer in (*transformer.encoder, *transformer.decoder):
+                layer.compile(dynamic=True)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the loss sums over the micro-batch's target tokens."""

@@ -26,10 +26,12 @@ class FlatAdamW:
         divisor = torch.tensor(1 / shrink, device=self.weights.device) if shrink != 1 else None
         parts = ((slice(0, self.decayed), self.config.weight_decay), (slice(self.decayed, None), 0.0))
         for part, decay in parts:
-            tensors = (self.weights, gradient, self.exp_avg, self.exp_avg_sq)
             # torch's fused kernel: one pass over the four buffers, on a CPU as on a GPU
-            torch._fused_adamw_(
-                *([tensor[part]] for tensor in tensors),
+            torch._fused_adamw_(  # type: ignore[attr-defined]
+                [self.weights[part]],
+                [gradient[part]],
+                [self.exp_avg[part]],
+                [self.exp_avg_sq[part]],
                 [],
                 [count],
                 lr=rate,
