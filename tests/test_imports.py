@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "tfray"
 ORDER = [
-    {"errors"},
+    {"errors", "native"},
     {"config", "web"},
     {"storage"},
     {"cluster", "report", "scores"},

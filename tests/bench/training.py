@@ -3,7 +3,9 @@
     pip install -e .[bench]
     python tests/bench/training.py                              # small
     python tests/bench/training.py --size base --rounds 3
-    python tests/bench/training.py --memory-steps 2000          # and how memory grows over so many steps
+    python tests/bench/training.py --threads 1 --clock cpu      # what a busy machine can still say
+    python tests/bench/training.py memory --steps 2000          # how memory grows over so many steps
+    python tests/bench/training.py ray --steps 120              # the train job against the bare loop
     python tests/bench/training.py --size big --device cuda --max-tokens 25000   # MFU on a GPU
 
 Every contender trains a model of the same size on the same batches, which lie in memory: bucketed pairs of log-normal
@@ -61,6 +63,7 @@ class Setup(NamedTuple):
     max_tokens: int
     batches: int
     device: str
+    clock: str = "wall"
 
 
 class Turn(NamedTuple):
@@ -212,17 +215,18 @@ def serve(pipe: Any, contender: Contender, setup: Setup, rank: int, port: int) -
     flops = [2.0 * PRODUCT**3 if contender.engine == RATE else count_flops(setup, batch) for batch in batches]
     step = build(contender, setup, rank)
     pipe.send("ready")
+    now = time.perf_counter if setup.clock == "wall" else time.process_time
     done = 0
     while (steps := pipe.recv()) is not None:
         seconds = tokens = work = 0.0
         for number in range(done, done + steps):
             places = [(number * contender.lanes + lane) % len(batches) for lane in range(contender.lanes)]
             own = [batches[place] for place in places[rank :: contender.workers]]
-            begun = time.perf_counter()
+            begun = now()
             step(own, number)
             if setup.device == "cuda":
                 torch.cuda.synchronize()
-            seconds += time.perf_counter() - begun
+            seconds += now() - begun
             tokens += sum(batches[place].target_tokens for place in places)
             work += sum(flops[place] for place in places)
         done += steps
@@ -286,9 +290,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def contenders(device: str) -> list[Contender]:
+def contenders(device: str, threads: int) -> list[Contender]:
     """Return who takes part; on a CPU with all cores, or a worker a core."""
-    threads = 1 if device == "cuda" else len(os.sched_getaffinity(0))
     chosen = [
         Contender(RATE, "bf16", threads=threads),
         Contender(OURS, "fp32", threads=threads),
@@ -299,7 +302,7 @@ def contenders(device: str) -> list[Contender]:
             for attention in ("eager", "sdpa")
         ),
     ]
-    if device == "cpu":
+    if device == "cpu" and threads > 1:
         chosen += [
             Contender(OURS, "bf16", threads=threads, lanes=2),
             Contender(OURS, "bf16", workers=2, threads=max(1, threads // 2), lanes=2),
@@ -309,12 +312,13 @@ def contenders(device: str) -> list[Contender]:
 
 def compare(options: argparse.Namespace, setup: Setup) -> None:
     """Let the contenders take turns, and print the table and the ratios that are asked for."""
-    teams = [Team(contender, setup) for contender in contenders(setup.device)]
+    teams = [Team(contender, setup) for contender in contenders(setup.device, options.threads)]
     for team in teams:
         team.run(max(1, options.warmup // team.contender.lanes))
     for _ in range(options.rounds):
         for team in teams:
             team.turns.append(team.run(max(1, options.steps // team.contender.lanes)))
+        print("round:", ", ".join(f"{team.contender.name} {team.turns[-1].speed:,.0f}" for team in teams), flush=True)
     print_table(teams, setup)
     for team in teams:
         team.close()
@@ -322,7 +326,8 @@ def compare(options: argparse.Namespace, setup: Setup) -> None:
 
 def print_table(teams: list[Team], setup: Setup) -> None:
     matrix = next(team for team in teams if team.contender.engine == RATE).median("rate")
-    print(f"\n{setup.size}, vocabulary {setup.vocab}, about {setup.max_tokens} tokens a micro-batch, {setup.device}")
+    where = f"{setup.device}, {setup.clock} clock"
+    print(f"\n{setup.size}, vocabulary {setup.vocab}, about {setup.max_tokens} tokens a micro-batch, {where}")
     print(f"measured bf16 matrix rate ({PRODUCT} x {PRODUCT}): {matrix / 1e9:,.0f} GFLOP/s")
     print(f"{'':32} {'target tokens/s':>15} {'spread':>7} {'GFLOP/s':>8} {'of matrix rate':>14} {'peak MB':>8}")
     for team in teams:
@@ -360,29 +365,37 @@ def print_mfu(team: Team) -> None:
 
 def measure_growth(options: argparse.Namespace, setup: Setup) -> None:
     """Print how the memory of our step grows over many steps."""
-    threads = 1 if setup.device == "cuda" else len(os.sched_getaffinity(0))
-    team = Team(Contender(OURS, "bf16", threads=threads), setup)
+    team = Team(Contender(OURS, "bf16", threads=options.threads), setup)
     parts = 10
-    peaks = [team.run(options.memory_steps // parts).megabytes for _ in range(parts)]
-    print(f"peak memory after each tenth of {options.memory_steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")
+    peaks = [team.run(options.steps // parts).megabytes for _ in range(parts)]
+    print(f"peak memory after each tenth of {options.steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")
     print(f"growth after the first half: {peaks[-1] - peaks[parts // 2 - 1]:,.1f} MB (asked: none)")
     team.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="step", choices=["step", "memory", "ray"])
     parser.add_argument("--size", default="small", choices=["tiny", "small", "base", "big"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--max-tokens", type=int, default=4096, help="padded tokens of a micro-batch")
     parser.add_argument("--batches", type=int, default=24, help="different micro-batches")
-    parser.add_argument("--steps", type=int, default=12, help="micro-batches a turn")
+    parser.add_argument("--steps", type=int, default=12, help="micro-batches a turn, or in all")
     parser.add_argument("--warmup", type=int, default=24, help="micro-batches before the first round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-steps", type=int, default=0, help="measure memory alone, over so many steps")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of one worker, on a CPU")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a busy machine, one thread")
     options = parser.parse_args()
-    setup = Setup(options.size, options.vocab, options.max_tokens, options.batches, options.device)
-    (measure_growth if options.memory_steps else compare)(options, setup)
+    setup = Setup(options.size, options.vocab, options.max_tokens, options.batches, options.device, options.clock)
+    if options.what == "ray":
+        from tests.bench.training_job import compare_with_job
+
+        compare_with_job(options)
+    elif options.what == "memory":
+        measure_growth(options, setup)
+    else:
+        compare(options, setup)
 
 
 if __name__ == "__main__":

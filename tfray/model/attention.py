@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfray.model.architecture import Architecture
+from tfray.model.fused import FusedAttention, can_attend
 from tfray.model.positions import rotate
 
 
@@ -30,6 +31,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cau
     """
     if query.device.type != "cpu" or not query.requires_grad:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal)
+    if can_attend(query, keys, mask):
+        return FusedAttention.apply(query, keys, values, mask, causal)
     return attend_by_products(query, keys, values, mask, causal)
 
 

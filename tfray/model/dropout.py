@@ -34,8 +34,22 @@ class Dropout(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return hidden
+        return hidden * self.mask(hidden) if fits_pool(hidden) else F.dropout(hidden, self.rate)
+
+    def add(self, residual: Tensor, hidden: Tensor) -> Tensor:
+        """Return the residual plus what is left of hidden, in one pass."""
+        if self.training and self.rate and fits_pool(hidden):
+            return torch.addcmul(residual, hidden, self.mask(hidden))
+        return residual + self(hidden)
+
+    def mask(self, hidden: Tensor) -> Tensor:
+        """Return the next slice of the pool."""
         count = hidden.numel()
-        if hidden.device.type != "cpu" or count > POOL_SIZE // 2:
-            return F.dropout(hidden, self.rate)
         offset = int(torch.randint(POOL_SIZE - count, ()))
-        return hidden * mask_pool(self.rate, hidden.dtype)[offset : offset + count].view(hidden.shape)
+        return mask_pool(self.rate, hidden.dtype)[offset : offset + count].view(hidden.shape)
+
+
+def fits_pool(hidden: Tensor) -> bool:
+    """Say whether a slice of the pool is to mask these states."""
+    fits = hidden.device.type == "cpu" and hidden.numel() <= POOL_SIZE // 2
+    return fits and not torch.compiler.is_compiling()

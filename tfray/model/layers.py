@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from tfray.model.architecture import Architecture
 from tfray.model.attention import CrossAttention, KeyValueStore, SelfAttention, over_heads
 from tfray.model.dropout import Dropout
+from tfray.model.fused import LayerNorm
 
 
 def make_norm(architecture: Architecture) -> nn.Module:
     """Return LayerNorm or RMSNorm over d_model."""
-    kind = nn.LayerNorm if architecture.norm == "layer" else nn.RMSNorm
+    kind = LayerNorm if architecture.norm == "layer" else nn.RMSNorm
     return kind(architecture.d_model)
 
 
@@ -48,8 +49,8 @@ class Residual(nn.Module):
 
     def forward(self, hidden: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.is_pre_norm:
-            return hidden + self.dropout(sublayer(self.norm(hidden)))
-        return self.norm(hidden + self.dropout(sublayer(hidden)))
+            return self.dropout.add(hidden, sublayer(self.norm(hidden)))
+        return self.norm(self.dropout.add(hidden, sublayer(hidden)))
 
 
 class EncoderLayer(nn.Module):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tfray.model import native
 from tfray.training.r_drop import neighbours_divergence
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 """Logits that exist at a time: small ones stay near the processor, large ones spare it sums of weight gradients."""
 
 
@@ -39,11 +40,12 @@ def smoothed_cross_entropy(
     return Loss(*ChunkedCrossEntropy.apply(hidden, weight, labels, smoothing, z_loss, r_drop))
 
 
-def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Yield rows of hidden states whose logits are to exist at a time, in parts of about the same, even size."""
-    fitting = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (len(weight) * hidden.element_size())
-    count = max(1, math.ceil(len(hidden) / max(1, fitting)))
-    step = max(2, 2 * math.ceil(len(hidden) / count / 2))
+def chunks(hidden: Tensor, weight: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """Yield rows of hidden states whose logits are to exist at a time, in parts of about the same size."""
+    fitting = CHUNK_BYTES[hidden.device.type] // (len(weight) * hidden.element_size())
+    units = math.ceil(len(hidden) / multiple)
+    count = max(1, math.ceil(units / max(1, fitting // multiple)))
+    step = multiple * max(1, math.ceil(units / count))
     for start in range(0, len(hidden), step):
         yield slice(start, start + step)
 
@@ -60,49 +62,61 @@ def evaluate_in_chunks(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Forms the gradients in the forward pass, a chunk of tokens at a time.
-
-    The uniform part of the smoothed labels is linear in the logits, so its value and its gradients
-    are formed once from sums of rows and weights, without another pass over (tokens, vocab).
-    """
+    """Forms the gradients in the forward pass, a chunk of tokens at a time."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float
     ) -> tuple[Tensor, Tensor]:
-        uniform = smoothing / len(weight)
-        hidden_sum, weight_sum = (states.sum(0, dtype=torch.float32) for states in (hidden, weight))
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
-        likelihood, log_totals, others = hidden.new_zeros((3,), dtype=torch.float32)
-        for rows in chunks(hidden, weight):
-            label = labels[rows, None]
-            logits = hidden[rows] @ weight.T  # (chunk, vocab)
-            label_logits = logits.gather(-1, label).float()
-            gradient = logits.softmax(-1)
-            label_log_probs = gradient.gather(-1, label).float().clamp_min(1e-38).log()
-            log_total = label_logits - label_log_probs
-            likelihood -= label_log_probs.sum()
-            log_totals += log_total.sum()
-            divergence, pull = neighbours_divergence(logits, gradient) if r_drop else (0.0, None)
-            if z_loss:
-                others += z_loss * log_total.square().sum()
-                gradient *= (1 + 2 * z_loss * log_total).to(gradient.dtype)
+        weight_gradient: Tensor | None = None
+        objective, likelihood = hidden.new_zeros((2,), dtype=torch.float32)
+        buffer: Tensor | None = None
+        for rows in chunks(hidden, weight, multiple=2 if r_drop else 1):
+            # One buffer for all chunks: new pages from the system cost more than the softmax.
+            buffer = torch.mm(hidden[rows], weight.T) if buffer is None else buffer[: len(hidden[rows])]
+            logits = torch.mm(hidden[rows], weight.T, out=buffer) if rows.start else buffer
+            divergence, pull = neighbours_divergence(logits) if r_drop else (0.0, None)
+            sums = turn_into_gradient(logits, labels[rows], smoothing, z_loss)
+            log_total, label_logit, all_logits = sums.unbind(-1)
+            likelihood += (log_total - label_logit).sum()
+            smoothed = log_total - (1 - smoothing) * label_logit - smoothing / len(weight) * all_logits
+            objective += (smoothed + z_loss * log_total.square()).sum()
             if pull is not None:
-                others += r_drop * divergence
-                gradient.add_(pull, alpha=r_drop)
-            gradient.scatter_add_(-1, label, gradient.new_full(label.shape, smoothing - 1))
-            torch.mm(gradient, weight, out=hidden_gradient[rows])
-            weight_gradient += gradient.T @ hidden[rows]
-        hidden_gradient -= uniform * weight_sum
-        weight_gradient -= uniform * hidden_sum
-        objective = (1 - smoothing) * likelihood + smoothing * log_totals - uniform * (hidden_sum @ weight_sum)
+                objective += r_drop * divergence
+                logits.add_(pull, alpha=r_drop)
+            torch.mm(logits, weight, out=hidden_gradient[rows])
+            part = logits.T @ hidden[rows]
+            weight_gradient = part if weight_gradient is None else weight_gradient.float().add_(part)
+        assert weight_gradient is not None
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.mark_non_differentiable(likelihood)
-        return objective + others, likelihood
+        return objective, likelihood
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = gradients[0]
         return hidden_gradient * scale.to(hidden_gradient.dtype), weight_gradient * scale, None, None, None, None
+
+
+def turn_into_gradient(logits: Tensor, labels: Tensor, smoothing: float, z_loss: float) -> Tensor:
+    """Put the objective's gradient in place of logits (rows, vocab).
+
+    Returns (rows, 3) in fp32: the log of the softmax' denominator, the label's logit, the sum of all logits.
+    """
+    kernel = native.find("loss_gradient", logits)
+    if kernel is not None:
+        sums = logits.new_empty(len(logits), 3, dtype=torch.float32)
+        kernel(logits, labels, float(smoothing), float(z_loss), sums, *logits.shape)
+        return sums
+    label_logit = logits.gather(-1, labels[:, None]).float()
+    log_total = torch.logsumexp(logits.float(), -1, keepdim=True)
+    sums = torch.cat([log_total, label_logit, logits.sum(-1, keepdim=True, dtype=torch.float32)], -1)
+    label_gradient = (label_logit - log_total).exp() * (1 + 2 * z_loss * log_total) + smoothing - 1
+    probabilities = torch.softmax(logits, -1, out=logits)
+    if z_loss:
+        probabilities *= (1 + 2 * z_loss * log_total).to(logits.dtype)
+    probabilities.scatter_(-1, labels[:, None], label_gradient.to(logits.dtype))
+    logits -= smoothing / logits.shape[-1]
+    return sums

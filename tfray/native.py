@@ -1,0 +1,84 @@
+"""C kernels, compiled by the system's C compiler at their first use, or not at all: torch then does the same work.
+
+TFRAY_NATIVE=0 switches them off. Kernels with OpenMP share torch's own threads: its runtime is in the process before
+they are loaded, so they are linked with none of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FLAGS = [
+    *("-O3", "-march=native", "-mprefer-vector-width=256", "-fopenmp-simd", "-fno-math-errno"),
+    *("-ffp-contract=fast", "-fPIC"),
+]
+
+
+def compiled_library(sources: list[Path], names: list[str], *flags: str) -> ctypes.CDLL | None:
+    """Return the library of the first source, the others being what it includes; None where it cannot be had."""
+    if os.environ.get("TFRAY_NATIVE", "1") == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(build(sources, [*FLAGS, *flags])))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("%s is not used (no C compiler?): %s", sources[0].name, error)
+        return None
+    for name in names:
+        getattr(library, name).restype = None
+    return library
+
+
+def build(sources: list[Path], flags: list[str]) -> Path:
+    """Return the shared library, compiled now or before for this source, compiler flags and processor."""
+    made_from = [*(source.read_text() for source in sources), *flags, processor()]
+    key = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tfray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="tfray-"))
+    library = folder / f"{sources[0].stem}-{key}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            compiler = os.environ.get("CC", "cc")
+            parts = Path(work) / "kernels.o", Path(work) / library.name
+            for command in (
+                [compiler, *flags, "-c", str(sources[0]), "-o", str(parts[0])],
+                [compiler, "-shared", str(parts[0]), "-o", str(parts[1]), "-lm"],
+            ):
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
+            os.replace(parts[1], library)  # several processes may build at the same time
+    return library
+
+
+def processor() -> str:
+    """Return what tells processors apart that need other code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def call(function: object, *arguments: Tensor | int | float | None) -> None:
+    """Call a kernel; tensors must be contiguous where the kernel says so, and live."""
+    function(*[pass_on(argument) for argument in arguments])  # type: ignore[operator]
+
+
+def pass_on(argument: Tensor | int | float | None) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return None if argument is None else ctypes.c_int64(argument)
