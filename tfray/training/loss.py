@@ -40,11 +40,12 @@ def smoothed_cross_entropy(
     return Loss(*ChunkedCrossEntropy.apply(hidden, weight, labels, smoothing, z_loss, r_drop))
 
 
-def chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Yield rows of hidden states whose logits are to exist at a time, in parts of about the same, even size."""
-    fitting = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"]) // (len(weight) * hidden.element_size())
-    count = max(1, math.ceil(len(hidden) / max(1, fitting)))
-    step = max(2, 2 * math.ceil(len(hidden) / count / 2))
+def chunks(hidden: Tensor, weight: Tensor, multiple: int = 1) -> Iterator[slice]:
+    """Yield rows of hidden states whose logits are to exist at a time, in parts of about the same size."""
+    fitting = CHUNK_BYTES[hidden.device.type] // (len(weight) * hidden.element_size())
+    units = math.ceil(len(hidden) / multiple)
+    count = max(1, math.ceil(units / max(1, fitting // multiple)))
+    step = multiple * max(1, math.ceil(units / count))
     for start in range(0, len(hidden), step):
         yield slice(start, start + step)
 
@@ -71,17 +72,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weight_gradient: Tensor | None = None
         objective, likelihood = hidden.new_zeros((2,), dtype=torch.float32)
         buffer: Tensor | None = None
-        for rows in chunks(hidden, weight):
+        for rows in chunks(hidden, weight, multiple=2 if r_drop else 1):
             # One buffer for all chunks: new pages from the system cost more than the softmax.
             buffer = torch.mm(hidden[rows], weight.T) if buffer is None else buffer[: len(hidden[rows])]
             logits = torch.mm(hidden[rows], weight.T, out=buffer) if rows.start else buffer
-            divergence, pull = neighbours_divergence(logits, logits.softmax(-1)) if r_drop else (0.0, None)
+            divergence, pull = neighbours_divergence(logits) if r_drop else (0.0, None)
             sums = turn_into_gradient(logits, labels[rows], smoothing, z_loss)
             log_total, label_logit, all_logits = sums.unbind(-1)
             likelihood += (log_total - label_logit).sum()
             smoothed = log_total - (1 - smoothing) * label_logit - smoothing / len(weight) * all_logits
-            objective += (smoothed + z_loss * log_total.square()).sum() + r_drop * divergence
+            objective += (smoothed + z_loss * log_total.square()).sum()
             if pull is not None:
+                objective += r_drop * divergence
                 logits.add_(pull, alpha=r_drop)
             torch.mm(logits, weight, out=hidden_gradient[rows])
             part = logits.T @ hidden[rows]

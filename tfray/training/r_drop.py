@@ -23,13 +23,13 @@ def side_by_side(states: Tensor) -> Tensor:
     return states.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def neighbours_divergence(logits: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+def neighbours_divergence(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sum over pairs of rows (0 and 1, 2 and 3, ...) of (KL(p, q) + KL(q, p)) / 2, and its gradient by the
     logits, (rows, vocab).
 
     With d = p's logits less q's it is sum((p - q) * d) / 2: the softmax' denominators cancel out.
     """
-    pairs = probabilities.unflatten(0, (-1, 2))  # (pairs, 2, vocab)
+    pairs = logits.softmax(-1).unflatten(0, (-1, 2))  # (pairs, 2, vocab)
     differences = -logits.unflatten(0, (-1, 2)).diff(dim=1)  # d
     apart = -pairs.diff(dim=1)  # p - q
     means = (pairs * differences).sum(-1, keepdim=True, dtype=differences.dtype)  # of d, under p and under q
