@@ -37,7 +37,6 @@ PROGRESS = st.builds(
     updates=st.integers(0, 10**7),
     skipped=st.integers(0, 10**4),
     spikes=st.fixed_dictionaries({"norms": st.lists(st.floats(0, 1e9), max_size=5)}),
-    best_loss=st.floats(0, allow_nan=False),
     best_score=st.floats(allow_nan=False),
     best_step=st.integers(0, 10**7),
     stale_validations=st.integers(0, 9),

@@ -97,6 +97,7 @@ def test_the_estimate_is_near_to_what_a_run_takes(tmp_path: Path, preset: str, d
     measured = int(Path(results).read_text())
     architecture = dataclasses.replace(PRESETS[preset], vocab_size=8192)
     estimate = sum(estimate_memory(architecture, shape, setting(element_bytes=dtype.itemsize)).values())
+    print(f"{preset} {dtype}: measured {measured / 2**20:.0f} MiB, estimated {estimate / 2**20:.0f} MiB")
     assert estimate / FACTOR < measured < estimate * FACTOR
 
 

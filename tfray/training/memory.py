@@ -1,7 +1,7 @@
 """How much memory a worker takes, from the architecture alone: what is kept between steps, and within one.
 
 What is kept follows from TrainState's buffers. Activations are what the backward pass needs of the forward pass,
-counted in elements a position as the layers save them. Measured runs on a CPU took 0.99 to 1.16 of the estimate.
+counted in elements a position as the layers save them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tfray.config import TrainingConfig
+from tfray.model import native
 from tfray.model.architecture import Architecture
 from tfray.model.dropout import POOL_SIZE
+from tfray.model.fused import LANES, LONGEST
 from tfray.training.loss import CHUNK_BYTES
 
 FP32 = 4
-CHUNK_COPIES = 4
-"""Logits of a chunk, their softmax, and what becomes of it."""
-SCRATCH_BYTES = 128 << 20
+CHUNK_COPIES = 2
+"""Logits of a chunk, and what a product makes of them."""
+SCRATCH_BYTES = 64 << 20
 """Of kernels, and of an allocator that gives nothing back."""
 
 
@@ -94,14 +96,20 @@ def chunk_bytes(architecture: Architecture, shape: Shape, setting: Setting) -> f
     return min(whole, CHUNK_BYTES["cuda" if setting.on_gpu else "cpu"])
 
 
+def keeps_attention_weights(architecture: Architecture, shape: Shape, setting: Setting) -> bool:
+    """Say whether attention is done by plain products: on a CPU, where the kernel does not know the shapes."""
+    is_long = max(shape.source, shape.target) > LONGEST
+    return not setting.on_gpu and (is_long or architecture.head_dim % LANES > 0 or native.library() is None)
+
+
 def activation_elements(architecture: Architecture, shape: Shape, setting: Setting) -> float:
     """Return how many elements the backward pass over a micro-batch needs."""
     a = architecture
     d, inner = a.d_model, a.d_ff * {"relu": 1, "gelu": 2, "swiglu": 4}[a.activation]
     sources, targets = shape.rows * shape.source, shape.rows * shape.target
-    # A GPU's attention keeps no weights, and its dropout a byte an element.
-    heads, masks = (0, d / setting.element_bytes) if setting.on_gpu and a.dropout else (a.num_heads, 0.0)
-    heads = 0 if setting.on_gpu else heads
+    # A GPU's dropout keeps a byte an element.
+    masks = d / setting.element_bytes if setting.on_gpu and a.dropout else 0.0
+    heads = a.num_heads if keeps_attention_weights(architecture, shape, setting) else 0
     # The residual stream and its norm twice, queries, keys, values and what is gathered; then the inner layer.
     encoder = sources * (8 * d + inner + heads * shape.source + 2 * masks)
     # The same and cross-attention: stream, norm, queries and what is gathered; keys and values of the memory.
