@@ -45,18 +45,14 @@ class FakeRayData:
     """What open_feed asks of Ray Data, done at once: rows in, rows out, in order."""
 
     def from_items(self, numbers: list[int], **options: Any) -> FakeRayData:
-        self.numbers = numbers
+        self.numbers, self.context = numbers, SimpleNamespace()
         return self
 
-    def map_batches(self, stage: type, fn_constructor_args: tuple, batch_size: int, **options: Any) -> FakeRayData:
-        assert batch_size == 1
+    def map_batches(self, stage: type, fn_constructor_args: tuple, batch_size: int, **options: Any) -> list[pa.Table]:
+        assert batch_size == self.context.target_max_block_size == 1
         mapped = stage(*fn_constructor_args)
-        self.lanes = pa.concat_tables([mapped(pa.table({"item": [number]})) for number in self.numbers])
-        return self
-
-    def repartition(self, target_num_rows_per_block: int) -> list[pa.Table]:
-        assert target_num_rows_per_block == 1
-        return [self.lanes.slice(row, 1) for row in range(len(self.lanes))]
+        lanes = pa.concat_tables([mapped(pa.table({"item": [number]})) for number in self.numbers])
+        return [lanes.slice(row, 1) for row in range(len(lanes))]
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,9 @@ def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: C
     if not pools:  # training ended, but was killed before it said so: nobody reads what is handed out
         return ray.data.range(config.lanes)
     dataset = ray.data.from_items(list(range(pools)), override_num_blocks=min(pools, MOST_BLOCKS))
-    lanes = dataset.map_batches(
+    # A row more makes a block of its own. (A repartition would be a stage more, which takes whole cores.)
+    dataset.context.target_max_block_size = 1
+    return dataset.map_batches(
         PoolLanes,
         fn_constructor_args=(tokens, config, cursor),
         batch_size=1,
@@ -86,7 +88,6 @@ def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: C
         num_cpus=0.25,
         concurrency=1,
     )
-    return lanes.repartition(target_num_rows_per_block=1)
 
 
 def split_feed(dataset, workers: int) -> list:
