@@ -50,6 +50,8 @@ def describe(event: dict) -> str:
         return describe_start(event)
     if event["event"] == "valid":
         return describe_validation(event)
+    if event["event"] == "stop":
+        return describe_stop(event)
     extras = [f"MFU {event['mfu']:.1%}"] if "mfu" in event else []
     for name, words in (("data_wait", "waiting for data"), ("checkpoint_wait", "for checkpoints")):
         if event.get(name, 0) >= SHOWN_WAIT:
@@ -74,10 +76,21 @@ def describe(event: dict) -> str:
 def describe_start(event: dict) -> str:
     """Return what is trained on what."""
     peak = f"; MFU is the share of {event['peak']}" if event.get("peak") else ""
+    surplus = event.get("surplus_workers", 0)
+    wait = f" ({surplus} more wait: {event['lanes']} lanes cannot be shared out evenly among them)" if surplus else ""
     return (
         f"training: {event['parameters'] / 1e6:.1f} M parameters, {event['steps']} steps, {event['workers']} "
-        f"worker(s) on {event['device']} in {event['precision']}, from step {event['step']}{peak}"
+        f"worker(s) on {event['device']} in {event['precision']}{wait}, from step {event['step']}{peak}"
     )
+
+
+def describe_stop(event: dict) -> str:
+    """Return why training ended before its last step."""
+    reasons = {
+        "end": "the driver was interrupted, or the number of workers changes",
+        "move": "a worker was asked to go",
+    }
+    return f"step {event['step']:>6}  all is saved, and training stops: {reasons[event['reason']]}"
 
 
 def describe_validation(event: dict) -> str:

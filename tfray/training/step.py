@@ -10,7 +10,7 @@ import torch
 from tfray.batches.batch import Batch
 from tfray.config import TrainingConfig
 from tfray.training.state import TrainState
-from tfray.training.workers import sum_over_workers
+from tfray.training.workers import sum_over_workers, world_size
 
 
 class SpikeJudge(Protocol):
@@ -57,7 +57,8 @@ def train_step(
         likelihoods.append(loss.negative_log_likelihood)
     norm = state.reduce()
     of_lanes = torch.stack(likelihoods).cpu().double()
-    total = float(sum_over_workers(of_lanes.sum()))
+    # Workers with other processors may round the norm otherwise: all judge by the mean of what they have.
+    total, norm = sum_over_workers(torch.stack([of_lanes.sum(), torch.tensor(norm / world_size())])).tolist()
     is_skipped = not math.isfinite(total + norm) or (spikes is not None and spikes.judge(norm, total / target))
     if is_skipped:
         state.discard()

@@ -152,7 +152,8 @@ class Worker:
             own = [LaneBatch(*part) for part in zip(self.lanes, seeds, batches, strict=True)]
             precision = str(self.dtype).removeprefix("torch.")
             stop_training(self.state, own, step, feed_step.cursor, self.job, self.tokens, precision)
-        self.meter.add(metrics, sum(batch_flops(self.architecture, batch) for batch in batches))
+        passes = 2 if config.r_drop else 1
+        self.meter.add(metrics, sum(batch_flops(self.architecture, batch, passes) for batch in batches))
         if self.trace is not None:
             self.trace.add(step, self.lanes, batches)
         self.progress = replace(
@@ -234,7 +235,7 @@ class Worker:
                 stale_validations=judge.stale_validations,
             )
             if is_best:
-                self.save_folder("best", finding.weights)
+                self.save_folder("best", finding.weights, finding.step)
             if finding.metrics:
                 seconds = round(finding.seconds, 2)
                 self.log(
@@ -248,13 +249,13 @@ class Worker:
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
 
-    def save_folder(self, name: str, weights: dict[str, torch.Tensor]) -> None:
-        """Write weights as a model folder."""
+    def save_folder(self, name: str, weights: dict[str, torch.Tensor], step: int | None = None) -> None:
+        """Write the weights of a step, by default of the newest, as a model folder."""
         if self.rank:
             return
         metric, score = self.job.training.best_metric, self.progress.best_score
         made = {
-            "step": self.progress.step,
+            "step": self.progress.step if step is None else step,
             f"best validation {metric}": score,
             "tokens": self.tokens.fingerprint,
         }
