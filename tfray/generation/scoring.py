@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tfray.generation.network import Network
-from tfray.tokens.special import BOS_ID, EOS_ID
+from tfray.generation.processors import log_softmax
+from tfray.tokens.special import BOS_ID
 
 CHUNK_TOKENS = 4096
 
@@ -49,9 +50,12 @@ def score(
 ) -> list[Score]:
     """Return the scores of targets, given without bos; the last token of each should be eos."""
     scores: list[Score | None] = [None] * len(sources)
-    for rows, log_probs, _ in force(network, sources, targets, batch_rows):
-        for row, tokens in zip(rows, log_probs, strict=True):
-            scores[row] = Score(tokens[: len(targets[row])].tolist())
+    for rows, hidden, _ in force(network, sources, targets, batch_rows):
+        # Row by row: logits of all positions at once would be the largest tensor by far.
+        for row, states in zip(rows, hidden, strict=True):
+            labels = torch.tensor(targets[row], device=network.device)
+            log_probs = log_softmax(network.logits(states[: len(labels)]).float())
+            scores[row] = Score(log_probs.gather(1, labels[:, None]).squeeze(1).tolist())
     return [found for found in scores if found is not None]
 
 
@@ -62,29 +66,27 @@ def align(
     """Return how much each target token looked at each source token when it was predicted, (target, source) of
     each pair: the cross-attention, its mean over layers and heads; each row of it sums to 1."""
     alignments: list[Tensor] = [torch.empty(0)] * len(sources)
-    for rows, _, looks in force(network, sources, targets, batch_rows):
+    for rows, _, looks in force(network, sources, targets, batch_rows, with_looks=True):
+        assert looks is not None
         for place, row in enumerate(rows):
-            alignments[row] = looks[place, : len(targets[row]), : len(sources[row])].clone()
+            alignments[row] = looks[place, : len(targets[row]), : len(sources[row])].cpu().clone()
     return alignments
 
 
 def force(
-    network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield rows, the log-probability of their tokens (rows, target), and attention (rows, target, source)."""
+    network: Network,
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    batch_rows: int,
+    with_looks: bool = False,
+) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+    """Yield rows, the last hidden states of their targets (rows, target, d_model), and their attention if wanted,
+    (rows, target, source)."""
     lengths = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
     for rows in chunks(lengths, batch_rows):
         memory, source_lengths = network.encode([sources[row] for row in rows])
-        hidden, looks = network.decode([[BOS_ID, *targets[row][:-1]] for row in rows], memory, source_lengths)
-        labels = torch.full(hidden.shape[:2], EOS_ID, device=network.device)
-        for place, row in enumerate(rows):
-            labels[place, : len(targets[row])] = torch.tensor(targets[row], device=network.device)
-        # Row by row: logits of all positions at once would be the largest tensor by far.
-        found = [
-            network.logits(states).float().log_softmax(-1).gather(1, wanted[:, None]).squeeze(1)
-            for states, wanted in zip(hidden, labels, strict=True)
-        ]
-        yield rows, torch.stack(found).cpu(), looks.cpu()
+        begun = [[BOS_ID, *targets[row][:-1]] for row in rows]
+        yield rows, *network.decode(begun, memory, source_lengths, with_looks)
 
 
 @torch.inference_mode()
