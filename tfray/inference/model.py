@@ -74,6 +74,9 @@ class Model:
         if len({folder.tokenizer_json for folder in folders}) > 1:
             names = ", ".join(folder.folder for folder in folders)
             raise InputError(f"the model folders {names} have different tokenizers; an ensemble needs one")
+        if len({folder.text for folder in folders}) > 1:
+            names = ", ".join(folder.folder for folder in folders)
+            raise InputError(f"the model folders {names} normalize text differently; an ensemble reads it in one way")
         self.folders, self.config, self.device = folders, config, device
         self.tokenizer = folders[0].tokenizer
         models = [folder.load_model().to(device) for folder in folders]
@@ -84,10 +87,17 @@ class Model:
     def task(self) -> str:
         return self.folders[0].task
 
+    def normalize(self, texts: Sequence[str | None]) -> list[str | None]:
+        """Return texts as training read them."""
+        return normalize(pa.array(texts, pa.string()), self.folders[0].text).to_pylist()
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of source texts, eos at the end."""
-        clean = normalize(pa.array(texts, pa.string()), self.folders[0].text).to_pylist()
-        return [[*ids, EOS_ID] for ids in self.tokenizer.encode_batch(clean)]
+        """Return the ids of texts, eos at the end."""
+        return [[*ids, EOS_ID] for ids in self.ids_of(texts)]
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts, without an end."""
+        return self.tokenizer.encode_batch([text or "" for text in self.normalize(texts)])
 
     def generate(
         self,
@@ -105,7 +115,7 @@ class Model:
         Options are those of GenerationConfig, such as beam_size=1, n_best=4, search="sample".
         """
         config = replace(self.config, **options)
-        errors = [unusable("source", text, MAX_CHARACTERS) for text in texts]
+        errors = [unusable("source", text, MAX_CHARACTERS) for text in self.normalize(texts)]
         usable = [row for row, error in enumerate(errors) if error is None]
         sources = self.encode([texts[row] for row in usable])
         requests = [
@@ -126,7 +136,7 @@ class Model:
 
     def target_ids(self, text: str) -> list[int]:
         """Return the ids of a target text, without its end."""
-        return self.tokenizer.encode_batch([text])[0]
+        return self.ids_of([text])[0]
 
     def result_of(self, request: Request, output: Output, alignments: bool) -> Result:
         texts = self.tokenizer.decode_batch([hypothesis.ids for hypothesis in output.hypotheses])
@@ -167,7 +177,7 @@ class Model:
 
     def fitting(self, texts: Sequence[str], name: str) -> list[list[int]]:
         """Return the ids of texts; raises InputError where one is too long or empty."""
-        for number, text in enumerate(texts):
+        for number, text in enumerate(self.normalize(texts)):
             error = unusable(name, text, MAX_CHARACTERS)
             if error is not None:
                 raise InputError(f"{name} number {number}: {error}")
