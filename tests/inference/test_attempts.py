@@ -7,14 +7,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.inference.conftest import WORDS, Run, make_job
 from tfray.errors import InputError
+from tfray.generation.cache import SlotCache
+from tfray.generation.network import Network
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.attempts import ATTEMPTS, GUILTY, open_attempts
 from tfray.inference.encode import Encoded
+from tfray.inference.summary import format_result
+from tfray.storage import read_json
 
 
 class Death(BaseException):
@@ -130,3 +135,22 @@ def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
     assert rows[13]["error"] == GUILTY
     assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
     assert not (tmp_path / "out" / ATTEMPTS).exists()
+
+
+def test_shortages_of_memory_cost_no_row_and_are_counted(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"source": [WORDS[: row + 3] for row in range(20)]}), tmp_path / "a.parquet")
+    expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm"))
+    assert "memory ran out" not in format_result(str(tmp_path / "calm"))
+    step = Network.step
+
+    def short(self: Network, ids: torch.Tensor, cache: SlotCache) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(ids) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, ids, cache)
+
+    monkeypatch.setattr(Network, "step", short)
+    assert run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"), unit_rows=20).equals(expected)
+    assert read_json(str(tmp_path / "out" / "_summary.json"))["memory_shortages"] == 2  # 20, 10, 5
+    assert "memory ran out 2 times" in format_result(str(tmp_path / "out"))

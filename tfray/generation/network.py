@@ -50,6 +50,8 @@ class Network:
         self.memory_keys_values = packer.linear(
             torch.cat([linear.weight for linear in cross]), torch.cat([linear.bias for linear in cross])
         )
+        self.shortages = 0
+        """How often memory ran out, and fewer rows were worked on at a time."""
         self.tables = self.position_tables(max(64, architecture.max_length))
 
     def position_tables(self, length: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 
 from tfray.generation import scoring
-from tfray.generation.generate import prepare
+from tfray.generation.generate import NO_MEMORY, prepare
+from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import GUILTY, open_attempts
@@ -41,6 +42,8 @@ class Answered(NamedTuple):
     worker: str
     began: float
     seconds: float
+    shortages: int
+    """How often memory ran out, and fewer rows were worked on at a time."""
 
 
 class AnswerUnit:
@@ -64,7 +67,7 @@ class AnswerUnit:
         }
 
     def __call__(self, encoded: Encoded) -> Answered:
-        began = time.time()
+        began, shortages = time.time(), self.network.shortages
         numbers = list(encoded.pieces)
         attempts = open_attempts(self.assignment.out, encoded.unit.stem)
 
@@ -86,6 +89,7 @@ class AnswerUnit:
             f"{os.uname().nodename}:{os.getpid()}",
             began,
             time.time() - began,
+            self.network.shortages - shortages,
         )
 
     def answer(self, encoded: Encoded, rows: list[int]) -> dict[int, Any]:
@@ -156,6 +160,6 @@ def is_fatal(failure: Exception) -> bool:
 def describe(failure: Exception) -> str:
     """Return a failure as an error of a row."""
     text = " ".join(str(failure).split())[:200]
-    if isinstance(failure, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out_of_memory: the row alone needs more memory than there is ({text})"
+    if is_shortage(failure):
+        return f"{NO_MEMORY} ({text})"
     return f"failed: {type(failure).__name__}: {text}"

@@ -51,6 +51,7 @@ class WriteUnit:
             "worker": answered.worker,
             "began": answered.began,
             "seconds": round(answered.seconds, 3),
+            "shortages": answered.shortages,
         }
         record_unit(self.assignment.place(RECORDS), answered.unit, record)
         return {"unit_rows": answered.unit.rows, **record}
