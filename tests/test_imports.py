@@ -10,21 +10,26 @@ ORDER = [
     {"errors"},
     {"config", "web"},
     {"storage"},
-    {"cluster", "report"},
+    {"cluster", "report", "scores"},
     {"units"},
     {"corpus"},
     {"tokens"},
     {"batches"},
     {"model"},
     {"checkpoint"},
-    {"training", "generation"},
+    {"generation"},
+    {"training"},
     {"inference"},
     {"evaluation"},
     {"run", "inspect"},
     {"demo"},
     {"cli"},
 ]
-RAY_FILES = {"cluster.py", "units/stream.py", "batches/feed.py", "training/train.py", "training/worker.py"}
+RAY_FILES = {
+    *("cluster.py", "units/stream.py", "batches/feed.py"),
+    *("training/train.py", "training/worker.py", "training/validator.py"),
+}
+PUBLIC_SEARCH = {"tfray.generation.generate", "tfray.generation.scoring"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
 
@@ -69,6 +74,11 @@ def test_the_network_and_the_search_know_torch_alone(library: str) -> None:
     for path in FILES:
         if part_of(path) in ("model", "generation"):
             assert library not in {name.split(".")[0] for name in imported_modules(path)}
+
+
+def test_validation_calls_the_public_functions_of_the_search_alone() -> None:
+    names = {name for path in FILES if part_of(path) == "training" for name in imported_modules(path)}
+    assert {name for name in names if name.startswith("tfray.generation")} <= PUBLIC_SEARCH
 
 
 def test_nothing_imports_the_jobs() -> None:

@@ -11,8 +11,8 @@ from tfray import storage
 from tfray.config import EvaluateJob
 from tfray.corpus.clean import value_text
 from tfray.errors import InputError
-from tfray.evaluation.scores import classification_scores, translation_scores
 from tfray.report.tables import format_table
+from tfray.scores import classification_scores, translation_scores
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
 OUTPUT_COLUMNS = ("prediction", "score", "error")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tfray.errors import InputError
-from tfray.evaluation.scores import MAX_LABELS, classification_scores, translation_scores
+from tfray.scores import MAX_LABELS, classification_scores, translation_scores
 
 REFERENCES = [
     "Ein Hund läuft über die Wiese.",
