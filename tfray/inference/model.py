@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tfray.checkpoint.folder import ModelFolder, open_model_folder
+from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig
 from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
@@ -26,7 +26,6 @@ from tfray.generation.generate import networks_of
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
 from tfray.inference.search import search_targets
-from tfray.model.precision import prepare_cpu
 from tfray.tokens.special import EOS_ID
 
 MAX_CHARACTERS = 100_000
@@ -152,6 +151,17 @@ class Model:
         targets = [[*hypothesis.ids, *([EOS_ID] if hypothesis.is_finished else [])] for hypothesis in hypotheses]
         return scoring.align(self.networks[0], [source] * len(targets), targets)
 
+    def answers(self, texts: Sequence[str]) -> list[str]:
+        """Return each text's best label, or its best target ('' where there is none)."""
+        if self.task == "classification":
+            return [next(iter(row)) for row in self.classify(texts)]
+        return [result.text or "" for result in self.generate(texts)]
+
+    def takes(self, text: str) -> bool:
+        """Say whether a text is neither empty nor too long."""
+        error = unusable("text", self.normalize([text])[0], MAX_CHARACTERS)
+        return error is None and len(self.encode([text])[0]) <= self.longest
+
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Return the log-probability of each (source, target), whole and by token; the model is the first one."""
         sources = self.fitting([source for source, _ in pairs], "source")
@@ -188,18 +198,3 @@ class Model:
                     f"{name} number {number} has {len(ids)} tokens, the model takes {self.longest}; shorten it"
                 )
         return found
-
-
-def load(
-    model_folder: str | Sequence[str], *, device: str | None = None, threads: int | None = None, **options: Any
-) -> Model:
-    """Return a model ready to use; several folders with one tokenizer become an ensemble.
-
-    device: default a GPU where there is one; threads: of a CPU, default all cores; options: those of
-    GenerationConfig, such as precision="int8" or beam_size=1.
-    """
-    names = [model_folder] if isinstance(model_folder, str) else list(model_folder)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cpu":
-        prepare_cpu(threads or torch.get_num_threads())
-    return Model([open_model_folder(name) for name in names], GenerationConfig(**options), chosen)

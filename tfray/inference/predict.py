@@ -25,6 +25,7 @@ from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
 from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
+from tfray.inference.quality import QUALITY, check_quality
 from tfray.inference.rehearse import rehearse
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
@@ -39,7 +40,7 @@ from tfray.units.stream import WorkLost, flow
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-BATCHING = ("batch_rows", "max_tokens", "memory_gb")  # of generation: these change no result
+IRRELEVANT = ("batch_rows", "max_tokens", "memory_gb", "most_loss")  # of generation: these change no result
 RESULTS = ("prefix", "provenance", "token_scores", "embedding_type", "max_characters", "sentences", "language",
            "schemas")  # of inference: these do  # fmt: skip
 ROWS_BEFORE_RATE = 1000  # of which an error rate says something
@@ -105,7 +106,7 @@ def made_from(job: PredictJob, folder: ModelFolder, task: str, identities: dict[
         "format": FORMAT_VERSION,
         "model": folder.fingerprint,
         "task": task,
-        "generation": {name: value for name, value in generation.items() if name not in BATCHING},
+        "generation": {name: value for name, value in generation.items() if name not in IRRELEVANT},
         "inference": {name: inference[name] for name in RESULTS},
         "source_column": job.source_column,
         "target_column": job.target_column,
@@ -121,11 +122,14 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
         before = ledger.adds_to["inputs"] if ledger.adds_to else {}
         plan = plan_rows(job, task, [path for path in inputs if path not in before], plan)
     assignment = assign(job, ledger.folder, folder, task, plan, inputs)
+    comparison = check_quality(job, folder, plan.units, assignment, ledger.folder)
     if not has_manifest(ledger.folder) or ledger.adds_to:
         name = write_plan(ledger.folder, inputs, plan.units, plan.rows)
         storage.remove(storage.join(ledger.folder, SUCCESS))
         ledger.begin(plan=name, texts=plan.texts)
         store_settings(ledger.folder, job)
+    if comparison:
+        storage.publish_json(storage.join(ledger.folder, QUALITY), comparison._asdict())
     return plan.units, assignment
 
 
@@ -212,6 +216,8 @@ def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assig
     records = ledger.records(units)
     Tally(job, records).check(is_end=True)
     summary = summarize(records)
+    if storage.exists(path := storage.join(ledger.folder, QUALITY)):
+        summary["quality"] = storage.read_json(path)
     sweep(ledger.folder)
     storage.remove(storage.join(ledger.folder, ATTEMPTS))
     storage.publish_json(storage.join(ledger.folder, SUMMARY), summary)

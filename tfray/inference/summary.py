@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tfray import storage
+from tfray.inference.quality import Comparison
 from tfray.report.tables import format_table
 
 SUMMARY = "_summary.json"
@@ -48,6 +49,8 @@ def format_summary(summary: dict, folder: str) -> str:
         f"{summary['target_tokens_per_device_second']:,.1f}",
     ]
     blocks = [format_table(headers, [row]), format_errors(summary), f"-> {folder}"]
+    if "quality" in summary:
+        blocks.insert(1, str(Comparison(**summary["quality"])))
     if count := summary["memory_shortages"]:
         blocks.insert(1, f"memory ran out {count:,} times, and fewer rows were worked on at a time; nothing was lost")
     return "\n\n".join(blocks)
