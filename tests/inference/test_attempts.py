@@ -17,7 +17,7 @@ from tfray.generation.cache import SlotCache
 from tfray.generation.network import Network
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.attempts import ATTEMPTS, GUILTY, open_attempts
-from tfray.inference.encode import Encoded
+from tfray.inference.handover import Encoded
 from tfray.inference.summary import format_result
 from tfray.storage import read_json
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 import tfray
 from tests.inference.conftest import WORDS, Run, make_job
@@ -48,7 +47,7 @@ def job_of(model_folder: str, tmp_path: Path, references: list[str]) -> JobOf:
 
 def test_the_loss_is_that_of_the_same_rows_in_both_precisions(model_folder: str, references: list[str]) -> None:
     pairs = [*zip(SOURCES, references, strict=True), ("", "empty"), ("one " * 300, "long")]
-    found = compare([open_model_folder(model_folder)], GenerationConfig(**SEARCH), pairs, torch.device("cpu"))
+    found = compare([open_model_folder(model_folder)], GenerationConfig(**SEARCH), pairs)
     assert (found.metric, found.rows, found.reference) == ("BLEU", len(SOURCES), pytest.approx(100))
     model = tfray.load(model_folder, threads=1, precision="int8", pairs=pairs, most_loss=100, **SEARCH)
     texts = model.answers(SOURCES)
@@ -61,7 +60,7 @@ def test_labels_are_counted_right_or_wrong(label_model: str) -> None:
     labels = tfray.load(label_model, threads=1, precision="fp32").answers(SOURCES)
     wrong = [label if row % 4 else "?" for row, label in enumerate(labels)]
     pairs = list(zip(SOURCES, wrong, strict=True))
-    found = compare([open_model_folder(label_model)], GenerationConfig(), pairs, torch.device("cpu"))
+    found = compare([open_model_folder(label_model)], GenerationConfig(), pairs)
     assert found.metric == "accuracy" and found.reference == 75
 
 

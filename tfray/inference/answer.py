@@ -6,10 +6,9 @@ import gc
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from tfray.generation import scoring
@@ -18,32 +17,11 @@ from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import GUILTY, open_attempts
-from tfray.inference.encode import Encoded
+from tfray.inference.handover import Answered, Encoded
 from tfray.inference.search import search_targets
 from tfray.model.precision import prepare_cpu
-from tfray.units.plan import Unit
 
 PIECE_BITS = 32  # a piece's number, for its samples: the row's number, and above these bits its place in the row
-
-
-class Answered(NamedTuple):
-    """A unit that the model has seen."""
-
-    unit: Unit
-    table: pa.Table
-    errors: dict[int, str]
-    notes: dict[int, str]
-    truncated: list[int]
-    source_tokens: dict[int, int]
-    answers: dict[int, Any]
-    """By the index of a row: outputs of its pieces; or the labels' probabilities; or the log-probability of each
-    target token; or a vector."""
-    damage: str | None
-    worker: str
-    began: float
-    seconds: float
-    shortages: int
-    """How often memory ran out, and fewer rows were worked on at a time."""
 
 
 class AnswerUnit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,30 +15,11 @@ from tfray.corpus.read import DamagedFile, Rows, read_blocks
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
 from tfray.inference.columns import damaged_rows
+from tfray.inference.handover import Encoded
 from tfray.inference.sentences import split_sentences
 from tfray.tokens.encoder import Encoder
 from tfray.tokens.special import EOS_ID
 from tfray.units.plan import Unit
-
-
-class Encoded(NamedTuple):
-    """A unit ready for the model."""
-
-    unit: Unit
-    table: pa.Table
-    """Its rows as they are in the input."""
-    errors: dict[int, str]
-    """By the index of a row: why it gets no answer."""
-    notes: dict[int, str]
-    """By the index of a row that gets an answer: what else is wrong with it."""
-    pieces: dict[int, list[np.ndarray]]
-    """By the index of a row: ids of its source, or of the sentences of its source, an end after each."""
-    targets: dict[int, np.ndarray]
-    """By the index of a row: ids of its target and an end, of task score alone."""
-    truncated: list[int]
-    """Indices of rows whose source was cut."""
-    damage: str | None
-    """Why the file could not be read to the end."""
 
 
 class EncodeUnit:

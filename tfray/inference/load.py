@@ -34,8 +34,9 @@ def load(
     if chosen.type == "cpu":
         prepare_cpu(threads or torch.get_num_threads())
     folders, config = [open_model_folder(name) for name in names], GenerationConfig(**options)
+    model = Model(folders, config, chosen)
     if config.precision == "int8":
         if not pairs:
             raise InputError("precision='int8' is used only where its loss was measured; give pairs=[(source, target)]")
-        require_quality(compare(folders, config, pairs, chosen), config.most_loss)
-    return Model(folders, config, chosen)
+        require_quality(compare(folders, config, pairs), config.most_loss)
+    return model

@@ -26,7 +26,6 @@ from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
 from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
 from tfray.inference.quality import QUALITY, check_quality
-from tfray.inference.rehearse import rehearse
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
@@ -61,6 +60,8 @@ def predict(job: PredictJob) -> str:
     check_apart(as_list(job.input), [*identities], job.out)
     check_room(job)
     if job.dry_run:
+        from tfray.inference.rehearse import rehearse  # needs torch, which takes seconds to import
+
         return rehearse(job, folder, task, [*identities])
     storage.check_writable(job.out)
     with Lock(job.out) as lock:

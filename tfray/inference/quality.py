@@ -1,6 +1,7 @@
 """The gate before int8: how much worse a model becomes on rows with references, and a refusal where that is too much.
 
 Measured in BLEU, or for a model of labels in percent of right ones, by decoding the same rows in fp32 and in int8.
+What needs torch is imported when it is needed: other precisions begin without it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import pyarrow as pa
-import torch
 
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig, PredictJob, as_list
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
-from tfray.inference.model import Model
 from tfray.inference.planning import plan_rows
 from tfray.inference.sample import sample_rows
-from tfray.model.precision import prepare_cpu
-from tfray.scores import translation_scores
 from tfray.units.plan import Unit
 
 logger = logging.getLogger(__name__)
@@ -55,11 +52,14 @@ class Comparison(NamedTuple):
         )
 
 
-def compare(
-    folders: list[ModelFolder], config: GenerationConfig, pairs: Sequence[tuple[str, str]], device: torch.device
-) -> Comparison:
+def compare(folders: list[ModelFolder], config: GenerationConfig, pairs: Sequence[tuple[str, str]]) -> Comparison:
     """Return what int8 costs on pairs of source and reference; raises InputError where none of them can be used."""
-    exact, quantized = (Model(folders, replace(config, precision=name), device) for name in ("fp32", "int8"))
+    import torch
+
+    from tfray.inference.model import Model
+
+    cpu = torch.device("cpu")
+    exact, quantized = (Model(folders, replace(config, precision=name), cpu) for name in ("fp32", "int8"))
     usable = [(source, reference) for source, reference in pairs if exact.takes(source)]
     if not usable:
         raise InputError("none of the rows on which the quality of int8 is to be measured can be used; name others")
@@ -72,6 +72,8 @@ def compare(
 
 def quality(metric: str, texts: list[str], references: list[str]) -> float:
     """Return BLEU, or the percentage of texts that are as their references."""
+    from tfray.scores import translation_scores
+
     scores = translation_scores(texts, references)
     return scores["bleu"] if metric == "BLEU" else 100 * scores["exact_match"]
 
@@ -99,8 +101,10 @@ def check_quality(
     if path and storage.exists(path):
         comparison = Comparison(**storage.read_json(path))
     else:
+        from tfray.model.precision import prepare_cpu
+
         prepare_cpu(threads=1)
-        comparison = compare([folder], job.generation, find_pairs(job, units, assignment), torch.device("cpu"))
+        comparison = compare([folder], job.generation, find_pairs(job, units, assignment))
     require_quality(comparison, job.generation.most_loss)
     return comparison
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 from tfray import storage
 from tfray.corpus.clean import kind_of
 from tfray.generation.rows import Output
-from tfray.inference.answer import Answered
 from tfray.inference.assignment import Assignment
+from tfray.inference.handover import Answered
 from tfray.inference.sentences import join_sentences
 from tfray.units.ledger import RECORDS, record_unit
 
