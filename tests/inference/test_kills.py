@@ -60,13 +60,13 @@ def write_input(folder: Path, chance: random.Random) -> None:
             pq.write_table(table, folder / f"{number}.parquet", row_group_size=chance.choice([100, 300, ROWS]))
 
 
-def start(model: str, source: str, out: str, log: Path, address: str) -> subprocess.Popen[bytes]:
+def start(model: str, source: str, out: str, log: Path, address: str, *options: str) -> subprocess.Popen[bytes]:
     """Start the job as a user does."""
     command = [sys.executable, "-m", "tfray.cli", "predict", "--model_folder", model, "--input", source, "--out", out]
     with log.open("ab") as output:
         environment = {**os.environ, **ENVIRONMENT}
         return subprocess.Popen(
-            [*command, "--address", address, *OPTIONS], stdout=output, stderr=output, env=environment
+            [*command, "--address", address, *(options or OPTIONS)], stdout=output, stderr=output, env=environment
         )
 
 
