@@ -47,7 +47,7 @@ class AnswerUnit:
     def __call__(self, encoded: Encoded) -> Answered:
         began, shortages = time.time(), self.network.shortages
         numbers = list(encoded.pieces)
-        attempts = open_attempts(self.assignment.out, encoded.unit.stem)
+        attempts = open_attempts(self.assignment.out, encoded.unit.stem, "answer")
 
         def work(places: list[int]) -> dict[int, Any]:
             return self.answer(encoded, [numbers[place] for place in places])
