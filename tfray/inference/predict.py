@@ -24,6 +24,7 @@ from tfray.errors import InputError, TooManyErrors
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
+from tfray.inference.pace import Pace
 from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
 from tfray.inference.quality import QUALITY, check_quality
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
@@ -193,15 +194,16 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
     losses = 0
     with connected(job.cluster), Progress(*amount("predicting", remaining)) as progress:
         steps = make_steps(job, assignment, weights)
-        before, begun = tally.tokens, progress.seconds()
+        before, begun, pace = tally.tokens, progress.seconds(), Pace(steps[1].actors[0])
         while remaining:
             try:
                 for record in flow(remaining[:UNITS_AT_ONCE], steps, waiting_bytes(remaining, steps)):
                     losses = 0
                     tally.take(record)
+                    pace.take(record)
                     rate = (tally.tokens - before) / max(progress.seconds() - begun, 1e-3)
                     shown = {"target tokens/s": f"{rate:,.0f}"} if tally.tokens else {}
-                    progress.update(record["unit_rows"], **shown, errors=f"{tally.errors.total():,}")
+                    progress.update(record["unit_rows"], pace.rate, **shown, errors=f"{tally.errors.total():,}")
                     lock.check()
                     tally.check()
             except WorkLost as loss:
