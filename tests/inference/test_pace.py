@@ -21,18 +21,20 @@ class Clock:
 def work(models: int, units: int, seed: int, lost: bool = False) -> list[dict]:
     """Return the records of a simulated job, with the time at which each came, in that order.
 
-    Models take long to load, not all as long; units take about a minute, and models wait between them.
+    Models take long to load, not all as long, and to warm up; units take about a minute, and models wait between them.
     """
     chance = random.Random(seed)
     free = [(chance.uniform(5, 40), f"{model}") for model in range(models)]
     heapq.heapify(free)
-    records = []
+    records: list[dict] = []
+    warm: set[str] = set()
     for number in range(units):
         began, worker = heapq.heappop(free)
-        seconds = chance.uniform(50, 70)
         if lost and number == units // 20:
             heapq.heappush(free, (began + 60, f"{worker} again"))  # a unit is lost, and its model loaded anew
             began, worker = heapq.heappop(free)
+        seconds = chance.uniform(50, 70) * (1 if worker in warm else 1.5)
+        warm.add(worker)
         skew = 1000.0 * int(worker.split()[0])  # the clocks of its machines differ
         came = began + seconds + chance.uniform(0.2, 2)
         records.append({"began": began + skew, "seconds": seconds, "worker": worker, "unit_rows": 500, "came": came})
@@ -58,6 +60,15 @@ def test_the_time_left_is_known_within_15_percent_after_a_tenth(
                 assert pace.rate is not None
                 predicted, real = (units - done) * 500 / pace.rate, end - clock.now
                 assert predicted == pytest.approx(real, rel=0.15), f"seed {seed}, after {done} of {units}"
+
+
+def test_models_that_are_added_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pace = Clock(), Pace(1)
+    monkeypatch.setattr(pace_module, "time", clock)
+    for record in work(3, 30, 1):
+        clock.now = record["came"]
+        pace.take(record)
+    assert pace.rate == pytest.approx(3 * 500 / 60, rel=0.1)
 
 
 def test_nothing_is_said_before_a_unit_is_done_and_a_model_that_is_gone_counts_no_more(

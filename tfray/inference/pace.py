@@ -5,36 +5,37 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-PATIENCE = 1.5  # units in whose time a model that is not heard of is taken to be gone
-LEAST_PATIENCE = 10.0  # seconds
+PATIENCE = 1.3  # units in whose time a model that is not heard of is taken to be gone
+LEAST_PATIENCE = 5.0  # seconds
 
 
 @dataclass
 class Worked:
     """What one model has done."""
 
-    began: float
+    first: tuple[float, float, int]
+    """Begin and end of its first unit, by its own clock, and the unit's rows."""
     ended: float
-    """By its own clock."""
     heard: float
-    """By ours."""
+    """By our clock."""
     rows: int = 0
     units: int = 0
 
     @property
-    def rate(self) -> float:
-        return self.rows / max(self.ended - self.began, 1e-6)
-
-    def is_there(self, now: float) -> bool:
-        return now - self.heard <= max(LEAST_PATIENCE, PATIENCE * (self.ended - self.began) / self.units)
+    def span(self) -> tuple[float, int, int]:
+        """Seconds, rows and units; its first unit, in which it warms up, counts only where there is no other."""
+        began, ended, rows = self.first
+        if self.units == 1:
+            return ended - began, rows, 1
+        return self.ended - ended, self.rows - rows, self.units - 1
 
 
 @dataclass
 class Pace:
     """Rows a second of all models together.
 
-    Each counts from the beginning of its first unit to the end of its last one: the time until models were
-    loaded, and the units that are under way, would make a job look slower than it is.
+    Each counts from the end of its first unit to the end of its last one: the time until models are loaded and
+    warm, and the units that are under way, would make a job look slower than it is.
     """
 
     models: int
@@ -44,15 +45,18 @@ class Pace:
     def take(self, record: dict) -> None:
         """Count a unit."""
         began, ended, now = record["began"], record["began"] + record["seconds"], time.monotonic()
-        worker = self.workers.setdefault(record["worker"], Worked(began, ended, now))
-        worker.began, worker.ended, worker.heard = min(worker.began, began), max(worker.ended, ended), now
+        worker = self.workers.setdefault(record["worker"], Worked((began, ended, record["unit_rows"]), ended, now))
+        worker.ended, worker.heard = max(worker.ended, ended), now
         worker.rows, worker.units = worker.rows + record["unit_rows"], worker.units + 1
 
     @property
     def rate(self) -> float | None:
         """Rows a second, from now on; None where nothing is known."""
-        there = [worker for worker in self.workers.values() if worker.is_there(time.monotonic())]
-        if not there:
+        known = [worker.span for worker in self.workers.values() if worker.units > 1]
+        known = known or [worker.span for worker in self.workers.values()]
+        if not known:
             return None
-        mean = sum(worker.rate for worker in there) / len(there)
-        return mean * max(len(there), self.models)
+        seconds, rows, units = (sum(part) for part in zip(*known, strict=True))
+        patience, now = max(LEAST_PATIENCE, PATIENCE * seconds / units), time.monotonic()
+        there = sum(now - worker.heard <= patience for worker in self.workers.values())
+        return rows / max(seconds, 1e-6) * max(there, self.models)
