@@ -1,10 +1,12 @@
-"""Hypothesis: no deadline (machines are shared), and one folder may serve all examples of a test."""
+"""Hypothesis without a deadline (machines are shared), one folder for all examples of a test; an S3 server; shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from urllib.request import Request, urlopen
 
 import pyarrow as pa
+import pyarrow.fs
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -19,6 +21,35 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tfray")
+
+
+class S3:
+    """An S3 server."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+
+    def place(self, bucket: str, name: str) -> str:
+        """Return the URI of a name in a bucket, which is made if need be, with the options that lead there."""
+        uri = f"s3://{bucket}?{self.options}&allow_bucket_creation=true"
+        pyarrow.fs.FileSystem.from_uri(uri)[0].create_dir(bucket)
+        return f"s3://{bucket}/{name}?{self.options}"
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """Yield an S3 server on loopback, empty, and let this process and its children have credentials for it."""
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3(host, port)
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """Imports go one way, and Ray is known only where a stage is placed on it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,10 @@ def test_nothing_imports_the_jobs() -> None:
 
 def test_every_folder_of_the_package_has_its_place_in_the_order() -> None:
     assert {part_of(path) for path in FILES} == set().union(*ORDER)
+
+
+@pytest.mark.parametrize("module", ["predict", "encode", "write", "steps", "summary"])
+def test_a_predict_job_imports_no_torch_outside_the_actors_with_the_model(module: str) -> None:
+    program = f"import sys, tfray.inference.{module}; print('torch' in sys.modules, 'sacrebleu' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> N
 
 @given(a=JSON, b=JSON)
 def test_values_have_the_same_fingerprint_exactly_when_they_are_the_same_json(a: object, b: object) -> None:
-    same = storage.json.dumps(a, sort_keys=True) == storage.json.dumps(b, sort_keys=True)
+    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     assert (storage.fingerprint(a) == storage.fingerprint(b)) == same
 
 

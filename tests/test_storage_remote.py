@@ -12,13 +12,14 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import S3
 from tfray import storage
 from tfray.corpus.read import DamagedFile, declare_schema, read_unit
 from tfray.errors import InputError
+from tfray.storage import places
 from tfray.units.plan import find_files, plan_units
 
 CONTENT = b"".join(b"line %d\n" % number for number in range(300_000))  # more than fsspec reads at once
@@ -84,7 +85,7 @@ def web(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, 
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "pause", lambda failures: 0.0)
+    monkeypatch.setattr(places, "FIRST_PAUSE", 0.0)
 
 
 def test_a_file_of_a_web_server_is_read_from_any_place(web: tuple[Path, str]) -> None:
@@ -155,22 +156,10 @@ def test_a_connection_that_breaks_is_made_anew_and_no_byte_is_lost_or_read_twice
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """Yield the URI of an empty bucket of an S3 server, with the options that lead there."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        pyarrow.fs.FileSystem.from_uri(f"s3://corpus?{options}&allow_bucket_creation=true")[0].create_dir("corpus")
-        yield f"s3://corpus/data?{options}"
-    server.stop()
+@pytest.fixture
+def bucket(s3: S3) -> str:
+    """Return the URI of a folder in an empty bucket of an S3 server, with the options that lead there."""
+    return s3.place("corpus", "data")
 
 
 def test_an_object_store_is_written_listed_globbed_and_read(bucket: str) -> None:

@@ -7,7 +7,8 @@
 Every engine gets all cores in the way that suits it best, and its best batch size of those tried. Engines
 take turns, and the best of several rounds counts, so that a busy machine hurts all alike. Outputs are of a
 fixed length (min = max), and the share of rows on which an engine agrees with Hugging Face is printed.
-On a machine with a GPU the same table is made on it (`--device cuda`; the default is cpu).
+On a machine with a GPU the same table is made on it (`--device cuda`; the default is cpu). The share of the
+machine's limit, in memory bandwidth and in arithmetic, is printed for ours, and on a GPU the peak of memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from tests.bench.limits import Rates
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -142,6 +146,11 @@ def serve(pipe: Any, contender: Contender, size: str, vocab: int, device: str, f
     run = build(contender, size, vocab, device, folder)
     pipe.send("ready")
     while (work := pipe.recv()) is not None:
+        if work == "rates":
+            from tests.bench.limits import measure_rates
+
+            pipe.send(measure_rates(device, contender.precision))
+            continue
         start = time.perf_counter()
         outputs = run(work)
         if device == "cuda":
@@ -179,6 +188,15 @@ class Team:
         outputs = [answers[row % len(answers)][1][row // len(answers)] for row in range(len(work.sources))]
         tokens = sum(map(len, outputs)) if work.follows_source else work.output * len(outputs)
         return tokens / max(seconds for seconds, _ in answers), outputs
+
+    def rates(self) -> Rates:
+        """Return what all processes together can do at most, in the contender's precision."""
+        from tests.bench.limits import Rates
+
+        for pipe in self.pipes:
+            pipe.send("rates")
+        each = [pipe.recv() for pipe in self.pipes]
+        return Rates(sum(rates.bytes for rates in each), sum(rates.operations for rates in each))
 
     def close(self) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -259,6 +277,9 @@ def main() -> None:
                 batches = dict.fromkeys((HF, CT2, OURS), options.batches)
                 table = measure(teams, work, batches, options.rounds)
                 print_table(f"{size}, {'greedy' if beam_size == 1 else f'beam {beam_size}'}", table)
+                print_limits(
+                    size, [team for team in teams if team.contender.engine == OURS], table, work, options.vocab
+                )
                 measure_lengths(size, [team for team in teams if team.contender.engine == OURS], work, options)
             for team in teams:
                 team.close()
@@ -282,6 +303,31 @@ def measure_lengths(size: str, teams: list[Team], work: Work, options: argparse.
         print(
             f"{size}, beam {work.beam_size}, {team.contender.name}: {best[False]:,.0f} tokens/s with equal lengths, "
             f"{best[True]:,.0f} with log-normal ones: {best[True] / best[False]:.2f}",
+            flush=True,
+        )
+
+
+def print_limits(size: str, teams: list[Team], table: list[list[Any]], work: Work, vocab: int) -> None:
+    """Print the shares of the memory bandwidth and of the arithmetic that our runs used."""
+    from dataclasses import replace
+
+    from tests.bench.limits import need_of
+    from tfray.model.architecture import PRESETS
+
+    best = {name: (batch, speed) for name, batch, speed, _ in table}
+    rows, source, shape = len(work.sources), len(work.sources[0]), replace(PRESETS[size], vocab_size=vocab)
+    for team in teams:
+        if team.contender.precision == "int8":
+            continue
+        (batch, speed), rates, count = best[team.contender.name], team.rates(), len(team.pipes)
+        element = 4 if team.contender.precision == "fp32" else 2
+        # Each process reads the weights for its own rows.
+        need = need_of(shape, rows // count, source, work.output, work.beam_size, batch, element).times(count)
+        memory, arithmetic = need.shares(work.output * rows / speed, rates)
+        print(
+            f"{size}, beam {work.beam_size}, {team.contender.name}, batch {batch}: "
+            f"{memory:.2f} of the memory bandwidth ({rates.bytes / 1e9:,.0f} GB/s), {arithmetic:.2f} of the arithmetic "
+            f"({rates.operations / 1e12:,.2f} TFLOP/s)",
             flush=True,
         )
 

@@ -359,7 +359,7 @@ def test_any_cut_into_units_and_any_size_of_blocks_gives_the_same_rows_with_the_
         for module in ("lines", "parquet", "delimited"):
             patch.setattr(f"tfray.corpus.{module}.BLOCK_ROWS", rows)
             patch.setattr(f"tfray.corpus.{module}.BLOCK_BYTES", size)
-        patch.setattr("tfray.storage.CHUNK_BYTES", chunk)
+        patch.setattr("tfray.storage.reading.CHUNK_BYTES", chunk)
         patch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
         units = plan_units(files, 1, largest)
         found: dict[int, str] = {}
@@ -399,7 +399,7 @@ def test_any_cut_of_parallel_text_stays_aligned(
     schema = pa.schema({"source": pa.string(), "target": pa.string()})
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tfray.storage.CHUNK_BYTES", chunk)
+        patch.setattr("tfray.storage.reading.CHUNK_BYTES", chunk)
         patch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
         for unit in plan_units(files, 1, largest):
             rows = read_unit(unit, schema, set(schema.names))

@@ -88,6 +88,19 @@ def test_attention_to_the_source_is_that_of_torch(width, size):
         torch.testing.assert_close(output[start:stop], expected, atol=1e-5, rtol=1e-4)
 
 
+@needs_kernels
+@pytest.mark.parametrize("size", [6, 32, 64, 128])
+def test_attention_of_a_whole_target_is_that_of_torch(size):
+    torch.manual_seed(size)
+    joint = torch.randn(3 * 20, 3 * 2 * size) / size**0.25
+    output = torch.empty(60, 2 * size)
+    native.call(KERNELS.attend_target, joint, output, 3, 2, size, 20)
+    query, keys, values = joint.view(3, 20, 3, 2, size).unbind(2)
+    causal = bias_of(torch.ones(20, 20, dtype=torch.bool).tril(), torch.float32)[None]
+    expected, _ = attend(query, keys.transpose(1, 2), values.transpose(1, 2), causal)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "search", [dict(beam_size=1), dict(beam_size=3, n_best=2), dict(search="sample", samples=2)], ids=str
 )

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from tfray.config import GenerationConfig
-from tfray.errors import InputError
 from tfray.generation.network import Network
-from tfray.generation.quality import Comparison, compare_precisions, require_quality
 from tfray.generation.scoring import align, classify, embed, score
 
 
@@ -61,17 +59,3 @@ def test_alignments_are_the_mean_cross_attention(lively, sources_of, obvious_nex
         torch.testing.assert_close(found.sum(1), torch.ones(len(target)))
         _, expected = obvious_next([model], Request(source), target[:-1], GenerationConfig())
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
-
-
-def test_the_gate_measures_the_loss_and_refuses_beyond_the_limit(lively, sources_of):
-    model, sources = lively(1), sources_of(12)
-
-    def mean_length(targets):
-        return sum(map(len, targets)) / len(targets)
-
-    found = compare_precisions(model, sources, mean_length, GenerationConfig(beam_size=1), "int8")
-    assert 0.5 <= found.agreement <= 1
-    assert found.loss == pytest.approx(found.reference - found.found)
-    require_quality(Comparison("int8", 30.0, 29.8, 0.9), most_loss=0.3)
-    with pytest.raises(InputError, match=r"precision='int8' loses 0.50 .* limit of 0.3"):
-        require_quality(Comparison("int8", 30.0, 29.5, 0.9), most_loss=0.3)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.inference.conftest import WORDS, Run, make_job
+from tfray.config import PredictJob
 from tfray.errors import InputError
+from tfray.generation.cache import SlotCache
+from tfray.generation.network import Network
 from tfray.inference.answer import AnswerUnit
-from tfray.inference.attempts import ATTEMPTS, GUILTY, open_attempts
-from tfray.inference.encode import Encoded
+from tfray.inference.attempts import ATTEMPTS, GUILTY, attempt_whole, open_attempts
+from tfray.inference.encode import DIED, EncodeUnit
+from tfray.inference.handover import Encoded
+from tfray.inference.summary import format_result
+from tfray.inference.write import WriteUnit
+from tfray.storage import read_json
+from tfray.units.plan import Unit
 
 
 class Death(BaseException):
@@ -30,7 +40,7 @@ def survive(folder: str, rows: int, killers: set[int]) -> tuple[list[int], list[
         return chosen
 
     for deaths in range(1000):
-        attempts = open_attempts(folder, "unit")
+        attempts = open_attempts(folder, "unit", "answer")
         try:
             return attempts.carry_out(work, rows), attempts.guilty, deaths
         except Death:
@@ -48,7 +58,7 @@ def test_exactly_the_rows_that_kill_are_marked(
     assert set(guilty) == killers
     assert done == [row for row in range(rows) if row not in killers]
     assert deaths <= 3 + len(killers) * (rows.bit_length() + 3) + 3
-    assert killers or not Path(folder, ATTEMPTS, "unit.json").exists()
+    assert killers or not Path(folder, ATTEMPTS, "unit-answer.json").exists()
 
 
 def test_deaths_that_no_row_explains_mark_no_row(tmp_path: Path) -> None:
@@ -60,13 +70,25 @@ def test_deaths_that_no_row_explains_mark_no_row(tmp_path: Path) -> None:
         return rows
 
     while True:
-        attempts = open_attempts(str(tmp_path), "unit")
+        attempts = open_attempts(str(tmp_path), "unit", "answer")
         try:
             assert attempts.carry_out(work, 64) == list(range(64))
             break
         except Death:
             continue
     assert attempts.guilty == []
+
+
+def test_an_error_is_no_death(tmp_path: Path) -> None:
+    def fail(rows: list[int]) -> None:
+        raise InputError("changed")
+
+    for _ in range(9):
+        with pytest.raises(InputError):
+            open_attempts(str(tmp_path), "unit", "read").carry_out(fail, 1)
+        with pytest.raises(InputError):
+            attempt_whole(str(tmp_path), "unit", "write", partial(fail, []))
+    assert not list((tmp_path / ATTEMPTS).iterdir())
 
 
 def test_rows_that_kill_only_together_end_the_job_with_a_word(tmp_path: Path) -> None:
@@ -78,7 +100,7 @@ def test_rows_that_kill_only_together_end_the_job_with_a_word(tmp_path: Path) ->
     with pytest.raises(InputError, match="batch_rows"):
         while True:
             try:
-                open_attempts(str(tmp_path), "unit").carry_out(work, 10)
+                open_attempts(str(tmp_path), "unit", "answer").carry_out(work, 10)
             except Death:
                 continue
 
@@ -106,27 +128,90 @@ def test_a_row_that_fails_costs_only_itself(
     assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
 
 
+def run_until_it_lives(run: Run, job: PredictJob) -> list[dict]:
+    """Return the rows of a job that is started again whenever it dies."""
+    for _ in range(30):
+        try:
+            return run(job, unit_rows=20).to_pylist()
+        except Death:
+            continue
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("step", ["encode", "answer"])
 def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    texts = [f"{WORDS} {'five ' * row}" for row in range(20)]
+    pq.write_table(pa.table({"source": texts}), tmp_path / "a.parquet")
+    expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm")).to_pylist()
+    generate, encode = AnswerUnit.generate, EncodeUnit.encode
+
+    def die_answering(self: AnswerUnit, encoded: Encoded, rows: list[int]) -> list:
+        if any(encoded.unit.first_row + row == 13 for row in rows):
+            raise Death
+        return generate(self, encoded, rows)
+
+    def die_encoding(self: EncodeUnit, texts_: list[str]) -> list:
+        if texts[13].strip() in map(str.strip, texts_):
+            raise Death
+        return encode(self, texts_)
+
+    if step == "answer":
+        monkeypatch.setattr(AnswerUnit, "generate", die_answering)
+    else:
+        monkeypatch.setattr(EncodeUnit, "encode", die_encoding)
+    rows = run_until_it_lives(run, make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"))
+    assert rows[13]["error"] == GUILTY and rows[13]["source"] == texts[13]
+    assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
+    assert not (tmp_path / "out" / ATTEMPTS).exists()
+
+
+def test_a_file_that_kills_whoever_reads_it_costs_its_own_rows(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"source": ["one", "two"]}), tmp_path / f"{name}.parquet")
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    expected = run(make_job(model_folder, files, tmp_path / "calm")).to_pylist()
+    real = EncodeUnit.read
+
+    def die(self: EncodeUnit, unit: Unit) -> tuple:
+        if unit.path.endswith("a.parquet"):
+            raise Death
+        return real(self, unit)
+
+    monkeypatch.setattr(EncodeUnit, "read", die)
+    rows = run_until_it_lives(run, make_job(model_folder, files, tmp_path / "out"))
+    assert [row["error"] for row in rows[:2]] == [f"damaged_file: {DIED}"] * 2
+    assert rows[2:] == expected[2:]
+
+
+def test_a_unit_that_kills_whoever_writes_it_ends_the_job_by_its_name(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"source": ["one", "two"]}), tmp_path / "a.parquet")
+    job = make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"wrote .*a\.parquet', 2 rows from row 0"):
+        patch.setattr(WriteUnit, "table", lambda *rest: (_ for _ in ()).throw(Death()))
+        run_until_it_lives(run, job)
+    assert len(run(job)) == 2, "started again it is tried again"
+
+
+def test_shortages_of_memory_cost_no_row_and_are_counted(
     run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq.write_table(pa.table({"source": [WORDS[: row + 3] for row in range(20)]}), tmp_path / "a.parquet")
-    job = make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out")
-    expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm")).to_pylist()
-    real = AnswerUnit.generate
+    expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm"))
+    assert "memory ran out" not in format_result(str(tmp_path / "calm"))
+    step = Network.step
 
-    def die(self: AnswerUnit, encoded: Encoded, rows: list[int]) -> list:
-        if any(encoded.unit.first_row + row == 13 for row in rows):
-            raise Death
-        return real(self, encoded, rows)
+    def short(self: Network, ids: torch.Tensor, cache: SlotCache) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(ids) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, ids, cache)
 
-    monkeypatch.setattr(AnswerUnit, "generate", die)
-    rows: list[dict] = []
-    for _ in range(30):
-        try:
-            rows = run(job, unit_rows=20).to_pylist()
-            break
-        except Death:
-            continue
-    assert rows[13]["error"] == GUILTY
-    assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
-    assert not (tmp_path / "out" / ATTEMPTS).exists()
+    monkeypatch.setattr(Network, "step", short)
+    assert run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"), unit_rows=20).equals(expected)
+    assert read_json(str(tmp_path / "out" / "_summary.json"))["memory_shortages"] == 2  # 20, 10, 5
+    assert "memory ran out 2 times" in format_result(str(tmp_path / "out"))

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cluster import ENVIRONMENT, Nodes
+from tests.conftest import S3
 from tests.inference.conftest import WORDS, make_model
 from tfray import storage
 
@@ -59,13 +60,13 @@ def write_input(folder: Path, chance: random.Random) -> None:
             pq.write_table(table, folder / f"{number}.parquet", row_group_size=chance.choice([100, 300, ROWS]))
 
 
-def start(model: str, source: str, out: str, log: Path, address: str) -> subprocess.Popen[bytes]:
+def start(model: str, source: str, out: str, log: Path, address: str, *options: str) -> subprocess.Popen[bytes]:
     """Start the job as a user does."""
     command = [sys.executable, "-m", "tfray.cli", "predict", "--model_folder", model, "--input", source, "--out", out]
     with log.open("ab") as output:
         environment = {**os.environ, **ENVIRONMENT}
         return subprocess.Popen(
-            [*command, "--address", address, *OPTIONS], stdout=output, stderr=output, env=environment
+            [*command, "--address", address, *(options or OPTIONS)], stdout=output, stderr=output, env=environment
         )
 
 
@@ -186,38 +187,16 @@ def test_every_row_is_there_once_with_its_value_and_finished_files_stay_closed(
     print(f"killed: {dict(killed)}; input files made unreadable once they were done: {spoilt}")
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The options of an S3 server on loopback, for the end of a URI."""
-    from tests.test_job_submit import free_ports
-
-    port = free_ports(1)[0]
-    server = subprocess.Popen(
-        [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    yield f"?scheme=http&endpoint_override=127.0.0.1:{port}"
-    server.terminate()
-    server.wait()
-
-
-def test_the_same_from_s3_to_s3(s3: str, killed_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    options = f"{s3}&allow_bucket_creation=true"
-    fs, _ = pyarrow.fs.FileSystem.from_uri(f"s3://data{options}")
-    fs.create_dir("data")
+def test_the_same_from_s3_to_s3(s3: S3, killed_model: str, tmp_path: Path) -> None:
     chance = random.Random(1)
     write_input(tmp_path / "input", chance)
-    pyarrow.fs.copy_files(str(tmp_path / "input"), f"s3://data/input{options}")
+    source, outs = s3.place("data", "input"), [s3.place("data", name) for name in ("calm", "killed")]
+    pyarrow.fs.copy_files(str(tmp_path / "input"), source)
     nodes = Nodes(3)  # has the credentials in its environment
     try:
-        outs = [f"s3://data/{name}{s3}" for name in ("calm", "killed")]
-        calm = start(killed_model, f"s3://data/input{s3}", outs[0], tmp_path / "log", nodes.address)
+        calm = start(killed_model, source, outs[0], tmp_path / "log", nodes.address)
         assert calm.wait(250) == 0, (tmp_path / "log").read_text()
-        chaos = Chaos(nodes, killed_model, f"s3://data/input{s3}", outs[1], tmp_path / "killed.log", chance)
+        chaos = Chaos(nodes, killed_model, source, outs[1], tmp_path / "killed.log", chance)
         print(f"killed: {dict(chaos.run(KILLS_ON_S3, spoil=False))}")
         expected, found = tables(outs[0]), tables(outs[1])
     finally:

@@ -11,7 +11,7 @@ import torch
 
 import tfray
 from tfray.checkpoint.folder import save_model_folder
-from tfray.config import ModelConfig, TokensConfig
+from tfray.config import ModelConfig, TextConfig, TokensConfig
 from tfray.errors import InputError
 from tfray.inference.search import chrf_utility
 from tfray.model.architecture import resolve
@@ -22,13 +22,15 @@ WORDS = "one two three four five six seven eight nine ten"
 TEXTS = ["one two", "ten nine eight seven", "three", "five five five five"]
 
 
-def make_model(folder: Path, labels: list[str], seed: int = 0, words: str = WORDS) -> str:
+def make_model(
+    folder: Path, labels: list[str], seed: int = 0, words: str = WORDS, text: TextConfig | None = None
+) -> str:
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([words] * 3, TokensConfig(vocab_size=320), labels)
     sizes = ModelConfig(preset="tiny", d_model=32, num_heads=2, d_ff=64)
     model = Transformer(resolve(sizes, tokenizer.vocab_size, 32))
     task = "classification" if labels else "translation"
-    save_model_folder(str(folder), model.state_dict(), model.architecture, tokenizer.json, task, {})
+    save_model_folder(str(folder), model.state_dict(), model.architecture, tokenizer.json, task, {}, text)
     return str(folder)
 
 
@@ -80,12 +82,23 @@ def test_prefixes_phrases_and_alignments_are_asked_for_by_text(model):
 
 
 def test_the_score_of_a_found_target_is_its_search_score(model):
-    results = [result for result in model.generate(TEXTS, min_length=1) if not result.hit_max_length]
-    for text, result in zip(TEXTS, model.generate(TEXTS), strict=True):
-        target = result.n_best[0]
-        if target.is_finished and target.text and model.target_ids(target.text):
-            assert model.score([(text, target.text)])[0].log_prob == pytest.approx(target.score, abs=1e-3)
-    assert isinstance(results, list)
+    beginning, compared = "one two three", 0
+    length = len(model.target_ids(beginning)) + 1
+    for text in TEXTS:
+        [result] = model.generate([text], prefixes=[beginning], max_length=length, beam_size=40, n_best=40)
+        for target in result.n_best:
+            tokens = model.score([(text, target.text)])[0].token_log_probs  # with an end
+            if len(tokens) == length + (not target.is_finished):  # the text has just the tokens that were found
+                assert sum(tokens[:length]) == pytest.approx(target.score, abs=1e-4)
+                compared += 1
+    assert compared > 4
+
+
+def test_what_a_text_is_without_control_characters_decides_whether_it_is_empty(model):
+    assert model.generate(["\x00 ", "one"])[0].error == "empty_source: the source has no visible character"
+    assert model.target_ids(" nine\x00  ten ") == model.target_ids("nine ten")
+    with pytest.raises(InputError, match="text number 1: empty_text"):
+        model.embed(["one", "\x00"])
 
 
 def test_least_risk_is_found_by_chrf(model):
@@ -124,6 +137,9 @@ def test_several_folders_decide_together_if_they_share_a_tokenizer(folder, tmp_p
     assert len(both.networks) == 2
     twice = tfray.load([folder, folder], threads=1, precision="fp32", beam_size=1)
     assert [r.text for r in twice.generate(TEXTS)] == [r.text for r in one.generate(TEXTS)]
+    third = make_model(tmp_path / "third", [], text=TextConfig(unicode="nfkc"))
+    with pytest.raises(InputError, match="normalize text differently"):
+        tfray.load([folder, third])
     other = make_model(tmp_path / "other", [], words="eleven twelve thirteen fourteen")
     with pytest.raises(InputError, match="different tokenizers"):
         tfray.load([folder, other])

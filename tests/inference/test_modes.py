@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import S3
 from tests.inference.conftest import Run, make_job, read_output
 from tfray import storage
 from tfray.config import StatusJob
@@ -152,28 +151,10 @@ def test_status_tells_a_run_that_stopped_from_one_that_goes_on(run: Run, model_f
     assert "finished" in status(place)
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A folder of an S3 server on loopback: its URI with everything before the name left to be filled in."""
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        fs, _ = pyarrow.fs.FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
-        fs.create_dir("bucket")
-        yield f"s3://bucket/NAME?{options}"
-    server.stop()
-
-
 def test_modes_and_lock_in_an_object_store(
-    run: Run, model_folder: str, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, model_folder: str, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out = bucket.replace("NAME", "in/a.parquet"), bucket.replace("NAME", "deep/out")
+    source, out = s3.place("bucket", "in/a.parquet"), s3.place("bucket", "deep/out")
     storage.publish_table(source, pa.table({"source": ["one", "two", "three"]}))
 
     def rows() -> list[dict]:
@@ -197,7 +178,7 @@ def test_modes_and_lock_in_an_object_store(
     assert [row["source"] for row in rows()] == ["one", "two", "three"]
     carry_out(make_job(model_folder, source, out, mode="overwrite", provenance=True), unit_rows=2)
     assert [row["row"] for row in rows()] == [0, 1, 2]
-    more = bucket.replace("NAME", "more/b.parquet")
+    more = s3.place("bucket", "more/b.parquet")
     storage.publish_table(more, pa.table({"source": ["four"]}))
     carry_out(make_job(model_folder, more, out, mode="append", provenance=True))
     assert [row["source"] for row in rows()] == ["one", "two", "three", "four"]

@@ -68,6 +68,13 @@ def test_a_line_says_count_total_rate_times_and_postfix(clock: Clock, log: Calla
     )
 
 
+def test_the_time_left_follows_from_a_rate_that_is_given(clock: Clock, log: Callable[[], str]) -> None:
+    with Progress("predict", 2000, "rows") as shown:
+        clock.now += 20
+        shown.update(500, 50.0, errors=3)
+    assert log().splitlines()[-1] == ("predict: 500/2000 rows (25%), 50.00 rows/s, 00:20 elapsed, 00:30 left, errors=3")
+
+
 def test_without_a_total_there_is_no_time_left(clock: Clock, log: Callable[[], str]) -> None:
     with Progress("read", None, "rows") as shown:
         clock.now += 20
@@ -111,7 +118,9 @@ def test_a_terminal_keeps_one_line(monkeypatch: pytest.MonkeyPatch, total: int |
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress("predict", total, "rows") as shown:
-        shown.update(10, errors=1)
+        shown.update(4, 7.5, errors=1)
+        shown.update(6, 7.5)
+    assert "7.50rows/s" in terminal.getvalue().replace(" ", "")
     assert terminal.getvalue().count("\n") == 1
     last_state = terminal.getvalue().split("\r")[-1]
     assert last_state.startswith("predict: 10")

@@ -87,7 +87,6 @@ def test_each_label_has_one_id_after_the_special_tokens_in_the_order_given(algor
     tokenizer = trained(algorithm)
     assert tokenizer.labels == LABELS
     assert tokenizer.label_ids == {label: index for index, label in enumerate(LABELS, start=3)}
-    assert tokenizer.label_of_id == {index: label for label, index in tokenizer.label_ids.items()}
     assert train_tokenizer(CORPUS, TokensConfig(vocab_size=320), []).labels == []
 
 

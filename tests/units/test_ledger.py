@@ -102,7 +102,7 @@ def test_a_killed_overwrite_is_taken_up_again_and_mixes_nothing(
         if len(removed) == 4:
             raise KeyboardInterrupt
         removed.append(path)
-        storage.Path(path).unlink()
+        Path(path).unlink()
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger_module.storage, "remove", remove_a_few)

@@ -281,7 +281,7 @@ def test_the_header_of_tsv_is_no_row(tmp_path: Path) -> None:
 def test_csv_is_cut_at_its_lines_unless_a_record_goes_over_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("tfray.storage.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("tfray.storage.reading.CHUNK_BYTES", chunk)
     monkeypatch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
     lines = [f'"x, ""{number}""",{number}' for number in range(100)]
     (tmp_path / "flat.csv").write_text("\n".join(["source,n", *lines]) + "\n")

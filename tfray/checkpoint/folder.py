@@ -1,21 +1,25 @@
-"""The model folder: everything that inference needs, and nothing that runs code when loaded."""
+"""The model folder: everything that inference needs, and nothing that runs code when loaded.
+
+torch is imported where weights are read or written alone: it takes seconds, and who only reads text needs none.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-
-import safetensors
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tfray import storage
 from tfray.config import TextConfig
 from tfray.errors import InputError
 from tfray.model.architecture import Architecture
-from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TOKENIZER
 from tfray.tokens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tfray.model.transformer import Transformer
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
@@ -58,6 +62,10 @@ class ModelFolder:
 
     def load_model(self, data: bytes | None = None) -> Transformer:
         """Return the network with its weights (default: read from its file), in evaluation mode, on the CPU in fp32."""
+        import safetensors.torch
+
+        from tfray.model.transformer import Transformer
+
         model = Transformer(self.architecture)
         path = storage.join(self.folder, WEIGHTS)
         try:
@@ -80,6 +88,8 @@ def save_model_folder(
     text: TextConfig | None = None,
 ) -> None:
     """Write a model folder; each file appears whole, the weights last."""
+    import safetensors.torch
+
     config = {
         "format_version": 1,
         "task": task,

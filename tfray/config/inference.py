@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import require
+from tfray.config.rules import Paths, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,11 @@ class GenerationConfig:
     memory_gb: float = 0.0
     """Memory for rows that are decoded together, in gigabytes; 0: half of what is free."""
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
-    """Arithmetic of the model, as in training.precision; int8: 8-bit weights and products, on a CPU."""
+    """Arithmetic of the model, as in training.precision; int8: 8-bit weights and products, on a CPU, where
+    they cost no more quality than most_loss."""
+    most_loss: float = 0.5
+    """Precision int8: what it may lose against fp32, in BLEU, or for labels in percent of right ones; measured
+    before the work begins."""
 
     def __post_init__(self) -> None:
         require(
@@ -80,7 +84,7 @@ class GenerationConfig:
         )
         for name in (
             *("length_penalty", "coverage_penalty", "max_length_ratio", "min_length", "min_length_ratio", "top_k"),
-            *("no_repeat_ngram", "max_tokens", "memory_gb", "seed"),
+            *("no_repeat_ngram", "max_tokens", "memory_gb", "seed", "most_loss"),
         ):
             require(getattr(self, name) >= 0, f"generation.{name}", getattr(self, name), "must not be negative")
         for name in ("max_length_extra", "batch_rows", "samples", "n_best"):
@@ -182,6 +186,9 @@ class InferenceConfig:
     max_actors: int | None = None
     """Model replicas to which the job may grow. Default: 'actors'; with cluster.autoscaling as many as there
     are units."""
+    quality_data: Paths = field(default_factory=list)
+    """Precision int8: files with source and target on which its quality is measured. Default: rows of the input,
+    where it has targets."""
     cpus_per_actor: int = 1
     """CPU cores of a replica without a GPU."""
     use_gpu: Literal["auto", "yes", "no"] = "auto"

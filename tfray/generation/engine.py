@@ -22,7 +22,7 @@ from tfray.config import GenerationConfig
 from tfray.generation.beam import Beam
 from tfray.generation.board import Board
 from tfray.generation.cache import SlotCache, round_up
-from tfray.generation.memory import plan_groups
+from tfray.generation.memory import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.network import Network
 from tfray.generation.processors import next_log_probs
 from tfray.generation.rows import Hypothesis, Request
@@ -48,11 +48,32 @@ class Engine:
         self.device = self.networks[0].device
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, list[Hypothesis]]]:
-        """Yield (row, hypotheses) in the order in which rows are done. All requests must be sound."""
+    def run(self, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, list[Hypothesis] | None]]:
+        """Yield (row, hypotheses) in the order in which rows are done; None where a row alone finds no memory.
+
+        All requests must be sound.
+        """
         ordered = sorted(requests, key=lambda item: (-len(item[1].source), item[0]))
+        halvings = 0
         for group in plan_groups(ordered, self.networks, self.config, self.width):
-            yield from Batch(self, group.slots, group.rows).run()
+            left, slots = dict(group.rows), max(1, group.slots >> halvings)
+            while left:
+                try:
+                    for row, hypotheses in Batch(self, min(slots, len(left)), list(left.items())).run():
+                        del left[row]
+                        yield row, hypotheses
+                except SHORTAGES as error:
+                    if not is_shortage(error):
+                        raise
+                if not left:
+                    continue
+                recover(self.networks[0], slots)
+                if slots == 1:  # rows go through one slot in their order
+                    alone = next(iter(left))
+                    del left[alone]
+                    yield alone, None
+                else:
+                    slots, halvings = slots // 2, halvings + 1
 
 
 class Batch:

@@ -18,6 +18,7 @@ from tfray.tokens.special import EOS_ID
 
 Models = Transformer | Network | Sequence[Transformer | Network]
 WINDOW_ROWS = 16_384
+NO_MEMORY = "out_of_memory: the row alone needs more memory than there is"
 NOTHING_FOUND = "constraint: the search found no target that meets all that is asked for; use a larger beam"
 
 
@@ -29,6 +30,8 @@ def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
     if precision == "auto":
         device = model.output_weight.device
         precision = "bf16" if str(choose_dtype("auto", device)) == "torch.bfloat16" else "fp32"
+    if precision == "int8" and model.output_weight.device.type != "cpu":
+        raise InputError("generation.precision='int8' is for CPUs; use bf16 on a GPU, or --inference.use_gpu no")
     return Network(model, precision)
 
 
@@ -92,17 +95,23 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
         else:
             sound.append((row, request))
     owner = {piece: row for row, own in pieces.items() for piece in own}
-    parts: dict[int, list[Hypothesis]] = {}
+    parts: dict[int, list[Hypothesis] | None] = {}
     for row, hypotheses in engine.run(sound):
         if row >= 0:
-            error = None if hypotheses else NOTHING_FOUND
-            yield row, Output(hypotheses, error, truncated=row in truncated)
+            yield row, output_of(hypotheses, row in truncated)
             continue
         parts[row] = hypotheses
         whole = owner[row]
         if all(piece in parts for piece in pieces[whole]):
-            hypotheses = join([parts[piece] for piece in pieces[whole]])
-            yield whole, Output(hypotheses, None if hypotheses else NOTHING_FOUND)
+            found = [hypotheses for piece in pieces[whole] if (hypotheses := parts[piece]) is not None]
+            yield whole, output_of(join(found) if len(found) == len(pieces[whole]) else None)
+
+
+def output_of(hypotheses: list[Hypothesis] | None, truncated: bool = False) -> Output:
+    """Return what the engine found for a row, or the error that it found nothing."""
+    if hypotheses is None:
+        return Output(error=NO_MEMORY)
+    return Output(hypotheses, None if hypotheses else NOTHING_FOUND, truncated)
 
 
 def split_request(request: Request, row: int, longest: int) -> list[Request]:

@@ -186,6 +186,25 @@ void attend_source(const float *joint, const whole *starts, float *output, whole
     BY_SIZE(attend_source_sized, joint, starts, output, rows, heads, longest)
 }
 
+/* Self-attention of a whole target, each position to those up to it: the sums of attend_past, in its order. joint:
+ * (rows x length, 3 x heads x size). */
+INLINE void attend_target_sized(const float *joint, float *output, whole rows, whole heads, whole length,
+                                const whole size) {
+    whole model = heads * size;
+    float scores[length + LANES];
+    for (whole row = 0; row < rows; row++)
+        for (whole head = 0; head < heads; head++)
+            for (whole place = 0; place < length; place++) {
+                const float *own = joint + row * length * 3 * model + head * size;
+                attend_all(own + place * 3 * model, 3 * model, own + model, own + 2 * model, 3 * model,
+                           output + (row * length + place) * model + head * size, model, 1, place + 1, scores, size);
+            }
+}
+
+void attend_target(const float *joint, float *output, whole rows, whole heads, whole size, whole length) {
+    BY_SIZE(attend_target_sized, joint, output, rows, heads, length)
+}
+
 /* Log-probabilities in place, of logits that are still to be multiplied by each row's scale. */
 void log_softmax_rows(float *logits, const float *scales, whole rows, whole vocab) {
     for (whole row = 0; row < rows; row++) {

@@ -1,7 +1,12 @@
-"""How many rows fit at a time: an estimate of a row's bytes, and the groups of rows that follow from it."""
+"""How many rows fit at a time: an estimate of a row's bytes, and the groups of rows that follow from it.
+
+Where the estimate was too low, memory runs out; then half as many rows are tried at a time.
+"""
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +18,12 @@ from tfray.generation.cache import FIRST_LENGTH, round_up
 from tfray.generation.network import Network
 from tfray.generation.rows import Request, longest_target
 
+logger = logging.getLogger(__name__)
+
 SHARE = 0.5  # of the memory that is free, for slots; the rest is for weights' copies, chunks and the allocator
+
+
+SHORTAGES = (MemoryError, RuntimeError)  # torch.OutOfMemoryError is one of the latter, and so is what a CPU raises
 
 
 class Group(NamedTuple):
@@ -81,3 +91,18 @@ def plan_groups(
         rows.append(item)
     if rows:
         yield Group(min(slots, len(rows)), rows)
+
+
+def is_shortage(error: Exception) -> bool:
+    """Say whether an error means that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def recover(network: Network, rows: int) -> None:
+    """Give back what can be after memory ran out for so many rows; the error must not be held any more, nor its
+    frames with it."""
+    network.shortages += 1
+    logger.warning("memory ran out with %d rows at a time; trying half as many", rows)
+    gc.collect()
+    if network.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -50,6 +50,8 @@ class Network:
         self.memory_keys_values = packer.linear(
             torch.cat([linear.weight for linear in cross]), torch.cat([linear.bias for linear in cross])
         )
+        self.shortages = 0
+        """How often memory ran out, and fewer rows were worked on at a time."""
         self.tables = self.position_tables(max(64, architecture.max_length))
 
     def position_tables(self, length: int) -> tuple[Tensor, Tensor]:
@@ -143,14 +145,9 @@ class Network:
             joint = attention.inner(states)
             if self.is_rotary:
                 joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
-            kernels = self.kernels(shape[1])
-            if kernels is not None and places is not None:
-                output = joint.new_empty(len(joint), self.heads * self.head_dim)
-                starts = (places // shape[1]).bincount(minlength=shape[0]).cumsum(0)
-                starts = F.pad(starts, (1, 0))
-                size = (shape[0], self.heads, self.head_dim, shape[1])
-                native.call(kernels.attend_source, joint, starts, output, *size)
-                return attention.output, output
+            kernels = self.kernels(shape[1] if places is not None else 0)
+            if kernels is not None:
+                return attention.output, self.attend_natively(kernels, joint, shape, places)
             if places is not None:
                 joint = joint.new_zeros(shape[0] * shape[1], joint.shape[1]).index_copy_(0, places, joint)
             query, keys, values = joint.view(*shape, 3, self.heads, self.head_dim).unbind(2)
@@ -159,14 +156,29 @@ class Network:
 
         return self.around(hidden, attention.norm, gather)
 
+    def attend_natively(
+        self, kernels: ctypes.CDLL, joint: Tensor, shape: tuple[int, int], places: Tensor | None
+    ) -> Tensor:
+        """Return what self-attention gathers: of sources, or of targets as a search does it, to the last bit."""
+        (rows, length), size = shape, (self.heads, self.head_dim)
+        output = joint.new_empty(len(joint), self.heads * self.head_dim)
+        if places is None:
+            native.call(kernels.attend_target, joint, output, rows, *size, length)
+        else:
+            starts = F.pad((places // length).bincount(minlength=rows).cumsum(0), (1, 0))
+            native.call(kernels.attend_source, joint, starts, output, rows, *size, length)
+        return output
+
     def project_memory(self, memory: Tensor) -> Tensor:
         """Return every layer's keys and values of the memory, (tokens, layers, 2, heads, head_dim)."""
         shape = (len(memory), len(self.decoder), 2, self.heads, self.head_dim)
         return self.memory_keys_values(memory).view(shape)
 
-    def decode(self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the last hidden states (rows, target, d_model) of targets that begin with bos, and how much each
-        position looks at each source position, the mean over layers and heads, (rows, target, source)."""
+    def decode(
+        self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int], with_looks: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the last hidden states (rows, target, d_model) of targets that begin with bos; and, if wanted, how
+        much each position looks at each source position, the mean over layers and heads, (rows, target, source)."""
         ids = pad(targets, self.device)
         rows, length = ids.shape
         self.reach(length)
@@ -178,14 +190,37 @@ class Network:
         bias = bias_of(mask, self.dtype)[:, None]
         keys_values = memory.new_zeros(rows, source, len(self.decoder), 2, self.heads, self.head_dim)
         keys_values[mask] = self.project_memory(memory)
-        looks = torch.zeros(rows, length, source, device=self.device)
+        looks = torch.zeros(rows, length, source, device=self.device) if with_looks else None
         for number, layer in enumerate(self.decoder):
             hidden = self.attend_self(layer, hidden, positions, causal, (rows, length))
             keys, values = keys_values[:, :, number].permute(2, 0, 3, 1, 4).unbind()
-            hidden, weights = self.attend_memory(layer, hidden, keys, values, bias)
-            looks += weights.float().mean(1) / len(self.decoder)
+            if looks is None and (kernels := self.kernels()) is not None:
+                hidden = self.attend_memory_natively(kernels, layer, hidden, keys, values, lengths)
+            else:
+                hidden, weights = self.attend_memory(layer, hidden, keys, values, bias)
+                if looks is not None:
+                    looks += weights.float().mean(1) / len(self.decoder)
             hidden = self.feed_forward(layer, hidden)
         return hidden.view(rows, length, -1), looks
+
+    def attend_memory_natively(
+        self, kernels: ctypes.CDLL, layer: Layer, hidden: Tensor, keys: Tensor, values: Tensor, lengths: list[int]
+    ) -> Tensor:
+        """Return hidden states after cross-attention, as a search computes them; keys, values: (rows, heads, source,
+        head_dim)."""
+        attention = layer.cross_attention
+        assert attention is not None
+
+        def gather(states: Tensor) -> tuple[Linear, Tensor]:
+            queries = attention.inner(states)
+            output = torch.empty_like(queries)
+            rows, heads, source, size = keys.shape
+            parts = (keys.contiguous(), values.contiguous(), torch.tensor(lengths))
+            shape = (rows, len(queries) // rows, heads, size, source)
+            native.call(kernels.attend_memory, queries, *parts, output, *shape)
+            return attention.output, output
+
+        return self.around(hidden, attention.norm, gather)
 
     def attend_memory(
         self, layer: Layer, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tfray.generation.memory import SHORTAGES, is_shortage, recover
 from tfray.generation.network import Network
-from tfray.tokens.special import BOS_ID, EOS_ID
+from tfray.generation.processors import log_softmax
+from tfray.tokens.special import BOS_ID
 
 CHUNK_TOKENS = 4096
 
@@ -43,15 +45,38 @@ def chunks(lengths: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
         start += count
 
 
+def work_through(network: Network, lengths: Sequence[int], batch_rows: int, work: Callable[[list[int]], None]) -> None:
+    """Do work on all rows, a chunk at a time; where memory runs out, on half of it."""
+    waiting = [*chunks(lengths, batch_rows)][::-1]
+    while waiting:
+        rows = waiting.pop()
+        try:
+            work(rows)
+            continue
+        except SHORTAGES as error:
+            if len(rows) == 1 or not is_shortage(error):
+                raise
+        recover(network, len(rows))
+        middle = len(rows) // 2
+        waiting += [rows[middle:], rows[:middle]]
+
+
 @torch.inference_mode()
 def score(
     network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int = 128
 ) -> list[Score]:
     """Return the scores of targets, given without bos; the last token of each should be eos."""
     scores: list[Score | None] = [None] * len(sources)
-    for rows, log_probs, _ in force(network, sources, targets, batch_rows):
-        for row, tokens in zip(rows, log_probs, strict=True):
-            scores[row] = Score(tokens[: len(targets[row])].tolist())
+
+    def work(rows: list[int]) -> None:
+        hidden, _ = force(network, sources, targets, rows)
+        # Row by row: logits of all positions at once would be the largest tensor by far.
+        for row, states in zip(rows, hidden, strict=True):
+            labels = torch.tensor(targets[row], device=network.device)
+            log_probs = log_softmax(network.logits(states[: len(labels)]).float())
+            scores[row] = Score(log_probs.gather(1, labels[:, None]).squeeze(1).tolist())
+
+    work_through(network, pair_lengths(sources, targets), batch_rows, work)
     return [found for found in scores if found is not None]
 
 
@@ -62,29 +87,33 @@ def align(
     """Return how much each target token looked at each source token when it was predicted, (target, source) of
     each pair: the cross-attention, its mean over layers and heads; each row of it sums to 1."""
     alignments: list[Tensor] = [torch.empty(0)] * len(sources)
-    for rows, _, looks in force(network, sources, targets, batch_rows):
-        for place, row in enumerate(rows):
-            alignments[row] = looks[place, : len(targets[row]), : len(sources[row])].clone()
+
+    def work(rows: list[int]) -> None:
+        _, looks = force(network, sources, targets, rows, with_looks=True)
+        assert looks is not None
+        for row, own in zip(rows, looks, strict=True):
+            alignments[row] = own[: len(targets[row]), : len(sources[row])].cpu().clone()
+
+    work_through(network, pair_lengths(sources, targets), batch_rows, work)
     return alignments
 
 
+def pair_lengths(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[int]:
+    """Return the longer length of each pair."""
+    return [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
+
+
 def force(
-    network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield rows, the log-probability of their tokens (rows, target), and attention (rows, target, source)."""
-    lengths = [max(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
-    for rows in chunks(lengths, batch_rows):
-        memory, source_lengths = network.encode([sources[row] for row in rows])
-        hidden, looks = network.decode([[BOS_ID, *targets[row][:-1]] for row in rows], memory, source_lengths)
-        labels = torch.full(hidden.shape[:2], EOS_ID, device=network.device)
-        for place, row in enumerate(rows):
-            labels[place, : len(targets[row])] = torch.tensor(targets[row], device=network.device)
-        # Row by row: logits of all positions at once would be the largest tensor by far.
-        found = [
-            network.logits(states).float().log_softmax(-1).gather(1, wanted[:, None]).squeeze(1)
-            for states, wanted in zip(hidden, labels, strict=True)
-        ]
-        yield rows, torch.stack(found).cpu(), looks.cpu()
+    network: Network,
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    rows: list[int],
+    with_looks: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the last hidden states of some rows' targets (rows, target, d_model), and their attention if wanted,
+    (rows, target, source)."""
+    memory, lengths = network.encode([sources[row] for row in rows])
+    return network.decode([[BOS_ID, *targets[row][:-1]] for row in rows], memory, lengths, with_looks)
 
 
 @torch.inference_mode()
@@ -92,11 +121,14 @@ def classify(network: Network, sources: Sequence[Sequence[int]], label_ids: Sequ
     """Return each source's probabilities over the labels from one decoder step, (sources, labels)."""
     probabilities = torch.empty(len(sources), len(label_ids))
     labels = torch.tensor(label_ids, device=network.device)
-    for rows in chunks([len(source) for source in sources], batch_rows):
+
+    def work(rows: list[int]) -> None:
         memory, lengths = network.encode([sources[row] for row in rows])
         hidden, _ = network.decode([[BOS_ID]] * len(rows), memory, lengths)
         logits = network.logits(hidden[:, 0].contiguous())[:, labels]
         probabilities[rows] = logits.float().softmax(-1).cpu()
+
+    work_through(network, [len(source) for source in sources], batch_rows, work)
     return probabilities
 
 
@@ -104,8 +136,11 @@ def classify(network: Network, sources: Sequence[Sequence[int]], label_ids: Sequ
 def embed(network: Network, sources: Sequence[Sequence[int]], batch_rows: int = 128) -> Tensor:
     """Return the mean of each source's memory over its tokens, eos included, in fp32, (sources, d_model)."""
     embeddings = torch.empty(len(sources), network.architecture.d_model)
-    for rows in chunks([len(source) for source in sources], batch_rows):
+
+    def work(rows: list[int]) -> None:
         memory, lengths = network.encode([sources[row] for row in rows])
         for row, tokens in zip(rows, memory.float().split(lengths), strict=True):
             embeddings[row] = tokens.mean(0).cpu()
+
+    work_through(network, [len(source) for source in sources], batch_rows, work)
     return embeddings

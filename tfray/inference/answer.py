@@ -6,41 +6,22 @@ import gc
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from tfray.generation import scoring
-from tfray.generation.generate import prepare
+from tfray.generation.generate import NO_MEMORY, prepare
+from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import GUILTY, open_attempts
-from tfray.inference.encode import Encoded
+from tfray.inference.handover import Answered, Encoded
 from tfray.inference.search import search_targets
 from tfray.model.precision import prepare_cpu
-from tfray.units.plan import Unit
 
 PIECE_BITS = 32  # a piece's number, for its samples: the row's number, and above these bits its place in the row
-
-
-class Answered(NamedTuple):
-    """A unit that the model has seen."""
-
-    unit: Unit
-    table: pa.Table
-    errors: dict[int, str]
-    notes: dict[int, str]
-    truncated: list[int]
-    source_tokens: dict[int, int]
-    answers: dict[int, Any]
-    """By the index of a row: outputs of its pieces; or the labels' probabilities; or the log-probability of each
-    target token; or a vector."""
-    damage: str | None
-    worker: str
-    began: float
-    seconds: float
 
 
 class AnswerUnit:
@@ -64,9 +45,9 @@ class AnswerUnit:
         }
 
     def __call__(self, encoded: Encoded) -> Answered:
-        began = time.time()
+        began, shortages = time.time(), self.network.shortages
         numbers = list(encoded.pieces)
-        attempts = open_attempts(self.assignment.out, encoded.unit.stem)
+        attempts = open_attempts(self.assignment.out, encoded.unit.stem, "answer")
 
         def work(places: list[int]) -> dict[int, Any]:
             return self.answer(encoded, [numbers[place] for place in places])
@@ -86,6 +67,7 @@ class AnswerUnit:
             f"{os.uname().nodename}:{os.getpid()}",
             began,
             time.time() - began,
+            self.network.shortages - shortages,
         )
 
     def answer(self, encoded: Encoded, rows: list[int]) -> dict[int, Any]:
@@ -156,6 +138,6 @@ def is_fatal(failure: Exception) -> bool:
 def describe(failure: Exception) -> str:
     """Return a failure as an error of a row."""
     text = " ".join(str(failure).split())[:200]
-    if isinstance(failure, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return f"out_of_memory: the row alone needs more memory than there is ({text})"
+    if is_shortage(failure):
+        return f"{NO_MEMORY} ({text})"
     return f"failed: {type(failure).__name__}: {text}"

@@ -2,7 +2,8 @@
 
 Whoever works on rows of a unit notes it in a small file first. A note that is found at the start says
 that the process died on those rows: Ray starts it anew and hands it the same unit. After three deaths the
-unit is halved, and a half that kills is halved again, down to a row that kills alone, twice.
+unit is halved, and a half that kills is halved again, down to a row that kills alone, twice. Where the
+work cannot be cut (a file is read, or written, as a whole), three deaths are its verdict.
 """
 
 from __future__ import annotations
@@ -39,20 +40,22 @@ class Attempts:
         if self.trying is not None:
             self.died()
         while self.suspects:
-            work(self.innocent(self.begin(self.suspects[-1])))
+            self.attempt(work, self.suspects[-1])
             self.suspects.pop()
             self.deaths = 0
-        result = work(self.innocent(self.begin([0, rows])))
+        result = self.attempt(work, [0, rows])
         self.end()
         return result
 
-    def innocent(self, span: list[int]) -> list[int]:
-        return [row for row in range(*span) if row not in self.guilty]
-
-    def begin(self, span: list[int]) -> list[int]:
+    def attempt(self, work: Callable[[list[int]], Result], span: list[int]) -> Result:
+        """Return what work makes of a range of rows; the file says that it was begun, until it is over."""
         self.trying = span
         self.save()
-        return span
+        try:
+            return work([row for row in range(*span) if row not in self.guilty])
+        except Exception:
+            self.end()  # an error is no death
+            raise
 
     def died(self) -> None:
         """Draw the conclusions from a death on the rows that were tried."""
@@ -92,7 +95,15 @@ class Attempts:
         storage.publish_json(self.path, values)
 
 
-def open_attempts(folder: str, stem: str) -> Attempts:
-    """Return what is known of earlier attempts at a unit."""
-    path = storage.join(folder, f"{ATTEMPTS}/{stem}.json")
+def attempt_whole(folder: str, stem: str, step: str, work: Callable[[], Result]) -> Result | None:
+    """Return what a step makes of a unit that it cannot cut; None where the process has died of it too often."""
+    attempts = open_attempts(folder, stem, step)
+    found = attempts.carry_out(lambda chosen: work() if chosen else None, 1)
+    storage.remove(attempts.path)  # who starts the job again tries again
+    return found
+
+
+def open_attempts(folder: str, stem: str, step: str) -> Attempts:
+    """Return what is known of earlier attempts of a step at a unit."""
+    path = storage.join(folder, f"{ATTEMPTS}/{stem}-{step}.json")
     return Attempts(path, **(storage.read_json(path) if storage.exists(path) else {}))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,31 +16,38 @@ from tfray.corpus.normalize import normalize
 from tfray.corpus.read import DamagedFile, Rows, read_blocks
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
+from tfray.inference.attempts import GUILTY, attempt_whole, open_attempts
 from tfray.inference.columns import damaged_rows
+from tfray.inference.handover import Encoded
 from tfray.inference.sentences import split_sentences
 from tfray.tokens.encoder import Encoder
 from tfray.tokens.special import EOS_ID
 from tfray.units.plan import Unit
 
+Value = TypeVar("Value")
+DIED = "the process died several times while it read these rows"
 
-class Encoded(NamedTuple):
-    """A unit ready for the model."""
 
-    unit: Unit
-    table: pa.Table
-    """Its rows as they are in the input."""
+class Texts(NamedTuple):
+    """What becomes of some rows' texts, by their indices, as in Encoded."""
+
     errors: dict[int, str]
-    """By the index of a row: why it gets no answer."""
     notes: dict[int, str]
-    """By the index of a row that gets an answer: what else is wrong with it."""
     pieces: dict[int, list[np.ndarray]]
-    """By the index of a row: ids of its source, or of the sentences of its source, an end after each."""
     targets: dict[int, np.ndarray]
-    """By the index of a row: ids of its target and an end, of task score alone."""
     truncated: list[int]
-    """Indices of rows whose source was cut."""
-    damage: str | None
-    """Why the file could not be read to the end."""
+
+
+def select(rows: Rows, chosen: list[int]) -> Rows:
+    """Return some rows; their places among them are their indices."""
+    places = {index: place for place, index in enumerate(chosen)}
+    errors = {places[index]: error for index, error in rows.errors.items() if index in places}
+    return Rows(rows.table.take(pa.array(chosen, pa.int64())), errors, rows.first_row)
+
+
+def rename(values: dict[int, Value], chosen: list[int]) -> dict[int, Value]:
+    """Return values of places among the chosen rows by the indices of these."""
+    return {chosen[place]: value for place, value in values.items()}
 
 
 class EncodeUnit:
@@ -52,14 +60,29 @@ class EncodeUnit:
         self.longest = assignment.folder.architecture.max_length
 
     def __call__(self, unit: Unit) -> Encoded:
-        rows, damage = self.read(unit)
-        errors, notes, texts = self.judge(rows)
-        targets = self.encode_targets(rows, errors) if self.assignment.target else {}
-        pieces, truncated = self.encode_sources(texts, errors)
+        out, died = self.assignment.out, (Rows(self.assignment.rows.empty_table(), {}, unit.first_row), DIED)
+        rows, damage = attempt_whole(out, unit.stem, "read", lambda: self.read(unit)) or died
+        attempts = open_attempts(out, unit.stem, "encode")
+        errors, notes, pieces, targets, truncated = attempts.carry_out(partial(self.encode_rows, rows), len(rows.table))
+        errors |= dict.fromkeys(attempts.guilty, GUILTY)
         errors |= {row: rows.errors.get(row) or f"damaged_file: {damage}" for row in self.lost(rows, unit)}
         return Encoded(
             unit, self.filled(rows, unit), errors, notes, pieces, targets, truncated, damage,
         )  # fmt: skip
+
+    def encode_rows(self, rows: Rows, chosen: list[int]) -> Texts:
+        """Return what becomes of chosen rows' texts; most often all are chosen."""
+        part = rows if len(chosen) == len(rows.table) else select(rows, chosen)
+        errors, notes, texts = self.judge(part)
+        targets = self.encode_targets(part, errors) if self.assignment.target else {}
+        pieces, truncated = self.encode_sources(texts, errors)
+        return Texts(
+            rename(errors, chosen),
+            rename(notes, chosen),
+            rename(pieces, chosen),
+            rename(targets, chosen),
+            [chosen[place] for place in truncated],
+        )
 
     def read(self, unit: Unit) -> tuple[Rows, str | None]:
         """Return a unit's rows, and why they are not all; raises InputError where the file is another by now."""

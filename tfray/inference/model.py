@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tfray.checkpoint.folder import ModelFolder, open_model_folder
+from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig
 from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
@@ -26,7 +26,6 @@ from tfray.generation.generate import networks_of
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
 from tfray.inference.search import search_targets
-from tfray.model.precision import prepare_cpu
 from tfray.tokens.special import EOS_ID
 
 MAX_CHARACTERS = 100_000
@@ -74,6 +73,9 @@ class Model:
         if len({folder.tokenizer_json for folder in folders}) > 1:
             names = ", ".join(folder.folder for folder in folders)
             raise InputError(f"the model folders {names} have different tokenizers; an ensemble needs one")
+        if len({folder.text for folder in folders}) > 1:
+            names = ", ".join(folder.folder for folder in folders)
+            raise InputError(f"the model folders {names} normalize text differently; an ensemble reads it in one way")
         self.folders, self.config, self.device = folders, config, device
         self.tokenizer = folders[0].tokenizer
         models = [folder.load_model().to(device) for folder in folders]
@@ -84,10 +86,17 @@ class Model:
     def task(self) -> str:
         return self.folders[0].task
 
+    def normalize(self, texts: Sequence[str | None]) -> list[str | None]:
+        """Return texts as training read them."""
+        return normalize(pa.array(texts, pa.string()), self.folders[0].text).to_pylist()
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of source texts, eos at the end."""
-        clean = normalize(pa.array(texts, pa.string()), self.folders[0].text).to_pylist()
-        return [[*ids, EOS_ID] for ids in self.tokenizer.encode_batch(clean)]
+        """Return the ids of texts, eos at the end."""
+        return [[*ids, EOS_ID] for ids in self.ids_of(texts)]
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts, without an end."""
+        return self.tokenizer.encode_batch([text or "" for text in self.normalize(texts)])
 
     def generate(
         self,
@@ -105,7 +114,7 @@ class Model:
         Options are those of GenerationConfig, such as beam_size=1, n_best=4, search="sample".
         """
         config = replace(self.config, **options)
-        errors = [unusable("source", text, MAX_CHARACTERS) for text in texts]
+        errors = [unusable("source", text, MAX_CHARACTERS) for text in self.normalize(texts)]
         usable = [row for row, error in enumerate(errors) if error is None]
         sources = self.encode([texts[row] for row in usable])
         requests = [
@@ -126,7 +135,7 @@ class Model:
 
     def target_ids(self, text: str) -> list[int]:
         """Return the ids of a target text, without its end."""
-        return self.tokenizer.encode_batch([text])[0]
+        return self.ids_of([text])[0]
 
     def result_of(self, request: Request, output: Output, alignments: bool) -> Result:
         texts = self.tokenizer.decode_batch([hypothesis.ids for hypothesis in output.hypotheses])
@@ -141,6 +150,17 @@ class Model:
         """Return the first model's attention for each hypothesis."""
         targets = [[*hypothesis.ids, *([EOS_ID] if hypothesis.is_finished else [])] for hypothesis in hypotheses]
         return scoring.align(self.networks[0], [source] * len(targets), targets)
+
+    def answers(self, texts: Sequence[str]) -> list[str]:
+        """Return each text's best label, or its best target ('' where there is none)."""
+        if self.task == "classification":
+            return [next(iter(row)) for row in self.classify(texts)]
+        return [result.text or "" for result in self.generate(texts)]
+
+    def takes(self, text: str) -> bool:
+        """Say whether a text is neither empty nor too long."""
+        error = unusable("text", self.normalize([text])[0], MAX_CHARACTERS)
+        return error is None and len(self.encode([text])[0]) <= self.longest
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Return the log-probability of each (source, target), whole and by token; the model is the first one."""
@@ -167,7 +187,7 @@ class Model:
 
     def fitting(self, texts: Sequence[str], name: str) -> list[list[int]]:
         """Return the ids of texts; raises InputError where one is too long or empty."""
-        for number, text in enumerate(texts):
+        for number, text in enumerate(self.normalize(texts)):
             error = unusable(name, text, MAX_CHARACTERS)
             if error is not None:
                 raise InputError(f"{name} number {number}: {error}")
@@ -178,18 +198,3 @@ class Model:
                     f"{name} number {number} has {len(ids)} tokens, the model takes {self.longest}; shorten it"
                 )
         return found
-
-
-def load(
-    model_folder: str | Sequence[str], *, device: str | None = None, threads: int | None = None, **options: Any
-) -> Model:
-    """Return a model ready to use; several folders with one tokenizer become an ensemble.
-
-    device: default a GPU where there is one; threads: of a CPU, default all cores; options: those of
-    GenerationConfig, such as precision="int8" or beam_size=1.
-    """
-    names = [model_folder] if isinstance(model_folder, str) else list(model_folder)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cpu":
-        prepare_cpu(threads or torch.get_num_threads())
-    return Model([open_model_folder(name) for name in names], GenerationConfig(**options), chosen)

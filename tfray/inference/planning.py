@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import pyarrow as pa
-import torch
 
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import InferenceConfig, PredictJob
@@ -16,6 +16,7 @@ from tfray.inference.columns import Task, input_schema, output_schema
 from tfray.units.plan import InputFile, Unit, find_files, plan_units
 
 UNIT_ROWS, GPU_UNIT_ROWS = 4096, 65_536  # at most
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 SMALLEST_UNIT = 512  # fewer leave slots of the engine empty
 
 
@@ -89,7 +90,16 @@ def plan_rows(job: PredictJob, task: Task, paths: list[str], known: Plan | None 
 
 def may_use_gpu(config: InferenceConfig) -> bool:
     """Say whether models run on GPUs, as far as this machine knows before it has reached the cluster."""
-    return config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
+    return config.use_gpu == "yes" or (config.use_gpu == "auto" and local_gpus() > 0)
+
+
+def local_gpus() -> int:
+    """Return how many GPUs torch finds here; asked only where there is a driver, for its import takes seconds."""
+    if not any(map(os.path.exists, GPU_DRIVERS)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:

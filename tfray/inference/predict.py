@@ -24,8 +24,9 @@ from tfray.errors import InputError, TooManyErrors
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
+from tfray.inference.pace import Pace
 from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
-from tfray.inference.rehearse import rehearse
+from tfray.inference.quality import QUALITY, check_quality
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
@@ -39,7 +40,7 @@ from tfray.units.stream import WorkLost, flow
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-BATCHING = ("batch_rows", "max_tokens", "memory_gb")  # of generation: these change no result
+IRRELEVANT = ("batch_rows", "max_tokens", "memory_gb", "most_loss")  # of generation: these change no result
 RESULTS = ("prefix", "provenance", "token_scores", "embedding_type", "max_characters", "sentences", "language",
            "schemas")  # of inference: these do  # fmt: skip
 ROWS_BEFORE_RATE = 1000  # of which an error rate says something
@@ -60,6 +61,8 @@ def predict(job: PredictJob) -> str:
     check_apart(as_list(job.input), [*identities], job.out)
     check_room(job)
     if job.dry_run:
+        from tfray.inference.rehearse import rehearse  # needs torch, which takes seconds to import
+
         return rehearse(job, folder, task, [*identities])
     storage.check_writable(job.out)
     with Lock(job.out) as lock:
@@ -105,7 +108,7 @@ def made_from(job: PredictJob, folder: ModelFolder, task: str, identities: dict[
         "format": FORMAT_VERSION,
         "model": folder.fingerprint,
         "task": task,
-        "generation": {name: value for name, value in generation.items() if name not in BATCHING},
+        "generation": {name: value for name, value in generation.items() if name not in IRRELEVANT},
         "inference": {name: inference[name] for name in RESULTS},
         "source_column": job.source_column,
         "target_column": job.target_column,
@@ -121,11 +124,14 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
         before = ledger.adds_to["inputs"] if ledger.adds_to else {}
         plan = plan_rows(job, task, [path for path in inputs if path not in before], plan)
     assignment = assign(job, ledger.folder, folder, task, plan, inputs)
+    comparison = check_quality(job, folder, plan.units, assignment, ledger.folder)
     if not has_manifest(ledger.folder) or ledger.adds_to:
         name = write_plan(ledger.folder, inputs, plan.units, plan.rows)
         storage.remove(storage.join(ledger.folder, SUCCESS))
         ledger.begin(plan=name, texts=plan.texts)
         store_settings(ledger.folder, job)
+    if comparison:
+        storage.publish_json(storage.join(ledger.folder, QUALITY), comparison._asdict())
     return plan.units, assignment
 
 
@@ -188,15 +194,16 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
     losses = 0
     with connected(job.cluster), Progress(*amount("predicting", remaining)) as progress:
         steps = make_steps(job, assignment, weights)
-        before, begun = tally.tokens, progress.seconds()
+        before, begun, pace = tally.tokens, progress.seconds(), Pace(steps[1].actors[0])
         while remaining:
             try:
                 for record in flow(remaining[:UNITS_AT_ONCE], steps, waiting_bytes(remaining, steps)):
                     losses = 0
                     tally.take(record)
+                    pace.take(record)
                     rate = (tally.tokens - before) / max(progress.seconds() - begun, 1e-3)
                     shown = {"target tokens/s": f"{rate:,.0f}"} if tally.tokens else {}
-                    progress.update(record["unit_rows"], **shown, errors=f"{tally.errors.total():,}")
+                    progress.update(record["unit_rows"], pace.rate, **shown, errors=f"{tally.errors.total():,}")
                     lock.check()
                     tally.check()
             except WorkLost as loss:
@@ -212,6 +219,8 @@ def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assig
     records = ledger.records(units)
     Tally(job, records).check(is_end=True)
     summary = summarize(records)
+    if storage.exists(path := storage.join(ledger.folder, QUALITY)):
+        summary["quality"] = storage.read_json(path)
     sweep(ledger.folder)
     storage.remove(storage.join(ledger.folder, ATTEMPTS))
     storage.publish_json(storage.join(ledger.folder, SUMMARY), summary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import tempfile
@@ -15,18 +14,19 @@ import pyarrow as pa
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import PredictJob
-from tfray.corpus.read import DamagedFile, read_blocks
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.assignment import Assignment
 from tfray.inference.columns import Task
 from tfray.inference.encode import EncodeUnit
 from tfray.inference.planning import assign, plan_rows
+from tfray.inference.quality import check_quality
+from tfray.inference.sample import sample_rows
 from tfray.inference.write import WriteUnit
 from tfray.report.tables import format_table
-from tfray.units.plan import Unit, find_files, plan_units
+from tfray.units.plan import find_files, plan_units
 from tfray.units.status import duration
 
-SAMPLE_ROWS, SAMPLED_UNITS = 100, 10
+SAMPLE_ROWS = 100
 
 
 def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]) -> str:
@@ -38,7 +38,8 @@ def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
         return format_table(["units", "rows"], [[0, 0]]) + "\nthere is nothing to predict"
     with tempfile.TemporaryDirectory(prefix="tfray-") as place:
         assignment = assign(job, place, folder, task, plan, {})
-        sample = sample_rows(units, assignment)
+        sample = sample_rows(units, assignment.rows, assignment.text_columns, SAMPLE_ROWS)
+        comparison = check_quality(job, folder, units, assignment)
         record = carry_out(sample, assignment, place)
     seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])
     workers = job.inference.actors or max(1, (os.cpu_count() or 1) // job.inference.cpus_per_actor)
@@ -55,21 +56,8 @@ def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
         ],
     )
     first = f"\nthe first error: {record['first_error']}" if record["first_error"] else ""
-    return f"{table}{first}\nthe models are those of this machine; nothing was written"
-
-
-def sample_rows(units: list[Unit], assignment: Assignment) -> pa.Table:
-    """Return about SAMPLE_ROWS rows from units all over the input."""
-    step = max(1, len(units) // SAMPLED_UNITS)
-    chosen = units[::step][:SAMPLED_UNITS]
-    tables = []
-    for unit in chosen:
-        try:
-            for block in itertools.islice(read_blocks(unit, assignment.rows, assignment.text_columns), 1):
-                tables.append(block.table.slice(0, -(-SAMPLE_ROWS // len(chosen))))
-        except DamagedFile:
-            continue
-    return pa.concat_tables([assignment.rows.empty_table(), *tables])
+    quality = f"\n{comparison}" if comparison else ""
+    return f"{table}{first}{quality}\nthe models are those of this machine; nothing was written"
 
 
 def carry_out(sample: pa.Table, assignment: Assignment, place: str) -> dict:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from tfray.cluster import cluster_total
 from tfray.config import ClusterConfig, InferenceConfig, PredictJob
 from tfray.errors import InputError
-from tfray.inference.answer import AnswerUnit
 from tfray.inference.assignment import Assignment
 from tfray.inference.encode import EncodeUnit
+from tfray.inference.handover import Answered, Encoded
+from tfray.inference.planning import local_gpus
 from tfray.inference.write import WriteUnit
 from tfray.units.plan import Unit
 from tfray.units.stream import Step
@@ -40,16 +41,23 @@ def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> 
     helpers, share = (1, spare), 1.0 if pool.gpus else HELPER_SHARE
     return [
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
-        Step(AnswerUnit, (assignment,), (pool.fewest, pool.most), pool.cpus, pool.gpus, shared=weights),
+        Step(answer_unit, (assignment,), (pool.fewest, pool.most), pool.cpus, pool.gpus, shared=weights),
         Step(WriteUnit, (assignment,), helpers, cpus=share),
     ]
+
+
+def answer_unit(assignment: Assignment, weights: np.ndarray) -> Callable[[Encoded], Answered]:
+    """Return the stage with the model; its actors alone import torch, which takes seconds."""
+    from tfray.inference.answer import AnswerUnit
+
+    return AnswerUnit(assignment, weights)
 
 
 def check_room(job: PredictJob) -> None:
     """Raise InputError where this machine alone has no room; a cluster is asked once it is reached."""
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         cpus = job.cluster.num_cpus or os.cpu_count() or 1
-        place_actors(job.inference, job.cluster, cpus, torch.cuda.device_count())
+        place_actors(job.inference, job.cluster, cpus, local_gpus())
 
 
 def place_actors(config: InferenceConfig, cluster: ClusterConfig, cpus: int, gpus: int) -> Pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tfray import storage
+from tfray.inference.quality import Comparison
 from tfray.report.tables import format_table
 
 SUMMARY = "_summary.json"
@@ -23,6 +24,7 @@ def summarize(records: list[dict]) -> dict[str, object]:
         "bytes": sum(record["bytes"] for record in records),
         "errors": dict(errors.most_common()),
         "first_errors": [record["first_error"] for record in records if record["first_error"]][:5],
+        "memory_shortages": sum(record.get("shortages", 0) for record in records),
         "device_seconds": round(seconds, 1),
         "rows_per_device_second": round(totals["rows"] / max(seconds, 1e-3), 1),
         "target_tokens_per_device_second": round(totals["target_tokens"] / max(seconds, 1e-3), 1),
@@ -47,6 +49,10 @@ def format_summary(summary: dict, folder: str) -> str:
         f"{summary['target_tokens_per_device_second']:,.1f}",
     ]
     blocks = [format_table(headers, [row]), format_errors(summary), f"-> {folder}"]
+    if "quality" in summary:
+        blocks.insert(1, str(Comparison(**summary["quality"])))
+    if count := summary["memory_shortages"]:
+        blocks.insert(1, f"memory ran out {count:,} times, and fewer rows were worked on at a time; nothing was lost")
     return "\n\n".join(blocks)
 
 

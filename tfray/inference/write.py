@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from tfray import storage
 from tfray.corpus.clean import kind_of
+from tfray.errors import InputError
 from tfray.generation.rows import Output
-from tfray.inference.answer import Answered
 from tfray.inference.assignment import Assignment
+from tfray.inference.attempts import attempt_whole
+from tfray.inference.handover import Answered
 from tfray.inference.sentences import join_sentences
 from tfray.units.ledger import RECORDS, record_unit
 
@@ -35,6 +37,17 @@ class WriteUnit:
 
     def __call__(self, answered: Answered) -> dict:
         """Publish a unit's file, then its record; return what progress shows of it."""
+        unit = answered.unit
+        record = attempt_whole(self.assignment.out, unit.stem, "write", lambda: self.commit(answered))
+        if record is None:
+            raise InputError(
+                f"the process died several times while it wrote the predictions of {unit.path!r}, {unit.rows} rows "
+                f"from row {unit.first_row}; lower inference.unit_rows, or give the machine more memory"
+            )
+        return record
+
+    def commit(self, answered: Answered) -> dict:
+        """Publish a unit's file, then its record."""
         values = self.values(answered)
         size = publish(self.assignment.place(answered.unit.output_name), self.table(answered, values))
         errors = Counter(kind_of(error) for error in [*answered.errors.values(), *answered.notes.values()])
@@ -51,6 +64,7 @@ class WriteUnit:
             "worker": answered.worker,
             "began": answered.began,
             "seconds": round(answered.seconds, 3),
+            "shortages": answered.shortages,
         }
         record_unit(self.assignment.place(RECORDS), answered.unit, record)
         return {"unit_rows": answered.unit.rows, **record}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import MutableMapping
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -33,9 +34,12 @@ class Progress:
         """Return the seconds since the display began."""
         return time.monotonic() - self._begun
 
-    def update(self, n: int, **postfix: object) -> None:
-        """Count n more as done; the postfix stays until another one is given."""
-        self._view.update(n, format_postfix(postfix))
+    def update(self, n: int, rate: float | None = None, **postfix: object) -> None:
+        """Count n more as done; the postfix stays until another one is given.
+
+        rate: from which the time left follows, where it is not that of all that is done since the display began.
+        """
+        self._view.update(n, format_postfix(postfix), rate)
 
     def close(self) -> None:
         """Write the last state; closing again does nothing."""
@@ -64,14 +68,25 @@ class Intake(Progress):
         """Count bytes as read, and what was found in them; each count is shown with its rate."""
         self._counts.update(counts)
         seconds = max(self.seconds(), 1e-3)
-        self.update(size, **{name: f"{n:,} ({n / seconds:,.0f}/s)" for name, n in self._counts.items()})
+        self.update(size, None, **{name: f"{n:,} ({n / seconds:,.0f}/s)" for name, n in self._counts.items()})
+
+
+class RatedBar(tqdm):
+    """A bar that takes its rate from us, where we know better than it."""
+
+    own_rate: float | None = None
+
+    @property
+    def format_dict(self) -> MutableMapping[str, Any]:
+        found = super().format_dict
+        return {**found, "rate": self.own_rate} if self.own_rate is not None else found
 
 
 class TerminalLine:
     """One line, kept up to date in place."""
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
-        self._bar = tqdm(
+        self._bar = RatedBar(
             desc=label,
             total=total,
             **unit_format(unit),
@@ -81,7 +96,8 @@ class TerminalLine:
             file=sys.stderr,
         )
 
-    def update(self, n: int, postfix: str) -> None:
+    def update(self, n: int, postfix: str, rate: float | None) -> None:
+        self._bar.own_rate = rate
         if postfix:
             self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update(n)
@@ -99,12 +115,14 @@ class LogLines:
         self._unit = unit
         self._done = 0
         self._postfix = ""
+        self._rate: float | None = None
         self._started = time.monotonic()
         self._is_closed = False
         self._write()
 
-    def update(self, n: int, postfix: str) -> None:
+    def update(self, n: int, postfix: str, rate: float | None) -> None:
         self._done += n
+        self._rate = rate
         self._postfix = postfix or self._postfix
         if time.monotonic() - self._written >= LOG_EVERY_SECONDS:
             self._write()
@@ -123,6 +141,7 @@ class LogLines:
             prefix=self._label,
             **unit_format(self._unit),
             postfix=self._postfix,
+            rate=self._rate,
             bar_format=line_format(self._total),
         )
         sys.stderr.write(f"{line}\n")

@@ -34,7 +34,6 @@ class Tokenizer:
             for index, token in sorted(added.items())
             if token.content.startswith(LABEL_PREFIX)
         }
-        self.label_of_id = {index: label for label, index in self.label_ids.items()}
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -103,7 +104,7 @@ class Unit:
     target_skip: int = 0
     """... and the lines to leave out there."""
 
-    @property
+    @cached_property
     def stem(self) -> str:
         """The name of what the unit becomes; follows from its number, file and range alone."""
         return f"part-{self.index:06d}-{storage.fingerprint([self.index, self.path, self.start, self.stop])[:8]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tfray.cluster import cluster_total
@@ -19,10 +19,10 @@ class Step(NamedTuple):
     """A pool of actors that do one thing with an item.
 
     A stage is a class whose `__init__` loads and whose `__call__` maps one item, most often a unit, to
-    what the next step takes, or to a small result.
+    what the next step takes, or to a small result; or a function that returns such an object.
     """
 
-    stage: type
+    stage: Callable[..., Callable[[Any], Any]]
     arguments: tuple
     actors: tuple[int, int]
     """The fewest and the most."""
@@ -84,7 +84,7 @@ def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None =
 class StreamStage:
     """Ray Data stage: builds the real stage once, and carries items and results as bytes."""
 
-    def __init__(self, stage: type, arguments: tuple, reference: object) -> None:
+    def __init__(self, stage: Callable[..., Callable[[Any], Any]], arguments: tuple, reference: object) -> None:
         import pyarrow as pa
         import ray
 

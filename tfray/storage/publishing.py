@@ -1,0 +1,117 @@
+"""Files that appear whole or not at all: by a rename locally, by a single put in an object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from tfray.errors import InputError
+from tfray.storage.places import exists, filesystem, is_remote, is_web, join
+from tfray.storage.reading import read_text
+
+
+class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
+    """Open a file that appears at its place, whole, when the block ends without an error."""
+
+    def __init__(self, path: str) -> None:
+        self.fs, self.final = filesystem(path)
+        self.is_local = isinstance(self.fs, pyarrow.fs.LocalFileSystem)
+        folder, _, name = self.final.rpartition("/")
+        self.written = f"{folder}/.{name}.{uuid.uuid4().hex}"
+        if self.is_local:
+            self.fs.create_dir(folder, recursive=True)
+
+    def __enter__(self) -> IO[bytes]:
+        # pyarrow's streams to object stores publish what they have when they are garbage: write aside first.
+        self.file = open(self.written, "wb") if self.is_local else tempfile.TemporaryFile()
+        return self.file
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self.put()
+        finally:
+            self.file.close()
+            if self.is_local:
+                Path(self.written).unlink(missing_ok=True)
+
+    def put(self) -> None:
+        """Bring what was written to its place."""
+        self.file.flush()
+        if self.is_local:
+            os.fsync(self.file.fileno())
+            os.replace(self.written, self.final)
+        else:
+            self.file.seek(0)
+            with self.fs.open_output_stream(self.final) as stream:
+                shutil.copyfileobj(self.file, stream, 8 << 20)
+
+
+def publish_bytes(path: str, data: bytes) -> None:
+    """Write a whole file atomically."""
+    with publish(path) as file:
+        file.write(data)
+
+
+def publish_text(path: str, text: str) -> None:
+    """Write a whole text file atomically."""
+    publish_bytes(path, text.encode("utf-8"))
+
+
+def publish_json(path: str, value: object) -> None:
+    """Write a JSON file for people and programs atomically."""
+    publish_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def publish_table(path: str, table: pa.Table) -> None:
+    """Write a Parquet file (zstd) atomically."""
+    with publish(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def append_line(path: str, line: str) -> None:
+    """Add a line to a small log; in an object store the whole log is put again."""
+    if is_remote(path):
+        publish_text(path, (read_text(path) if exists(path) else "") + line + "\n")
+    else:
+        with open(path, "a+b") as file:
+            if file.tell() and not ends_with_newline(file):  # a kill cut the last line
+                line = "\n" + line
+            file.write(line.encode() + b"\n")
+
+
+def ends_with_newline(file: IO[bytes]) -> bool:
+    """Say whether the last byte of a file that is not empty is a line feed."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def remove(path: str) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
+    fs, inner = filesystem(path)
+    kind = fs.get_file_info(inner).type
+    if kind == pyarrow.fs.FileType.Directory:
+        fs.delete_dir(inner)
+    elif kind == pyarrow.fs.FileType.File:
+        fs.delete_file(inner)
+
+
+def check_writable(folder: str) -> None:
+    """Raise InputError unless files can be written in a folder (made if need be)."""
+    if is_web(folder):
+        raise InputError(f"out={folder!r} cannot be written: web addresses can only be read; choose another folder")
+    probe = join(folder, f".probe-{uuid.uuid4().hex}")
+    try:
+        publish_bytes(probe, b"")
+        remove(probe)
+    except OSError as error:
+        raise InputError(f"out={folder!r} cannot be written: {error}; choose another folder") from error
