@@ -21,6 +21,7 @@ from tfray.storage.places import (
     matches,
     pause,
     remote_path,
+    retried,
 )
 from tfray.storage.publishing import (
     append_line,
@@ -68,4 +69,5 @@ __all__ = [
     "read_text",
     "remote_path",
     "remove",
+    "retried",
 ]

@@ -133,7 +133,8 @@ class Decoder:
         self.tokenizer = tokens.tokenizer
         self.sources, targets = choose_pairs(tokens, config.valid_rows)
         if self.task == "classification":
-            self.references = [self.tokenizer.label_of_id[target[0]] for target in targets]
+            names = {number: name for name, number in self.tokenizer.label_ids.items()}
+            self.references = [names[target[0]] for target in targets]
         else:
             self.references = self.tokenizer.decode_batch(targets)
 
