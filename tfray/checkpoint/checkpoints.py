@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -135,6 +136,8 @@ class Checkpoints:
             try:
                 read_tensors(folder, saved, tensors, self.group)
             except CheckpointException as error:
+                if not isinstance(cause(error), (OSError, ValueError, LookupError, pa.ArrowException)):
+                    raise cause(error) from error
                 note_damage(self.unusable, folder, str(cause(error)))
             else:
                 return saved.progress
