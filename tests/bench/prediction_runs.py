@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -124,6 +125,7 @@ def cost_row(name: str, model: Path, source: Path, folder: Path, arguments: argp
 def left(arguments: argparse.Namespace, folder: Path) -> None:
     """Print the time left as the job's log says it, beside the time that it took from then on."""
     lines = texts(arguments, arguments.rows or 60_000)
+    random.Random(1).shuffle(lines)  # the packages' lines get longer and shorter; no job can know that
     model, source = write_model(folder, arguments.size, lines), write_rows(folder / "input/rows.parquet", lines)
     result = predict(model, source, folder / "out", search(arguments), *arguments.options)
     said = [tuple(map(seconds_of, found)) for found in LEFT.findall(result.output)]

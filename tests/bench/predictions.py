@@ -54,7 +54,8 @@ def write_rows(path: Path, lines: list[str]) -> Path:
 def search(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the search, the same for all."""
     options = {"beam_size": arguments.beam, "min_length": TARGET - 1, "max_length": TARGET}
-    return options | {"early_stopping": "beam", "precision": arguments.precision}
+    options |= {"early_stopping": "beam", "precision": arguments.precision}
+    return options | ({"most_loss": 100} if arguments.precision == "int8" else {})  # of random weights no quality
 
 
 def predict(
@@ -64,6 +65,10 @@ def predict(
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "tfray.cli", "predict", "--model_folder", str(model), "--input", str(source)]
     flags = [f"--generation.{name}={value}" for name, value in options.items()]
+    if options["precision"] == "int8":
+        pairs = out.with_name("pairs.parquet")
+        pq.write_table(pa.table({"source": ["One row."], "target": ["Eine Zeile."]}), pairs)
+        flags.append(f"--inference.quality_data={pairs}")
     result = measure([*command, "--out", str(out), *flags, *more], out.with_suffix(".log"), memory=memory)
     assert result.returncode == 0, result.output
     return result
