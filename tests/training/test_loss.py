@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from tfray.model import native
 from tfray.training import loss as loss_module
-from tfray.training.loss import chunks, smoothed_cross_entropy
+from tfray.training.loss import ROWS, chunk_rows, chunks, smoothed_cross_entropy
 
 
 def problem(rows: int, vocab: int = 50, d_model: int = 16, scale: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,9 +73,12 @@ def test_no_more_logits_exist_at_a_time_than_the_budget_holds_or_one_row_needs(r
     hidden, weight = torch.empty(rows, 1), torch.empty(vocab, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "CHUNK_BYTES", {"cpu": budget})
-        parts = [range(rows)[part] for part in chunks(hidden, weight)]
-    assert [row for part in parts for row in part] == list(range(rows))
-    assert max(len(part) for part in parts) <= max(1, budget // (4 * vocab))
+        most, multiple = chunk_rows(hidden, weight)
+    parts = list(chunks(rows, most, multiple))
+    assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
+    assert max(part.stop - part.start for part in parts) <= most <= max(1, budget // (4 * vocab))
+    assert all((part.stop - part.start) % multiple == 0 for part in parts)
+    assert multiple == (ROWS if budget // (4 * vocab) >= ROWS else 1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -146,3 +150,14 @@ def test_bf16_gives_nearly_the_loss_and_gradients_of_fp32():
     for our, their in zip(ours, torch.autograd.grad(exact.objective, wide), strict=True):
         assert our.dtype == torch.bfloat16
         assert (our.float() - their).norm() < 0.02 * their.norm()
+
+
+def test_memory_does_not_grow_with_every_new_number_of_tokens():
+    weight = torch.randn(4000, 32, dtype=torch.bfloat16).requires_grad_()
+    process, used = psutil.Process(), []
+    for tokens in range(500, 800, 3):  # kernels for each of these numbers would take some 200 MB
+        hidden = torch.randn(tokens, 32, dtype=torch.bfloat16).requires_grad_()
+        labels = torch.randint(4000, (tokens,))
+        torch.autograd.grad(smoothed_cross_entropy(hidden, weight, labels, 0.1).objective, (hidden, weight))
+        used.append(process.memory_info().rss)
+    assert used[-1] - used[len(used) // 2] < 40e6

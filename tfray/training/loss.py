@@ -16,6 +16,9 @@ from tfray.training.r_drop import neighbours_divergence
 CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 """Logits that exist at a time: small ones stay near the processor, large ones spare it sums of weight gradients."""
 
+ROWS = 64
+"""A product's rows are a multiple of this: oneDNN keeps kernels for every number of rows, megabytes of them."""
+
 
 class Loss(NamedTuple):
     """Sums over the target tokens of a micro-batch."""
@@ -40,24 +43,38 @@ def smoothed_cross_entropy(
     return Loss(*ChunkedCrossEntropy.apply(hidden, weight, labels, smoothing, z_loss, r_drop))
 
 
-def chunks(hidden: Tensor, weight: Tensor, multiple: int = 1) -> Iterator[slice]:
-    """Yield rows of hidden states whose logits are to exist at a time, in parts of about the same size."""
+def chunk_rows(hidden: Tensor, weight: Tensor, twins: bool = False) -> tuple[int, int]:
+    """Return how many rows of hidden states a chunk has at most, and of what number it has a multiple."""
     fitting = CHUNK_BYTES[hidden.device.type] // (len(weight) * hidden.element_size())
-    units = math.ceil(len(hidden) / multiple)
-    count = max(1, math.ceil(units / max(1, fitting // multiple)))
-    step = multiple * max(1, math.ceil(units / count))
-    for start in range(0, len(hidden), step):
-        yield slice(start, start + step)
+    multiple = ROWS if fitting >= ROWS else 2 if twins else 1
+    return max(multiple, fitting // multiple * multiple), multiple
+
+
+def chunks(rows: int, most: int, multiple: int) -> Iterator[slice]:
+    """Yield the rows whose logits are to exist at a time, in parts of about the same size."""
+    units = math.ceil(rows / multiple)
+    step = multiple * math.ceil(units / math.ceil(rows / most))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, units * multiple))
+
+
+def fill_up(states: Tensor, multiple: int) -> Tensor:
+    """Return states with rows of zeros at the end, up to a multiple of rows."""
+    spare = -len(states) % multiple
+    return torch.cat([states, states.new_zeros(spare, *states.shape[1:])]) if spare else states
 
 
 def evaluate_in_chunks(hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, z_loss: float) -> Loss:
     """Return the same loss without gradients, and exact where training rounds probabilities to bf16."""
     objective, likelihood = torch.zeros(2, device=hidden.device)
-    for rows in chunks(hidden, weight):
-        logits = (hidden[rows] @ weight.T).float()
-        objective += F.cross_entropy(logits, labels[rows], reduction="sum", label_smoothing=smoothing)
+    count, (most, multiple) = len(hidden), chunk_rows(hidden, weight)
+    hidden = fill_up(hidden, multiple)
+    for rows in chunks(count, most, multiple):
+        label = labels[rows]
+        logits = (hidden[rows] @ weight.T)[: len(label)].float()
+        objective += F.cross_entropy(logits, label, reduction="sum", label_smoothing=smoothing)
         objective += z_loss * logits.logsumexp(-1).square().sum() if z_loss else 0
-        likelihood += F.cross_entropy(logits, labels[rows], reduction="sum")
+        likelihood += F.cross_entropy(logits, label, reduction="sum")
     return Loss(objective, likelihood)
 
 
@@ -68,16 +85,20 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float
     ) -> tuple[Tensor, Tensor]:
+        count, (most, multiple) = len(hidden), chunk_rows(hidden, weight, twins=r_drop > 0)
+        hidden, labels = fill_up(hidden, multiple), fill_up(labels, multiple)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient: Tensor | None = None
         objective, likelihood = hidden.new_zeros((2,), dtype=torch.float32)
         buffer: Tensor | None = None
-        for rows in chunks(hidden, weight, multiple=2 if r_drop else 1):
+        for rows in chunks(count, most, multiple):
             # One buffer for all chunks: new pages from the system cost more than the softmax.
             buffer = torch.mm(hidden[rows], weight.T) if buffer is None else buffer[: len(hidden[rows])]
             logits = torch.mm(hidden[rows], weight.T, out=buffer) if rows.start else buffer
             divergence, pull = neighbours_divergence(logits) if r_drop else (0.0, None)
             sums = turn_into_gradient(logits, labels[rows], smoothing, z_loss)
+            real = min(count - rows.start, len(logits))
+            sums, logits[real:] = sums[:real], 0
             log_total, label_logit, all_logits = sums.unbind(-1)
             likelihood += (log_total - label_logit).sum()
             smoothed = log_total - (1 - smoothing) * label_logit - smoothing / len(weight) * all_logits
@@ -89,7 +110,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             part = logits.T @ hidden[rows]
             weight_gradient = part if weight_gradient is None else weight_gradient.float().add_(part)
         assert weight_gradient is not None
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.save_for_backward(hidden_gradient[:count], weight_gradient)
         ctx.mark_non_differentiable(likelihood)
         return objective, likelihood
 
