@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from tfray.batches.mixing import Draw, Portion, drawn_rows
-from tfray.batches.plan import plan_pool, plan_pools
+from tfray.batches.plan import Pool, plan_pool, plan_pools
 from tfray.batches.pool import PoolReader, mix_shards
 from tfray.config import BatchesConfig
 from tfray.tokens.shards import TokenFolder, read_lengths
@@ -29,20 +30,26 @@ def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
 
     BPE dropout makes pairs longer: by as much as it does those of the first pool.
     """
-    paths, portions = tokens.paths("train"), mix_shards(tokens, config)
-    pools = plan_pools(portions, config, 0)
-    steps = target_tokens = first_steps = 0
-    for pool in pools:
-        drawn = [draw_lengths(paths[draw.shard], draw, portions[draw.shard], config.seed) for draw in pool.draws]
-        source, target = (np.concatenate(side) for side in zip(*drawn, strict=True))
-        planned = len(plan_pool(source, target, config, 0, pool.index))
-        first_steps = first_steps or planned
-        steps, target_tokens = steps + planned, target_tokens + int(target.sum())
-    if config.bpe_dropout:
-        source, target = PoolReader(tokens, config).read(pools[0], 0).lengths
-        longer = len(plan_pool(source, target, config, 0, 0)) / first_steps
+    counts = []
+    first: Pool | None = None
+    for pool, source, target in first_epoch(tokens, config):
+        counts.append((len(plan_pool(source, target, config, 0, pool.index)), int(target.sum())))
+        first = first or pool
+    steps, target_tokens = (sum(column) for column in zip(*counts, strict=True))
+    if config.bpe_dropout and first is not None:
+        source, target = PoolReader(tokens, config).read(first, 0).lengths
+        longer = len(plan_pool(source, target, config, 0, 0)) / counts[0][0]
         return EpochCount(round(steps * longer), round(target_tokens * longer))
     return EpochCount(steps, target_tokens)
+
+
+def first_epoch(tokens: TokenFolder, config: BatchesConfig) -> Iterator[tuple[Pool, np.ndarray, np.ndarray]]:
+    """Yield the first epoch's pools with the source and target lengths of their pairs, read when it is their turn."""
+    paths, portions = tokens.paths("train"), mix_shards(tokens, config)
+    for pool in plan_pools(portions, config, 0):
+        drawn = [draw_lengths(paths[draw.shard], draw, portions[draw.shard], config.seed) for draw in pool.draws]
+        source, target = (np.concatenate(side) for side in zip(*drawn, strict=True))
+        yield pool, source, target
 
 
 def draw_lengths(path: str, draw: Draw, portion: Portion, seed: int) -> list[np.ndarray]:

@@ -76,7 +76,7 @@ class PoolReader:
         self.drops_targets = tokens.task != "classification"
         if config.bpe_dropout:
             self.dropout = BpeDropout(tokens.tokenizer)
-            self.max_length = tokens.manifest["made_from"]["tokens"]["max_length"]
+            self.max_length = tokens.max_length
 
     def read(self, pool: Pool, epoch: int) -> Pairs:
         """Return a pool's pairs, segmented anew where BPE dropout is on."""

@@ -24,7 +24,6 @@ from tfray.checkpoint.state import (
     STATE,
     Progress,
     Saved,
-    base_name,
     begun,
     checkpoint_folder,
     complete_checkpoints,
@@ -161,7 +160,7 @@ def sweep_folder(folder: str) -> None:
         return
     named = {STATE, *read_state(folder).parts}
     for path in storage.list_files(folder):
-        if base_name(path) not in named:
+        if storage.base_name(path) not in named:
             storage.remove(path)
 
 

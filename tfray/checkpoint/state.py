@@ -131,11 +131,6 @@ def checkpoint_folder(out: str, step: int) -> str:
     return storage.join(storage.join(out, CHECKPOINTS), f"step-{step:08d}")
 
 
-def base_name(path: str) -> str:
-    """Return the last part of a place."""
-    return path.partition("?")[0].rpartition("/")[2]
-
-
 def read_state(folder: str) -> Saved:
     """Return what a checkpoint's state.json says; raises ValueError where it is damaged."""
     try:
@@ -149,7 +144,7 @@ def read_state(folder: str) -> Saved:
 def begun(out: str) -> list[str]:
     """Return the folders of all checkpoints, whole, damaged or unfinished, oldest first."""
     folders = storage.list_folders(storage.join(out, CHECKPOINTS))
-    return [folder for folder in folders if base_name(folder).startswith("step-")]
+    return [folder for folder in folders if storage.base_name(folder).startswith("step-")]
 
 
 def published(out: str) -> list[str]:
@@ -230,7 +225,7 @@ def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None)
     if folders:
         raise CheckpointMismatch(
             f"all {len(folders)} checkpoints of {out!r} are damaged: "
-            + "; ".join(f"{base_name(folder)}: {unusable[folder]}" for folder in folders)
+            + "; ".join(f"{storage.base_name(folder)}: {unusable[folder]}" for folder in folders)
             + f"; bring one back from a copy, or delete {storage.join(out, CHECKPOINTS)!r} to train from the beginning"
         )
     return None

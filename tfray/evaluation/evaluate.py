@@ -132,7 +132,7 @@ def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
 
 def part_files(folder: str) -> list[str]:
     """Return the Parquet files of predictions in input order."""
-    names = ((path, path.partition("?")[0].rpartition("/")[2]) for path in storage.list_files(folder))
+    names = ((path, storage.base_name(path)) for path in storage.list_files(folder))
     return [path for path, name in names if name.startswith("part-") and name.endswith(".parquet")]
 
 

@@ -8,6 +8,7 @@ from tfray.storage.fingerprints import file_fingerprint, file_identity, fingerpr
 from tfray.storage.places import (
     TRIES,
     absolute,
+    base_name,
     exists,
     expand,
     file_info,
@@ -40,6 +41,7 @@ __all__ = [
     "TRIES",
     "absolute",
     "append_line",
+    "base_name",
     "check_writable",
     "exists",
     "expand",

@@ -54,6 +54,11 @@ def join(folder: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}{mark}{options}"
 
 
+def base_name(path: str) -> str:
+    """Return the last part of a place."""
+    return path.partition("?")[0].rpartition("/")[2]
+
+
 def exists(path: str) -> bool:
     """Say whether there is a file or folder."""
     return file_info(path).type != pyarrow.fs.FileType.NotFound

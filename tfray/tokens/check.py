@@ -20,11 +20,10 @@ HASHED_BYTES = 1 << 30
 def check_tokens(tokens: TokenFolder) -> None:
     """Raise InputError where the tokenizer or a shard is not the one that the manifest was written for."""
     check_fingerprint(tokens)
-    max_length = tokens.manifest["made_from"]["tokens"]["max_length"]
     with ThreadPoolExecutor(READERS) as pool:
         for split in ("train", "valid"):
             shards, paths = tokens.shards(split), tokens.paths(split)
-            sizes = list(pool.map(check_footer, shards, paths, [max_length] * len(shards)))
+            sizes = list(pool.map(check_footer, shards, paths, [tokens.max_length] * len(shards)))
             if sum(sizes) <= HASHED_BYTES:
                 list(pool.map(read_shard, paths, [shard.sha256 for shard in shards]))
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tfray import storage
 from tfray.errors import InputError
 from tfray.tokens.tokenizer import Tokenizer
-from tfray.units.ledger import MANIFEST, SUCCESS, name_of
+from tfray.units.ledger import MANIFEST, SUCCESS
 
 TOKENIZER = "tokenizer.json"
 FORMAT_VERSION = 2
@@ -68,6 +68,15 @@ class TokenFolder:
     @property
     def task(self) -> str:
         return self.manifest["task"]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest source or target that there may be."""
+        return self.manifest["made_from"]["tokens"]["max_length"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["vocab_size"]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -138,7 +147,7 @@ def write_shard(path: str, corpus: str, tables: list[pa.Table]) -> Shard:
     source, target = (
         sum(int(table[name].to_numpy().sum()) for table in tables) for name in ("source_length", "target_length")
     )
-    return Shard(name_of(path), corpus, sum(map(len, tables)), source, target, digest.sha256.hexdigest())
+    return Shard(storage.base_name(path), corpus, sum(map(len, tables)), source, target, digest.sha256.hexdigest())
 
 
 def read_lengths(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,6 @@ from tfray.training.log import LogReader, describe
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
-SHOWN = ("start", "train", "valid")
 DRAW_SECONDS = 60.0
 """The least time between two pictures: drawing takes a core about a second."""
 
@@ -37,8 +36,7 @@ class Display:
         """Show what came since the last call."""
         events = self.reader.new_events()
         for event in events:
-            if event["event"] in SHOWN:
-                logger.info(describe(event))
+            logger.info(describe(event))
             self.board.add(event)
         self.events += events
         if any(event["event"] == "valid" for event in events):

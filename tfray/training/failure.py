@@ -28,7 +28,7 @@ from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder
 from tfray.training.replicated import Replicated
 from tfray.training.state import TrainState
-from tfray.training.workers import world_size
+from tfray.training.workers import gather_from_workers, world_size
 
 FAILURE, BATCH, WEIGHTS, REPORT = "failure", "batch.safetensors", "weights.safetensors", "failure.json"
 EXAMPLES_NAMED = 3
@@ -97,11 +97,7 @@ def stop_training(
 
 def gather_lanes(own: list[LaneBatch]) -> list[LaneBatch]:
     """Return all workers' lanes in order, on every worker."""
-    if world_size() == 1:
-        return own
-    gathered: list[list[LaneBatch]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(gathered, own)
-    return sorted((lane for lanes in gathered for lane in lanes), key=lambda lane: lane.lane)
+    return sorted((lane for lanes in gather_from_workers(own) for lane in lanes), key=lambda lane: lane.lane)
 
 
 def compute(state: TrainState, lane: LaneBatch) -> Outcome:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from tfray import storage
-from tfray.batches.count import draw_lengths
+from tfray.batches.count import first_epoch
 from tfray.batches.lengths import padded_length
 from tfray.batches.packing import Widths, first_fit, row_widths
-from tfray.batches.plan import plan_pool, plan_pools
-from tfray.batches.pool import mix_shards
+from tfray.batches.plan import plan_pool
 from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
 from tfray.errors import InputError
@@ -53,8 +52,7 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
     Raises what the job itself would raise about its place.
     """
     place = describe_place(job, made_from)
-    max_length = tokens.manifest["made_from"]["tokens"]["max_length"]
-    architecture = resolve(job.model, tokens.manifest["vocab_size"], max_length)
+    architecture = resolve(job.model, tokens.vocab_size, tokens.max_length)
     epoch = survey_epoch(tokens, job.batches)
     parts = [
         format_parameters(architecture),
@@ -86,11 +84,8 @@ def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
 
 def survey_epoch(tokens: TokenFolder, config: BatchesConfig) -> Epoch:
     """Return what the first epoch holds, planned pool by pool from the length columns."""
-    paths, portions = tokens.paths("train"), mix_shards(tokens, config)
     epoch = Epoch()
-    for pool in plan_pools(portions, config, 0):
-        drawn = [draw_lengths(paths[draw.shard], draw, portions[draw.shard], config.seed) for draw in pool.draws]
-        source, target = (np.concatenate(side) for side in zip(*drawn, strict=True))
+    for pool, source, target in first_epoch(tokens, config):
         epoch.pairs += len(source)
         widths = row_widths(source, target, config.max_tokens) if config.packing else None
         for lanes in plan_pool(source, target, config, 0, pool.index):

@@ -43,7 +43,7 @@ FREE_TO_CHANGE = {
 def train(job: TrainJob) -> str:
     """Return the folder of the trained model, trained now or before; for a dry run, a report."""
     tokens = open_tokens(job.tokens_folder)
-    resolve(job.model, tokens.manifest["vocab_size"], 1)
+    resolve(job.model, tokens.vocab_size, 1)
     portions = mix_shards(tokens, job.batches)
     check_dropout(tokens, job.batches)
     check_metric(job.training, tokens)

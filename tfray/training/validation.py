@@ -28,7 +28,7 @@ from tfray.scores import translation_scores
 from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import PAD_ID
 from tfray.training.state import TrainState
-from tfray.training.workers import sum_over_workers, world_size
+from tfray.training.workers import gather_from_workers, sum_over_workers, world_size
 
 Weights = dict[str, Tensor]
 POLLED = 10
@@ -167,14 +167,10 @@ def model_of(architecture: Architecture, weights: Weights, device: torch.device)
 
 def gather(mine: list[str]) -> list[str]:
     """Return all workers' rows in order, where worker w of W has the rows w, w + W, ..."""
-    workers = world_size()
-    if workers == 1:
-        return mine
-    shares: list[list[str]] = [[]] * workers
-    dist.all_gather_object(shares, mine)
+    shares = gather_from_workers(mine)
     rows = [""] * sum(map(len, shares))
     for rank, share in enumerate(shares):
-        rows[rank::workers] = share
+        rows[rank :: len(shares)] = share
     return rows
 
 

@@ -23,7 +23,7 @@ from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import Progress
 from tfray.cluster import own_cpus
 from tfray.config import TextConfig, TrainJob
-from tfray.model.architecture import Architecture, resolve
+from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
@@ -73,7 +73,7 @@ class Worker:
             on_this_node = ray.train.get_context().get_local_world_size()
             prepare_cpu(threads=max(1, own_cpus() // on_this_node))
         self.dtype = choose_dtype(job.training.precision, self.device)
-        self.architecture = architecture_of(job, self.tokens)
+        self.architecture = resolve(job.model, self.tokens.vocab_size, self.tokens.max_length)
         torch.manual_seed(job.training.seed)
         self.state = make_state(Transformer(self.architecture), job.training, self.dtype, self.device)
         self.state.model.train()
@@ -308,9 +308,3 @@ class Worker:
                 **rates,
             }
         )
-
-
-def architecture_of(job: TrainJob, tokens: TokenFolder) -> Architecture:
-    """Return the network's shape, for sequences as long as the shards may hold."""
-    max_length = tokens.manifest["made_from"]["tokens"]["max_length"]
-    return resolve(job.model, tokens.manifest["vocab_size"], max_length)

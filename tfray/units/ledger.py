@@ -108,7 +108,7 @@ def record_unit(folder: str, unit: Unit, record: dict) -> None:
 
 def unrecorded(folder: str, units: list[Unit]) -> list[Unit]:
     """Return the units that have no record in a folder."""
-    done = {name_of(path) for path in storage.list_files(folder)}
+    done = {storage.base_name(path) for path in storage.list_files(folder)}
     return [unit for unit in units if f"{unit.stem}.json" not in done]
 
 
@@ -141,19 +141,19 @@ def has_manifest(folder: str) -> bool:
 
 def visible(folder: str) -> list[str]:
     """Return the files and folders in a folder, but not what a job leaves that was killed before it began."""
-    files = [path for path in published(folder) if not name_of(path).startswith(("_lock", "_plan"))]
-    return [*files, *(place for place in storage.list_folders(folder) if name_of(place)[0] != ".")]
+    files = [path for path in published(folder) if not storage.base_name(path).startswith(("_lock", "_plan"))]
+    return [*files, *(place for place in storage.list_folders(folder) if storage.base_name(place)[0] != ".")]
 
 
 def published(folder: str) -> list[str]:
     """Return the files in a folder that appeared whole; what a kill left half written is hidden."""
-    return [path for path in storage.list_files(folder) if name_of(path)[0] != "."]
+    return [path for path in storage.list_files(folder) if storage.base_name(path)[0] != "."]
 
 
 def sweep(folder: str) -> None:
     """Delete what kills left half written in a folder."""
     for path in storage.list_files(folder):
-        if name_of(path)[0] == ".":
+        if storage.base_name(path)[0] == ".":
             storage.remove(path)
 
 
@@ -161,7 +161,7 @@ def clear(folder: str) -> None:
     """Delete what a job wrote, but not its manifest: a clearing that is killed must be taken up again."""
     storage.remove(storage.join(folder, SUCCESS))  # first: what is half deleted is not whole
     for place in visible(folder):
-        if name_of(place) != MANIFEST:
+        if storage.base_name(place) != MANIFEST:
             storage.remove(place)
 
 
@@ -218,8 +218,3 @@ def shorten(value: object, limit: int = 120) -> str:
     """Return a value's text, cut to what fits a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def name_of(path: str) -> str:
-    """Return the last part of a path or URI."""
-    return path.partition("?")[0].rpartition("/")[2]

@@ -20,7 +20,6 @@ from tfray.units.ledger import (
     clear,
     differences,
     has_manifest,
-    name_of,
     refuse_unless,
     visible,
 )
@@ -131,7 +130,7 @@ def copy_over(new: str, old: str) -> None:
     for name in sorted(wanted, key=lambda name: ((MANIFEST, SUCCESS).index(name) + 1 if name in (MANIFEST, SUCCESS)
                                                  else 0, name)):  # fmt: skip
         fs.copy_file(f"{source}/{name}", f"{target}/{name}")
-    inside = name_of(source) + "/" if source.startswith(f"{target}/") else None
+    inside = storage.base_name(source) + "/" if source.startswith(f"{target}/") else None
     for name in before - wanted:
         if not (inside and name.startswith(inside)) and not name.startswith("_lock"):
             fs.delete_file(f"{target}/{name}")
