@@ -31,8 +31,6 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 HF, OURS, RATE = "transformers", "tfray", "matrix products"
-DENSE_BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A10G": 70e12, "L4": 121e12}
-"""FLOP/s of GPUs by a part of their name, without sparsity (NVIDIA's data sheets)."""
 
 
 class Contender(NamedTuple):
@@ -105,18 +103,28 @@ def make_batches(setup: Setup) -> list[Any]:
     return [collate(sides[0].take(rows), sides[1].take(rows)) for (rows,) in steps[: setup.batches]]
 
 
-def count_flops(setup: Setup, batch: Any) -> float:
-    """Return the FLOPs of the matrix products of one micro-batch: forward once, backward twice."""
+def architecture_of(setup: Setup) -> Any:
+    """Return the network that all contenders have."""
+    import dataclasses
+
     from tfray.model.architecture import PRESETS
 
-    model = PRESETS[setup.size]
-    (rows, source), target = batch.source_ids.shape, batch.target_ids.shape[1]
-    matrix, feed_forward = model.d_model**2, 2 * model.d_model * model.d_ff
-    encoder = rows * source * (4 * matrix + feed_forward + 2 * source * model.d_model)
-    decoder = rows * target * (6 * matrix + feed_forward + 2 * (source + target) * model.d_model)
-    decoder += rows * source * 2 * matrix  # keys and values of the memory
-    products = model.encoder_layers * encoder + model.decoder_layers * decoder
-    return 6.0 * (products + batch.target_tokens * model.d_model * setup.vocab)
+    return dataclasses.replace(PRESETS[setup.size], vocab_size=setup.vocab, max_length=512)
+
+
+def count_flops(setup: Setup, batch: Any) -> float:
+    """Return the FLOPs of the matrix products of one micro-batch: forward once, backward twice.
+
+    Layers multiply padding too, the output layer real tokens alone.
+    """
+    import torch
+
+    from tfray.training.flops import layer_flops, output_flops
+
+    architecture = architecture_of(setup)
+    rows, *widths = len(batch.source_ids), batch.source_ids.shape[1], batch.target_ids.shape[1]
+    source, target = (torch.full((rows,), float(width)) for width in widths)
+    return 3 * (layer_flops(architecture, source, target) + output_flops(architecture, batch.target_tokens))
 
 
 def build(contender: Contender, setup: Setup, rank: int) -> Callable[[list[Any], int], None]:
@@ -130,20 +138,16 @@ def build(contender: Contender, setup: Setup, rank: int) -> Callable[[list[Any],
 
 
 def build_ours(contender: Contender, setup: Setup, rank: int) -> Callable[[list[Any], int], None]:
-    import dataclasses
-
     import torch
 
     from tfray.config import TrainingConfig
-    from tfray.model.architecture import PRESETS
     from tfray.model.transformer import Transformer
     from tfray.training.replicated import Replicated
     from tfray.training.step import train_step
 
-    architecture = dataclasses.replace(PRESETS[setup.size], vocab_size=setup.vocab, max_length=512)
     config = TrainingConfig(label_smoothing=0.1)
     dtype = torch.bfloat16 if contender.precision == "bf16" else torch.float32
-    state = Replicated(Transformer(architecture).to(setup.device), config, dtype)
+    state = Replicated(Transformer(architecture_of(setup)).to(setup.device), config, dtype)
     state.model.train()
 
     def step(batches: list[Any], number: int) -> None:
@@ -357,8 +361,10 @@ def print_mfu(team: Team) -> None:
     """Print the share of a GPU's peak, where its data sheet is known."""
     import torch
 
+    from tfray.training.flops import known_peak
+
     device = torch.cuda.get_device_name()
-    peak = next((peak for part, peak in DENSE_BF16_PEAK.items() if part in device), None)
+    peak = known_peak(device)
     mfu = f"MFU {team.median('rate') / peak:.1%} of {peak / 1e12:.0f} TFLOP/s" if peak else "its peak is not known"
     print(f"{device}: {mfu} (asked 35 % for big)")
 

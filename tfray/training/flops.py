@@ -63,7 +63,17 @@ def pair_lengths(ids: Tensor) -> Tensor:
 
 def forward_flops(architecture: Architecture, source: Tensor, target: Tensor) -> float:
     """Return the operations of the matrix products of one forward pass over pairs of these lengths."""
-    d, layers = architecture.d_model, architecture.decoder_layers
+    return layer_flops(architecture, source, target) + output_flops(architecture, float(target.sum()))
+
+
+def output_flops(architecture: Architecture, tokens: float) -> float:
+    """Return the operations of so many tokens' logits."""
+    return 2 * architecture.d_model * architecture.vocab_size * tokens
+
+
+def layer_flops(architecture: Architecture, source: Tensor, target: Tensor) -> float:
+    """Return the operations of the layers' matrix products."""
+    d = architecture.d_model
     feed_forward = (6 if architecture.activation == "swiglu" else 4) * d * architecture.d_ff
     self_attention = 8 * d * d  # queries, keys, values and output of a token
     sources, targets = float(source.sum()), float(target.sum())
@@ -73,7 +83,7 @@ def forward_flops(architecture: Architecture, source: Tensor, target: Tensor) ->
         + sources * 4 * d * d
         + 4 * d * float((target**2).sum() + (source * target).sum())
     )
-    return architecture.encoder_layers * encoder + layers * decoder + targets * 2 * d * architecture.vocab_size
+    return architecture.encoder_layers * encoder + architecture.decoder_layers * decoder
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
