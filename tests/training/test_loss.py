@@ -161,3 +161,10 @@ def test_memory_does_not_grow_with_every_new_number_of_tokens():
         torch.autograd.grad(smoothed_cross_entropy(hidden, weight, labels, 0.1).objective, (hidden, weight))
         used.append(process.memory_info().rss)
     assert used[-1] - used[len(used) // 2] < 40e6
+
+
+def test_a_micro_batch_without_labels_counts_nothing():
+    hidden, weight, labels = problem(5)
+    with torch.no_grad():
+        found = smoothed_cross_entropy(hidden[:0], weight, labels[:0], 0.1)
+    assert float(found.objective) == float(found.negative_log_likelihood) == 0.0

@@ -53,7 +53,7 @@ def chunk_rows(hidden: Tensor, weight: Tensor, twins: bool = False) -> tuple[int
 def chunks(rows: int, most: int, multiple: int) -> Iterator[slice]:
     """Yield the rows whose logits are to exist at a time, in parts of about the same size."""
     units = math.ceil(rows / multiple)
-    step = multiple * math.ceil(units / math.ceil(rows / most))
+    step = multiple * max(1, math.ceil(units / max(1, math.ceil(rows / most))))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, units * multiple))
 
