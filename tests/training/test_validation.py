@@ -184,7 +184,7 @@ def test_shares_of_any_number_of_workers_make_up_the_predictions_of_one(words: T
     def all_gather_object(found: list, mine: list) -> None:
         found[:] = shares
 
-    monkeypatch.setattr("tfray.training.validation.world_size", lambda: workers)
+    monkeypatch.setattr("tfray.training.workers.world_size", lambda: workers)
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     assert gather(shares[0]) == decoder.decode(weights)
 
