@@ -96,11 +96,16 @@ def lose(cluster: object, node: object) -> None:
     """Kill a node as a power cut does: its raylet and every process below it, at once."""
     raylet = node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
     for process in [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]:
-        try:
-            os.kill(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        kill(process.pid)
     cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
+
+
+def kill(process: int) -> None:
+    """End a process at once, if it is still there."""
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Hypothesis without a deadline (machines are shared), one folder for all examples of a test; an S3 server; shards."""
+"""Hypothesis without a deadline (machines are shared), one folder for all examples of a test; an S3 server;
+nodes; shards."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pyarrow.fs
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.cluster import Nodes
 from tfray.tokens.shards import TokenFolder, shard_schema, write_shard
 from tfray.tokens.special import EOS_ID
 
@@ -50,6 +52,14 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     yield S3(host, port)
     urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A head and two more nodes."""
+    nodes = Nodes(3)
+    yield nodes
+    nodes.stop()
 
 
 @pytest.fixture(scope="session")

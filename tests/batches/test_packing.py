@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.batches.pairs import LENGTHS, plan, sides
 from tfray.batches import packing
 from tfray.batches.lengths import padded_length
 from tfray.batches.packing import Widths, fill_rows, first_fit, row_widths
-from tfray.batches.plan import Step, padded_tokens, plan_pool
+from tfray.batches.plan import Step, padded_tokens
 from tfray.config import BatchesConfig
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=150)
 CONFIGS = st.builds(
     BatchesConfig,
     max_tokens=st.integers(10, 600),
@@ -23,15 +23,6 @@ CONFIGS = st.builds(
     seed=st.integers(0, 9),
     packing=st.just(True),
 )
-
-
-def sides(lengths: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    source, target = np.array(lengths).T
-    return source, target
-
-
-def plan(lengths: list[tuple[int, int]], config: BatchesConfig, epoch: int = 0, pool: int = 0) -> list[Step]:
-    return plan_pool(*sides(lengths), config, epoch, pool)
 
 
 def distinct(steps: list[Step]) -> set[tuple[int, ...]]:

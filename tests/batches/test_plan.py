@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.batches.pairs import LENGTHS, plan
 from tfray.batches.mixing import Portion, draw_epoch
-from tfray.batches.plan import Pool, Step, cut_by_tokens, padded_length, plan_pool, plan_pools
+from tfray.batches.plan import Pool, Step, cut_by_tokens, padded_length, plan_pools
 from tfray.config import BatchesConfig
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=150)
 CONFIGS = st.builds(
     BatchesConfig,
     max_tokens=st.integers(10, 300),
@@ -31,11 +31,6 @@ PORTIONS = st.lists(
     min_size=1,
     max_size=30,
 )
-
-
-def plan(lengths: list[tuple[int, int]], config: BatchesConfig, epoch: int = 0, pool: int = 0) -> list[Step]:
-    source, target = np.array(lengths).T
-    return plan_pool(source, target, config, epoch, pool)
 
 
 def as_tuples(steps: list[Step]) -> list[list[tuple[int, ...]]]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,14 +28,6 @@ KILLS = int(os.environ.get("TFRAY_KILLS", "25"))  # in all, over as many inputs 
 KILLS_ON_S3 = max(3, KILLS // 10)
 FILES, ROWS = 8, 900
 OPTIONS = ["--generation.beam_size", "2", "--inference.unit_rows", "75", "--inference.provenance", "true"]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    """A head and two more nodes."""
-    nodes = Nodes(3)
-    yield nodes
-    nodes.stop()
 
 
 @pytest.fixture(scope="module")

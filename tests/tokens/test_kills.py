@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,14 +28,6 @@ OPTIONS = [
     *("--corpus.clean.duplicates", "either", "--corpus.valid_share", "0.05", "--corpus.test_share", "0.02"),
     *("--corpus.clean.max_error_share", "1", "--corpus.clean.max_length_ratio", "4"),
 ]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    """A head and two more nodes."""
-    nodes = Nodes(3)
-    yield nodes
-    nodes.stop()
 
 
 def write_corpus(folder: Path, chance: random.Random) -> dict[str, int]:

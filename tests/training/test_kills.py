@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import Nodes
+from tests.cluster import Nodes, kill
 from tests.training.runs import LANES, STEPS, Run
 from tests.training.token_folders import make_token_folder
 from tfray.training.trace import read_trace
@@ -23,25 +21,10 @@ ROUNDS = int(os.environ.get("TFRAY_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    """A head and two more nodes."""
-    nodes = Nodes(3)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "tokens"
     make_token_folder(folder)
     return folder
-
-
-def kill(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 @pytest.mark.timeout(1500)
