@@ -19,6 +19,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+SHARED = Path(__file__).with_name("kernels.h")
+"""What kernels include, whichever they are."""
 FLAGS = [
     *("-O3", "-march=native", "-mprefer-vector-width=256", "-fopenmp-simd", "-fno-math-errno"),
     *("-ffp-contract=fast", "-fPIC"),

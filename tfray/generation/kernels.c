@@ -3,32 +3,9 @@
  * Compiled once by the system's C compiler (see native.py); without one, torch does the same work. Every row
  * is worked on alone and in one order, so its result does not depend on the other rows.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-typedef int64_t whole;
-typedef uint16_t half; /* bfloat16 */
-
-static inline float as_float(int32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
-
-/* e^x for x <= 88 or so: Cephes' polynomial, 2 units in the last place. */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = __builtin_rintf(x * 1.44269504088896341f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * as_float(((int32_t)n + 127) << 23);
-}
+#include "../kernels.h"
 
 /* Inlined with a constant head size, so that a query and a sum of values stay in registers. */
-#define INLINE static inline __attribute__((always_inline))
 #define BY_SIZE(work, ...)                                                                                            \
     switch (size) {                                                                                                   \
     case 32: work(__VA_ARGS__, 32); break;                                                                            \
@@ -60,13 +37,13 @@ INLINE void store(float *restrict to, const float *restrict from, whole n) { mem
 INLINE float dot_half(const float *restrict a, const half *restrict b, whole n) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (whole i = 0; i < n; i++) sum += a[i] * as_float((int32_t)((uint32_t)b[i] << 16));
+    for (whole i = 0; i < n; i++) sum += a[i] * as_float((uint32_t)b[i] << 16);
     return sum;
 }
 
 INLINE void add_weighted_half(float *restrict sum, float weight, const half *restrict value, whole n) {
 #pragma omp simd
-    for (whole i = 0; i < n; i++) sum[i] += weight * as_float((int32_t)((uint32_t)value[i] << 16));
+    for (whole i = 0; i < n; i++) sum[i] += weight * as_float((uint32_t)value[i] << 16);
 }
 
 INLINE void store_half(half *restrict to, const float *restrict from, whole n) {

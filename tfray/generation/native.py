@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from tfray.native import call, compiled_library
+from tfray.native import SHARED, call, compiled_library
 
 __all__ = ["call", "compiled", "kernels"]
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "attend.h")]
+SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h")), SHARED]
 NAMES = [
     *("quantize_rows", "finish_rows", "normalize_rows", "log_softmax_rows", "best_tokens"),
     *("attend_source", "attend_target", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),

@@ -3,20 +3,15 @@
  * Compiled once by the system's C compiler (see tfray/native.py); without one, torch does the same work. Rows are
  * dealt out to torch's own threads in equal parts, and each is worked on in one order: results depend on nothing else.
  */
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-typedef int64_t whole;
-typedef uint16_t half; /* bfloat16 */
+#include "../kernels.h"
+
 typedef float vector __attribute__((vector_size(64), aligned(4)));
 
 #define LANES 16
-#define INLINE static inline __attribute__((always_inline))
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) schedule(static)")
 
-INLINE float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
 INLINE float get(const float *from) { return *from; }
 INLINE void put(float *to, float value) { *to = value; }
@@ -25,21 +20,6 @@ INLINE void put_half(half *to, float value) {
     uint32_t bits = as_bits(value);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     *to = (half)(value != value ? 0x7fc0 : rounded); /* NaN stays NaN */
-}
-
-/* e^x for x <= 0: Cephes' polynomial, 2 units in the last place; below e^-87 it is e^-87, NaN stays NaN. */
-INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = __builtin_rintf(x * 1.44269504088896341f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * as_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
 /* products (+)= left x right, (rows, columns) of fp32, columns a multiple of LANES; left by its two strides, so that

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tfray.native import call, compiled_library
+from tfray.native import SHARED, call, compiled_library
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "rows.h")]
+SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "rows.h")), SHARED]
 KERNELS = ("loss_gradient", "normalize", "normalize_backward", "attend", "attend_backward")
 ENDINGS = {torch.float32: "", torch.bfloat16: "_half"}
 
