@@ -122,3 +122,8 @@ def test_lines_for_people_hold_the_numbers_with_their_units():
 )
 def test_times_are_minutes_or_hours_and_an_estimate_that_ran_out_is_zero(seconds: float, text: str):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("reason", "said"), [("end", "interrupted"), ("move", "a worker was asked to go")])
+def test_people_read_why_training_stops_before_its_end(reason: str, said: str):
+    assert said in describe({"event": "stop", "reason": reason, "step": 7})

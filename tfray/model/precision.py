@@ -19,6 +19,11 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return a type's name, as torch has it: bfloat16, float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Say whether a device has bf16 matrix units."""
     if device.type == "cuda":

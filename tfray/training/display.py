@@ -13,6 +13,7 @@ from tfray.training.log import LogReader, describe
 logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
+SHOWN = ("start", "train", "valid", "stop")
 DRAW_SECONDS = 60.0
 """The least time between two pictures: drawing takes a core about a second."""
 
@@ -36,7 +37,8 @@ class Display:
         """Show what came since the last call."""
         events = self.reader.new_events()
         for event in events:
-            logger.info(describe(event))
+            if event["event"] in SHOWN:
+                logger.info(describe(event))
             self.board.add(event)
         self.events += events
         if any(event["event"] == "valid" for event in events):

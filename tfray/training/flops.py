@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tfray.batches.batch import Batch
 from tfray.model.architecture import Architecture
+from tfray.model.precision import name_of
 from tfray.tokens.special import EOS_ID, PAD_ID
 
 DENSE_BF16 = {
@@ -94,7 +95,7 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
         if known:
             return Peak(known, f"{name}, dense bf16")
     rate = measured_rate(device, dtype)
-    return Peak(rate, f"{rate / 1e9:,.0f} GFLOP/s measured in {str(dtype).removeprefix('torch.')}")
+    return Peak(rate, f"{rate / 1e9:,.0f} GFLOP/s measured in {name_of(dtype)}")
 
 
 def known_peak(name: str) -> float | None:

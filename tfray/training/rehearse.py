@@ -19,7 +19,7 @@ from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
 from tfray.errors import InputError
 from tfray.model.architecture import Architecture, resolve
-from tfray.model.precision import choose_dtype
+from tfray.model.precision import choose_dtype, name_of
 from tfray.report.tables import format_table
 from tfray.tokens.shards import TokenFolder
 from tfray.training.board import FOLDER
@@ -156,7 +156,7 @@ def format_memory(job: TrainJob, architecture: Architecture, epoch: Epoch) -> st
     rows: list[list[object]] = [[name, f"{count / 1e6:,.0f}"] for name, count in estimate.items()]
     shared = " or ".join(f"{n} with {lanes // n} lane(s) each" for n in counts)
     head = (
-        f"workers: {shared}; {config.parallel}, {str(dtype).removeprefix('torch.')} on {'GPUs' if on_gpu else 'CPUs'}"
+        f"workers: {shared}; {config.parallel}, {name_of(dtype)} on {'GPUs' if on_gpu else 'CPUs'}"
         f"; the largest micro-batch has {shape.rows} rows of {shape.source} + {shape.target} tokens"
     )
     table = format_table(["memory of a worker, about", "MB"], [*rows, ["all", f"{sum(estimate.values()) / 1e6:,.0f}"]])

@@ -149,6 +149,11 @@ class Decoder:
         outputs = generate(network, sources, self.search)
         return self.tokenizer.decode_batch([output.best.ids if output.hypotheses else [] for output in outputs])
 
+    def judge(self, weights: Weights) -> tuple[dict[str, float], float]:
+        """Return the scores of weights, all pairs decoded here, and the seconds that it took."""
+        begun = time.monotonic()
+        return self.scores(self.decode(weights)), time.monotonic() - begun
+
     def scores(self, predictions: list[str]) -> dict[str, float]:
         """Return BLEU and chrF, or the accuracy, of the predictions of all pairs."""
         if self.task == "classification":

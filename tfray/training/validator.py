@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -67,10 +66,9 @@ class Work:
 
     def score(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, float], float]:
         """Return the scores of weights, and the seconds that it took."""
-        begun = time.monotonic()
         # Ray's arrays cannot be written to, which torch does not know.
         weights = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        return self.decoder.scores(self.decoder.decode(weights)), time.monotonic() - begun
+        return self.decoder.judge(weights)
 
     def is_ready(self) -> bool:
         """Return True; an answer says that the actor has found its room."""
@@ -144,7 +142,5 @@ class ActorValidator:
         asked = self.waiting or self.running[0]
         self.running = self.waiting = None
         tokens, architecture, config, device = self.settings
-        begun = time.monotonic()
-        decoder = Decoder(tokens, architecture, config, torch.device(device))
-        scores = decoder.scores(decoder.decode(asked.weights))
-        return [Finding(asked.step, scores, asked.weights, time.monotonic() - begun)]
+        scores, seconds = Decoder(tokens, architecture, config, torch.device(device)).judge(asked.weights)
+        return [Finding(asked.step, scores, asked.weights, seconds)]

@@ -14,21 +14,19 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from tfray import storage
 from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
-from tfray.checkpoint.average import average_checkpoints
 from tfray.checkpoint.checkpoints import Checkpoints
-from tfray.checkpoint.folder import save_model_folder
 from tfray.checkpoint.state import Progress
 from tfray.cluster import own_cpus
-from tfray.config import TextConfig, TrainJob
+from tfray.config import TrainJob
 from tfray.model.architecture import resolve
-from tfray.model.precision import choose_dtype, prepare_cpu
+from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
+from tfray.training.folders import ModelFolders
 from tfray.training.group import ask_to_save_once
 from tfray.training.judge import Judge
 from tfray.training.log import write_event
@@ -82,6 +80,7 @@ class Worker:
         self.state.loaded(self.progress.updates)
         self.spikes = SpikeGuard(job.training.spike_factor)
         self.spikes.load_state_dict(self.progress.spikes)
+        self.folders = ModelFolders(job, self.tokens, self.architecture)
         self.validation = self.make_validation()
         self.peak = device_peak(self.device, self.dtype)
         self.meter = Meter(self.progress.seconds, self.peak.flops_per_second)
@@ -114,8 +113,10 @@ class Worker:
                 break
         self.checkpoints.wait()
         if self.is_over:
-            self.save_folder("last", self.state.weights())
-            self.save_average()
+            weights = self.state.weights()
+            if self.rank == 0:
+                self.folders.write("last", weights, self.progress)
+                self.folders.write_average(self.progress)
         elif wish >= Wish.END:
             self.end(wish)
         else:
@@ -150,7 +151,7 @@ class Worker:
         metrics = train_step(self.state, batches, seeds, self.rate(step), config, self.spikes)
         if not metrics.is_finite:
             own = [LaneBatch(*part) for part in zip(self.lanes, seeds, batches, strict=True)]
-            precision = str(self.dtype).removeprefix("torch.")
+            precision = name_of(self.dtype)
             stop_training(self.state, own, step, feed_step.cursor, self.job, self.tokens, precision)
         passes = 2 if config.r_drop else 1
         self.meter.add(metrics, sum(batch_flops(self.architecture, batch, passes) for batch in batches))
@@ -234,8 +235,8 @@ class Worker:
                 best_step=judge.best_step,
                 stale_validations=judge.stale_validations,
             )
-            if is_best:
-                self.save_folder("best", finding.weights, finding.step)
+            if is_best and self.rank == 0:
+                self.folders.write("best", finding.weights, self.progress, finding.step)
             if finding.metrics:
                 seconds = round(finding.seconds, 2)
                 self.log(
@@ -248,27 +249,6 @@ class Worker:
         self.progress = replace(self.progress, spikes=self.spikes.state_dict())
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
-
-    def save_folder(self, name: str, weights: dict[str, torch.Tensor], step: int | None = None) -> None:
-        """Write the weights of a step, by default of the newest, as a model folder."""
-        if self.rank:
-            return
-        metric, score = self.job.training.best_metric, self.progress.best_score
-        made = {
-            "step": self.progress.step if step is None else step,
-            f"best validation {metric}": score,
-            "tokens": self.tokens.fingerprint,
-        }
-        text = TextConfig(**self.tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
-        kind = (self.tokens.tokenizer.json, self.tokens.task)
-        save_model_folder(storage.join(self.job.out, name), weights, self.architecture, *kind, made, text)
-
-    def save_average(self) -> None:
-        """Write the mean of the last checkpoints, or of the best, as a model folder, where it is wanted."""
-        config = self.job.training
-        if config.average_checkpoints and self.rank == 0:
-            of_best = config.keep_best_checkpoints > 0
-            self.save_folder("average", average_checkpoints(self.job.out, config.average_checkpoints, of_best))
 
     def log(self, event: dict, step: int | None = None) -> None:
         """Write an event, once for all workers."""
@@ -288,7 +268,7 @@ class Worker:
                 "surplus_workers": self.started - self.workers,
                 "lanes": self.job.batches.lanes,
                 "device": str(self.device),
-                "precision": str(self.dtype).removeprefix("torch."),
+                "precision": name_of(self.dtype),
                 "peak": self.peak.source,
             }
         )
