@@ -43,7 +43,7 @@ SHORT = {
     "--fail-fast": "--inference.fail_fast",
     "--max-error-rate": "--inference.max_error_rate",
 }
-FLAGS = ("--dry-run", "--dry_run", "--fail-fast")
+FLAGS = ("--dry-run", "--dry_run", "--fail-fast", "--json")
 
 
 def main(argv: list[str] | None = None) -> None:

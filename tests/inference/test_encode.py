@@ -61,7 +61,7 @@ def test_a_text_has_the_ids_that_it_has_in_training(
 
     assert tfray.load(place, threads=1).encode(TEXTS) == trained
     job = make_job(place, tmp_path / "a.parquet", tmp_path / "out")
-    plan = plan_rows(job, "generate", [str(tmp_path / "a.parquet")])
+    plan = plan_rows(job, open_model_folder(place), "generate", [str(tmp_path / "a.parquet")])
     assignment = assign(job, job.out, open_model_folder(place), "generate", plan, {})
     pieces = EncodeUnit(assignment)(plan.units[0]).pieces
     assert [[ids.tolist() for ids in pieces[row]] for row in range(len(TEXTS))] == [[ids] for ids in trained]

@@ -143,3 +143,11 @@ def test_several_folders_decide_together_if_they_share_a_tokenizer(folder, tmp_p
     other = make_model(tmp_path / "other", [], words="eleven twelve thirteen fourteen")
     with pytest.raises(InputError, match="different tokenizers"):
         tfray.load([folder, other])
+
+
+def test_the_lines_of_the_readme_run(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("out/mine/training/best", folder), {})
+    prediction, log_prob, shape = capsys.readouterr().out.splitlines()
+    assert prediction and float(log_prob) < 0 and shape == "torch.Size([1, 32])"

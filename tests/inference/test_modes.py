@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,8 +148,14 @@ def test_status_tells_a_run_that_stopped_from_one_that_goes_on(run: Run, model_f
     assert "stopped" in status(place) and "units: 2 of 3" in status(place) and "rows: 6 of 9" in status(place)
     with job_module.Lock(job.out):
         assert "running (process" in status(place) and "time left" in status(place)
+        told = json.loads(status(replace(place, json=True)))
+    assert (told["state"], told["units"], told["units_in_all"]) == ("running", 2, 3)
+    assert (told["rows"], told["rows_in_all"], told["errors"]) == (6, 9, {})
+    assert told["seconds_left"] == pytest.approx(3 / told["rows_per_second"], abs=0.1)
+    assert told["target_tokens_per_second"] > 0 and told["replacement"] is None
     run(job, unit_rows=3)
     assert "finished" in status(place)
+    assert json.loads(status(replace(place, json=True)))["seconds_left"] is None
 
 
 def test_modes_and_lock_in_an_object_store(

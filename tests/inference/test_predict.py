@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.inference.conftest import WORDS, Run, make_job
+from tests.inference.conftest import WORDS, Run, make_job, make_model
 from tfray import storage
+from tfray.checkpoint.folder import open_model_folder
 from tfray.errors import InputError, TooManyErrors
 from tfray.inference import predict as job_module
+from tfray.inference.planning import plan_rows
 from tfray.inference.summary import format_result
 from tfray.storage import reading
 
@@ -333,6 +335,22 @@ def test_too_many_errors_end_a_job_and_a_higher_rate_lets_it_end_well(
     with pytest.raises(TooManyErrors, match=r"2 of 4 rows \(50.0%\).*max_error_rate=0.4"):
         run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.4))
     assert len(run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.5))) == 4
+
+
+def test_the_more_work_a_row_is_the_fewer_rows_a_unit_has(model_folder: str, tmp_path: Path) -> None:
+    texts = [random.Random(row).randbytes(60).hex() for row in range(200_000)]
+    pq.write_table(pa.table({"source": texts}), tmp_path / "a.parquet", row_group_size=100)
+    larger = make_model(tmp_path / "larger", width=256)
+
+    def most_rows(model: str, **settings: Any) -> int:
+        job = make_job(model, tmp_path / "a.parquet", tmp_path / "out", **settings)
+        plan = plan_rows(job, open_model_folder(model), "generate", [str(tmp_path / "a.parquet")])
+        assert sum(unit.rows for unit in plan.units) == len(texts)
+        return max(unit.rows for unit in plan.units)
+
+    assert most_rows(model_folder) == 3100, "a sixty-fourth, for the work to spread"
+    assert 500 <= most_rows(larger, beam_size=128) < most_rows(larger, beam_size=64) < 3100
+    assert most_rows(larger, unit_rows=100) == 100
 
 
 def test_a_dry_run_writes_nothing_and_says_how_much_there_is(run: Run, model_folder: str, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import random
+import statistics
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -90,6 +92,17 @@ def test_every_row_of_parquet_is_in_exactly_one_unit(
     units = plan_units(files, smallest, smallest + more, wanted)
     assert read_all(units, files) == [str(n) for n in range(count)]
     assert all(0 < unit.rows <= smallest + more for unit in units)
+
+
+def test_units_hold_about_so_many_bytes_where_rows_are_long(tmp_path: Path) -> None:
+    texts = [f"{row} {random.Random(row).randbytes(2000).hex()}" for row in range(640)]  # does not compress
+    pq.write_table(pa.table({"source": texts}), tmp_path / "a.parquet", row_group_size=100)
+    (tmp_path / "b.txt").write_text("\n".join(texts))
+    for name in ("a.parquet", "b.txt"):
+        files = find_files([str(tmp_path / name)])
+        units = plan_units(files, 8, 1000, wanted=1, most_bytes=80_000)
+        assert 15 <= statistics.median(unit.rows for unit in units) <= 25 and read_all(units, files) == texts
+        assert max(unit.rows for unit in plan_units(files, 40, 1000, wanted=1, most_bytes=80_000)) in (39, 40)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tfray.model.transformer import Transformer
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+BYTES_PER_WEIGHT = 4  # fp32
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class ModelFolder:
         weights = storage.file_fingerprint(storage.join(self.folder, WEIGHTS))
         text = asdict(self.text)
         return storage.fingerprint([self.config["architecture"], self.task, text, self.tokenizer_json, weights])
+
+    @property
+    def parameters(self) -> int:
+        """About how many numbers the network has, by the size of their file."""
+        return storage.file_size(storage.join(self.folder, WEIGHTS)) // BYTES_PER_WEIGHT
 
     def read_weights(self) -> bytes:
         """Return the file of weights as it is, for those who load the model elsewhere."""

@@ -179,8 +179,8 @@ class InferenceConfig:
     max_error_rate: float = 1.0
     """Share of rows with errors beyond which the job ends, with exit code 3."""
     unit_rows: int | None = None
-    """Most rows of a unit, which is worked on and committed as a whole. Default: 4,096, or 65,536 where this
-    machine has a GPU or use_gpu is 'yes'."""
+    """Most rows of a unit, which is worked on and committed as a whole. Default: what keeps a model busy for about a
+    minute, by its size, the rows' bytes, and whether this machine has a GPU or use_gpu is 'yes'; 512 to 65,536."""
     actors: int | None = None
     """Model replicas. Default: one for each GPU of the cluster, or else one for each group of CPU cores."""
     max_actors: int | None = None

@@ -95,6 +95,8 @@ class StatusJob:
 
     out: str
     """The job's output folder."""
+    json: bool = False
+    """Say it as one line of JSON, for programs: the state, units, rows and errors, rates, and the seconds left."""
 
 
 @dataclass(frozen=True, kw_only=True)

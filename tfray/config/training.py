@@ -80,7 +80,8 @@ class TrainingConfig:
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU a worker. 'auto': where the cluster has enough GPUs."""
     cpus_per_worker: float | None = None
-    """CPU cores that Ray reserves for a worker. Default: what leaves a core for the data tasks."""
+    """CPU cores that Ray reserves for a worker, which computes with as many threads. Default: Ray reserves what leaves
+    a core for the data tasks, and the workers of a machine share its cores."""
     max_failures: int = 3
     """Lost workers or nodes after which training gives up."""
     validate_every: int = 500

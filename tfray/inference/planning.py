@@ -15,9 +15,11 @@ from tfray.inference.assignment import Assignment
 from tfray.inference.columns import Task, input_schema, output_schema
 from tfray.units.plan import InputFile, Unit, find_files, plan_units
 
-UNIT_ROWS, GPU_UNIT_ROWS = 4096, 65_536  # at most
+SMALLEST_UNIT, LARGEST_UNIT = 512, 65_536  # rows; fewer leave slots of the engine empty
+UNIT_SECONDS = 60.0
+CORE_RATE, GPU_RATE = 60e9, 5e12  # operations a second while decoding, by order of magnitude
+BYTES_PER_TOKEN = 4
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-SMALLEST_UNIT = 512  # fewer leave slots of the engine empty
 
 
 def choose_task(wanted: str, trained: str) -> Task:
@@ -67,7 +69,7 @@ class Plan(NamedTuple):
     texts: Texts
 
 
-def plan_rows(job: PredictJob, task: Task, paths: list[str], known: Plan | None = None) -> Plan:
+def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str], known: Plan | None = None) -> Plan:
     """Return the plan for input files, added to a plan that was made before.
 
     Raises InputError for a file that cannot be used.
@@ -82,10 +84,22 @@ def plan_rows(job: PredictJob, task: Task, paths: list[str], known: Plan | None 
     rows = input_schema(files, needed, job.inference)
     if known is not None:
         check_known(rows, known.rows)
-    largest = job.inference.unit_rows or (GPU_UNIT_ROWS if may_use_gpu(job.inference) else UNIT_ROWS)
+    largest = job.inference.unit_rows or LARGEST_UNIT
+    most_bytes = None if job.inference.unit_rows else bytes_a_unit(job, folder, task)
     before = known.units if known else []
-    units = plan_units(files, min(SMALLEST_UNIT, largest), largest, first_index=len(before))
+    units = plan_units(files, min(SMALLEST_UNIT, largest), largest, most_bytes=most_bytes, first_index=len(before))
     return Plan([*before, *units], known.rows if known else rows, texts)
+
+
+def bytes_a_unit(job: PredictJob, folder: ModelFolder, task: Task) -> float:
+    """Return about how many bytes of input keep a model busy for a minute, from its size alone; nothing is measured.
+
+    Half of the parameters see a source token, and half of them each hypothesis' token, in two operations each.
+    """
+    hypotheses = max(job.generation.beam_size, job.generation.samples) if task == "generate" else 1
+    operations = folder.parameters * (1 + hypotheses)
+    rate = GPU_RATE if may_use_gpu(job.inference) else CORE_RATE * job.inference.cpus_per_actor
+    return UNIT_SECONDS * rate / operations * BYTES_PER_TOKEN
 
 
 def may_use_gpu(config: InferenceConfig) -> bool:

@@ -122,7 +122,7 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
     plan = known_plan(ledger)
     if plan is None or ledger.adds_to:
         before = ledger.adds_to["inputs"] if ledger.adds_to else {}
-        plan = plan_rows(job, task, [path for path in inputs if path not in before], plan)
+        plan = plan_rows(job, folder, task, [path for path in inputs if path not in before], plan)
     assignment = assign(job, ledger.folder, folder, task, plan, inputs)
     comparison = check_quality(job, folder, plan.units, assignment, ledger.folder)
     if not has_manifest(ledger.folder) or ledger.adds_to:

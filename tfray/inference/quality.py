@@ -113,7 +113,7 @@ def find_pairs(job: PredictJob, units: list[Unit], assignment: Assignment) -> li
     """Return rows with references: of inference.quality_data, or of the input where it has some."""
     rows, source, target = assignment.rows, assignment.source, assignment.target
     if job.inference.quality_data:
-        plan = plan_rows(job, "score", as_list(job.inference.quality_data))
+        plan = plan_rows(job, assignment.folder, "score", as_list(job.inference.quality_data))
         units, rows, source, target = plan.units, plan.rows, plan.texts.source, plan.texts.target
     target = target or next((name for name in TARGETS if name in rows.names and is_text(rows.field(name).type)), None)
     if target is None:

@@ -31,7 +31,7 @@ SAMPLE_ROWS = 100
 
 def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]) -> str:
     """Return a report of what a job would take; nothing is written but a sample in a temporary folder."""
-    plan = plan_rows(job, task, paths)
+    plan = plan_rows(job, folder, task, paths)
     units = plan.units
     total = sum(unit.rows for unit in units)
     if not units:

@@ -68,8 +68,8 @@ class Worker:
         self.lanes = list(range(rank, job.batches.lanes, workers))
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            on_this_node = ray.train.get_context().get_local_world_size()
-            prepare_cpu(threads=max(1, own_cpus() // on_this_node))
+            own_share = own_cpus() // ray.train.get_context().get_local_world_size()
+            prepare_cpu(threads=max(1, int(job.training.cpus_per_worker or own_share)))
         self.dtype = choose_dtype(job.training.precision, self.device)
         self.architecture = resolve(job.model, self.tokens.vocab_size, self.tokens.max_length)
         torch.manual_seed(job.training.seed)

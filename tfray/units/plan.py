@@ -166,16 +166,26 @@ def read_footer(path: str) -> InputFile:
 
 
 def plan_units(
-    files: list[InputFile], smallest: int, largest: int, wanted: int = 64, corpus: str = "", first_index: int = 0
+    files: list[InputFile],
+    smallest: int,
+    largest: int,
+    wanted: int = 64,
+    most_bytes: float | None = None,
+    corpus: str = "",
+    first_index: int = 0,
 ) -> list[Unit]:
-    """Return units of smallest to largest rows, about `wanted` of them; a function of the input alone.
+    """Return units of smallest to largest rows, about `wanted` of them; a function of the arguments alone.
+
+    most_bytes: about so many bytes of input a unit at most, as far as `smallest` allows.
 
     Raises InputError for parallel text whose sides differ in length.
     """
     files = [file for file in files if not file.damage and not file.is_empty]
     with ThreadPoolExecutor(THREADS) as threads:
         rows = list(threads.map(estimate_rows, files))
-    unit_rows = max(smallest, min(largest, math.ceil(sum(rows) / wanted)))
+    size = sum(uncompressed(file) for file in files)
+    fitting = largest if most_bytes is None else math.ceil(sum(rows) * most_bytes / max(1, size))
+    unit_rows = max(smallest, min(largest, fitting, math.ceil(sum(rows) / wanted)))
     stride = max(1, unit_rows // 16)  # finer costs memory, coarser makes units uneven
     indexes = index_files(places_to_count(files, rows, unit_rows), stride)
     check_lengths(files, indexes)
@@ -187,12 +197,17 @@ def plan_units(
     return [replace(unit, index=first_index + index, corpus=corpus) for index, unit in enumerate(ranges)]
 
 
+def uncompressed(file: InputFile) -> int:
+    """Return a file's uncompressed bytes, about."""
+    return file.bytes * (COMPRESSION_RATIO if file.compression else 1)
+
+
 def estimate_rows(file: InputFile) -> int:
     """Return a file's rows; where there is no footer, from its size and its first lines."""
     if file.rows is not None:
         return file.rows
     if file.compression:
-        return math.ceil(file.bytes * COMPRESSION_RATIO / BYTES_PER_ROW)
+        return math.ceil(uncompressed(file) / BYTES_PER_ROW)
     try:
         head = b"".join(storage.read_chunks(file.path, stop=min(SAMPLE_BYTES, file.bytes)))
     except storage.READ_ERRORS:  # whoever reads the unit will say so
@@ -270,8 +285,7 @@ def compression_of_target(file: InputFile) -> str | None:
 
 def make_unit(file: InputFile, span: tuple[int, int], first_row: int, rows: int, of_rows: int) -> Unit:
     """Return the unit of a file's range, not numbered yet."""
-    size = file.bytes * (COMPRESSION_RATIO if file.compression else 1)
-    share = size * rows // max(1, of_rows)
+    share = uncompressed(file) * rows // max(1, of_rows)
     return Unit(
         0, file.path, file.format, file.compression, *span, first_row, rows, share, target_path=file.target_path
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from tfray import storage
 from tfray.config import StatusJob
@@ -16,58 +19,100 @@ from tfray.units.stored import read_plan
 RECENT_SECONDS = 600.0  # of which the rate is taken
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far one run is; the fields are those of `tfray status --json`."""
+
+    out: str
+    state: Literal["running", "finished", "stopped", "died"]
+    owner: str | None
+    """Who works on it, or died of it."""
+    units: int
+    units_in_all: int | None
+    """None before the run has planned its units."""
+    rows: int
+    rows_in_all: int | None
+    target_tokens: int
+    errors: dict[str, int]
+    """Rows with an error, or dropped, by kind."""
+    rows_per_second: float | None
+    """Over the last minutes in which units were finished."""
+    target_tokens_per_second: float | None
+    seconds_left: float | None
+    """At this rate."""
+
+    def __str__(self) -> str:
+        described = {"running": f"running ({self.owner})", "finished": "finished"}
+        died = f"died ({self.owner})" if self.owner else "stopped"
+        lines = [
+            f"{self.out}: {described.get(self.state, f'{died}; the same command goes on')}",
+            f"units: {self.units:,}" + (f" of {self.units_in_all:,}" if self.units_in_all is not None else ""),
+            f"rows: {self.rows:,}" + (f" of {self.rows_in_all:,}" if self.rows_in_all is not None else ""),
+            "errors: " + (", ".join(f"{count:,} {kind}" for kind, count in self.errors.items()) or "none"),
+        ]
+        if self.rows_per_second:
+            tokens = f", {self.target_tokens_per_second:,.0f} target tokens/s" if self.target_tokens else ""
+            lines.append(f"rate: {self.rows_per_second:,.1f} rows/s{tokens}")
+        if self.seconds_left is not None:
+            lines.append(f"time left: {duration(self.seconds_left)} at this rate")
+        return "\n".join(lines)
+
+
 def status(job: StatusJob) -> str:
-    """Return what a person wants to know of a job's output folder."""
+    """Return what a person wants to know of a job's output folder, or the same as one line of JSON."""
     folder = storage.absolute(job.out)
     if not has_manifest(folder) and not has_manifest(aside(folder)):
         raise InputError(f"out={folder!r} was not begun by a job (no {MANIFEST} in it); give a job's output folder")
-    lines = describe(folder, folder) if has_manifest(folder) else []
-    if has_manifest(aside(folder)):
-        lines += ["what will replace it:", *describe(aside(folder), folder)]
-    return "\n".join(lines)
+    standing = look(folder, folder) if has_manifest(folder) else None
+    replacement = look(aside(folder), folder) if has_manifest(aside(folder)) else None
+    if job.json:
+        return json.dumps((asdict(standing) if standing else {}) | {"replacement": replacement and asdict(replacement)})
+    lines = [str(standing)] if standing else []
+    return "\n".join([*lines, "what will replace it:", str(replacement)] if replacement else lines)
 
 
-def describe(folder: str, locked: str) -> list[str]:
-    """Return lines about one run; the lock may lie in another folder."""
+def look(folder: str, locked: str) -> Standing:
+    """Return how far a run is; the lock may lie in another folder."""
     manifest = storage.read_json(storage.join(folder, MANIFEST))
     records = read_record_files(published(storage.join(folder, RECORDS)))
     units = read_plan(folder, manifest["plan"])[0] if "plan" in manifest else None
     rows, total = sum(record["rows"] for record in records), sum(unit.rows for unit in units or [])
     errors = sum((Counter(record.get("errors") or record.get("rejected") or {}) for record in records), Counter())
-    rate = recent_rate(records)
-    lines = [
-        f"{folder}: {state(folder, locked)}",
-        f"units: {len(records):,}" + (f" of {len(units):,}" if units is not None else ""),
-        f"rows: {rows:,}" + (f" of {total:,}" if units is not None else ""),
-        "errors: " + (", ".join(f"{count:,} {kind}" for kind, count in errors.most_common()) or "none"),
-    ]
-    if rate:
-        lines.append(f"rate: {rate:,.1f} rows/s")
-        if units is not None and len(records) < len(units):
-            lines.append(f"time left: {duration(max(0, total - rows) / rate)} at this rate")
-    return lines
+    rate, tokens = recent_rate(records, "rows"), recent_rate(records, "target_tokens")
+    is_open = units is not None and len(records) < len(units)
+    return Standing(
+        folder,
+        *state(folder, locked),
+        len(records),
+        len(units) if units is not None else None,
+        rows,
+        total if units is not None else None,
+        sum(record.get("target_tokens", 0) for record in records),
+        dict(errors.most_common()),
+        rate,
+        tokens,
+        round(max(0, total - rows) / rate, 1) if rate and is_open else None,
+    )
 
 
-def state(folder: str, locked: str) -> str:
-    """Return whether a run is finished, goes on, or has ended too early."""
+def state(folder: str, locked: str) -> tuple[Literal["running", "finished", "stopped", "died"], str | None]:
+    """Return whether a run is finished, goes on, or has ended too early; and by whom."""
     if storage.exists(storage.join(folder, SUCCESS)):
-        return "finished"
+        return "finished", None
     owner = read_owner(storage.join(locked, LOCK))
     if owner is None:
-        return "stopped; the same command goes on"
-    if owner.is_dead:
-        return f"died ({owner.name}); the same command goes on"
-    return f"running ({owner.name})"
+        return "stopped", None
+    return "died" if owner.is_dead else "running", owner.name
 
 
-def recent_rate(records: list[dict]) -> float | None:
-    """Return rows a second over the last minutes in which units were finished."""
-    ends = sorted((record["began"] + record["seconds"], record["began"], record["rows"]) for record in records)
+def recent_rate(records: list[dict], name: str) -> float | None:
+    """Return rows or tokens a second over the last minutes in which units were finished."""
+    ends = sorted((record["began"] + record["seconds"], record["began"], record.get(name, 0)) for record in records)
     if not ends:
         return None
     recent = [entry for entry in ends if entry[0] > ends[-1][0] - RECENT_SECONDS]
     span = recent[-1][0] - min(began for _, began, _ in recent)
-    return sum(rows for _, _, rows in recent) / span if span > 0 else None
+    return round(sum(count for _, _, count in recent) / span, 1) if span > 0 else None
 
 
 def duration(seconds: float) -> str:
