@@ -98,6 +98,9 @@ def test_it_says_whether_it_begins_or_goes_on_or_is_done(tokens: TokenFolder, jo
     assert "would be removed" in describe_place(replace(other, overwrite=True), made_from(other, tokens))
     insisting = replace(other, allow_change=["training.learning_rate"])
     assert describe_place(insisting, made_from(other, tokens)).startswith("training would begin")
+    misspelt = replace(other, allow_change=["training.learning_rat"])
+    with pytest.raises(InputError, match=r"did you mean training\.learning_rate"):
+        describe_place(misspelt, made_from(other, tokens))
     assert listing(Path(job.out)) == before
     Ledger(job.out, ledger.made_from).finish({})
     assert "is finished and unchanged" in describe_place(job, made)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 
 import ray
 import ray.exceptions
 import ray.train
 
+from tfray.checkpoint.refusal import FULL
 from tfray.errors import InputError
 from tfray.training.group import usable_workers
 from tfray.training.stop import WISHES, Wish
@@ -29,7 +29,7 @@ def train_worker(config: dict) -> None:
     try:
         Worker(settings, context.get_world_rank(), workers, started).run()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise InputError(
             f"training stopped, since there is no room left for {settings.job.out!r} ({error}); its last checkpoint "

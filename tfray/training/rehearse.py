@@ -27,7 +27,7 @@ from tfray.training.display import CURVES
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
-from tfray.units.ledger import Ledger, differences, has_manifest, refuse_unless, visible
+from tfray.units.ledger import Ledger, check_names, differences, has_manifest, refuse_unless, visible
 
 
 @dataclass
@@ -67,12 +67,14 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
 def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
     """Return whether a job would begin, go on, or find its work done; raises InputError where it would be refused."""
     out = storage.absolute(job.out)
-    if not has_manifest(out):
+    ledger = Ledger(out, json.loads(json.dumps(made_from)))
+    before = ledger.manifest["made_from"] if has_manifest(out) else None
+    check_names(job.allow_change, ledger.made_from, before or {})
+    if before is None:
         if visible(out):
             raise InputError(f"out={out!r} holds files of something else; choose an empty or new folder")
         return f"training would begin in {out}"
-    ledger = Ledger(out, json.loads(json.dumps(made_from)))
-    changed = differences(ledger.manifest["made_from"], ledger.made_from)
+    changed = differences(before, ledger.made_from)
     if changed and not all(name in job.allow_change for name in changed):
         refuse_unless(job.overwrite, out, changed, job.allow_change)
         return f"what is in {out} would be removed, and training would begin"

@@ -84,7 +84,7 @@ def open_ledger(
     storage.check_writable(folder)
     ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
     before = ledger.manifest["made_from"] if has_manifest(folder) else None
-    check_names(allow_change or (), [*flat(ledger.made_from), *flat(before or {})])
+    check_names(allow_change or (), ledger.made_from, before or {})
     if before is not None:
         changed = differences(before, ledger.made_from)
         if not changed:
@@ -165,8 +165,9 @@ def clear(folder: str) -> None:
             storage.remove(place)
 
 
-def check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise InputError where a setting that may change is none that the output follows from."""
+def check_names(names: Sequence[str], now: Mapping[str, object], before: Mapping[str, object]) -> None:
+    """Raise InputError where a setting that may change is none that the output follows from, or once did."""
+    known = [*flat(now), *flat(before)]
     for name in names:
         if name not in known:
             meant = difflib.get_close_matches(name, known, 1, 0.5)
