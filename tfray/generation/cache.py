@@ -94,17 +94,21 @@ class SlotCache:
         for slot, length in zip(slots, lengths, strict=True):
             self.source_lengths[slot], self.steps_taken[slot] = length, 0
 
-    def start_step(self, rows: int) -> None:
-        """Prepare for the next token of the first `rows` rows: every hypothesis will see its own."""
+    def reach(self, rows: int) -> None:
+        """Make room for the next token of the first `rows` rows."""
         self.rows = rows
         longest = max(self.steps_taken[:rows])
         if longest >= self.capacity:
             self.grow(max(2 * self.capacity, longest + 1))
         self.length = min(round_up(longest + 1), self.capacity)
         self.source = round_up(max(self.source_lengths[:rows]))
-        positions = self.positions[:rows]
+
+    def start_step(self, rows: int) -> None:
+        """Prepare for the next token of the first `rows` rows: every hypothesis will see its own."""
+        self.reach(rows)
         if self.kernels:
             return
+        positions = self.positions[:rows]
         numbers = torch.arange(rows, device=self.like.device)
         self.bias_buffer.view(self.slots, self.width, self.capacity, self.width)[numbers, :, positions] = self.own
         heads = torch.arange(rows * self.heads, device=self.like.device)

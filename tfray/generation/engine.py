@@ -22,6 +22,7 @@ from tfray.config import GenerationConfig
 from tfray.generation.beam import Beam
 from tfray.generation.board import Board
 from tfray.generation.cache import SlotCache, round_up
+from tfray.generation.graphs import steps_of
 from tfray.generation.memory import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.network import Network
 from tfray.generation.processors import next_log_probs
@@ -103,6 +104,7 @@ class Batch:
             )
             for network, kernels in ((each, self.kernels_of(each)) for each in self.networks)
         ]
+        self.steps = [steps_of(network, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
 
     def kernels_of(self, network: Network) -> ctypes.CDLL | None:
         """Return the kernels for a network's cache; they do not keep the attention that coverage needs."""
@@ -124,7 +126,7 @@ class Batch:
     def step(self) -> tuple[Tensor, Tensor]:
         """Return the next token's logits (rows x width, vocab), and the attention to the source."""
         last = self.board.last[: self.board.rows]
-        found = [network.step(last, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
+        found = [step(last) for step in self.steps]
         if self.config.coverage_penalty:
             found = [(logits, weights.float().mean(1)) for logits, weights in found]
         if len(found) == 1:
