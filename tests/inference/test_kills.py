@@ -151,7 +151,7 @@ def without_file(table: pa.Table) -> pa.Table:
     return table.drop_columns(["file"])
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(max(1500, 60 * KILLS))
 def test_every_row_is_there_once_with_its_value_and_finished_files_stay_closed(
     nodes: Nodes, killed_model: str, tmp_path: Path
 ) -> None:
