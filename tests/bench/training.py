@@ -2,7 +2,7 @@
 
     pip install -e .[bench]
     python tests/bench/training.py                              # small
-    python tests/bench/training.py --size base --rounds 3
+    python tests/bench/training.py --size base --rounds 3 --only tfray   # with the peer, hours on two cores
     python tests/bench/training.py --threads 1 --clock cpu      # what a busy machine can still say
     python tests/bench/training.py memory --steps 2000          # how memory grows over so many steps
     python tests/bench/training.py ray --steps 120              # the train job against the bare loop
@@ -316,7 +316,8 @@ def contenders(device: str, threads: int) -> list[Contender]:
 
 def compare(options: argparse.Namespace, setup: Setup) -> None:
     """Let the contenders take turns, and print the table and the ratios that are asked for."""
-    teams = [Team(contender, setup) for contender in contenders(setup.device, options.threads)]
+    chosen = [each for each in contenders(setup.device, options.threads) if is_wanted(each, options.only)]
+    teams = [Team(contender, setup) for contender in chosen]
     for team in teams:
         team.run(max(1, options.warmup // team.contender.lanes))
     for _ in range(options.rounds):
@@ -326,6 +327,11 @@ def compare(options: argparse.Namespace, setup: Setup) -> None:
     print_table(teams, setup)
     for team in teams:
         team.close()
+
+
+def is_wanted(contender: Contender, engines: list[str] | None) -> bool:
+    """Say whether a contender takes part where only some engines do; the machine always does."""
+    return not engines or contender.engine in (RATE, *engines)
 
 
 def print_table(teams: list[Team], setup: Setup) -> None:
@@ -342,13 +348,14 @@ def print_table(teams: list[Team], setup: Setup) -> None:
                 f"{rate / matrix:14.2f} {team.median('megabytes'):8,.0f}"
             )
     speed = {team.contender.name: team.median("speed") for team in teams}
-    fp32, bf16 = (
-        max(speed[f"{HF} {precision} {kind}"] for kind in ("eager", "sdpa")) for precision in ("fp32", "bf16")
-    )
     ours = next(team for team in teams if team.contender[:2] == (OURS, "bf16"))
-    print(f"tfray bf16 / {HF} fp32: {ours.median('speed') / fp32:.2f} (asked 3 for small on a CPU with AMX)")
-    print(f"tfray bf16 / {HF} bf16: {ours.median('speed') / bf16:.2f} (asked 1.5; on a GPU 2)")
-    print(f"tfray fp32 / {HF} fp32: {speed[f'{OURS} fp32'] / fp32:.2f}")
+    if any(team.contender.engine == HF for team in teams):
+        fp32, bf16 = (
+            max(speed[f"{HF} {precision} {kind}"] for kind in ("eager", "sdpa")) for precision in ("fp32", "bf16")
+        )
+        print(f"tfray bf16 / {HF} fp32: {ours.median('speed') / fp32:.2f} (asked 3 for small)")
+        print(f"tfray bf16 / {HF} bf16: {ours.median('speed') / bf16:.2f} (asked 1.5; on a GPU 2)")
+        print(f"tfray fp32 / {HF} fp32: {speed[f'{OURS} fp32'] / fp32:.2f}")
     print(f"share of the matrix rate: {ours.median('rate') / matrix:.2f} (asked 0.30 for small, 0.45 for base)")
     several = [team.median("speed") for team in teams if team.contender.lanes > 1]
     if several:
@@ -390,6 +397,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="micro-batches a turn, or in all")
     parser.add_argument("--warmup", type=int, default=24, help="micro-batches before the first round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=[OURS, HF], help="engines that take part; default: all")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of one worker, on a CPU")
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a busy machine, one thread")
     options = parser.parse_args()
