@@ -19,6 +19,7 @@ from tfray.generation import native
 Precision = Literal["fp32", "bf16", "int8"]
 Activation = Literal["none", "relu", "gelu"]
 HINT_ROWS = 64  # a batch to choose the layout for
+LEAST_STEP = 16
 
 
 class Linear(Protocol):
@@ -34,6 +35,22 @@ def activate(states: Tensor, activation: Activation) -> Tensor:
     if activation == "relu":
         return F.relu(states)
     return F.gelu(states) if activation == "gelu" else states
+
+
+def few_kinds(rows: int) -> int:
+    """Return a number of rows, at least so many, of few kinds.
+
+    oneDNN makes kernels for every number of rows, and keeps about a megabyte of each: a job that saw thousands of
+    numbers would take gigabytes.
+    """
+    step = max(LEAST_STEP, 1 << max(0, rows.bit_length() - 4))  # an eighth at most
+    return -(-rows // step) * step
+
+
+def filled_up(states: Tensor) -> Tensor:
+    """Return (rows, width) with rows of zeros after them, up to one of few numbers."""
+    missing = few_kinds(len(states)) - len(states)
+    return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 class PlainLinear:
@@ -56,10 +73,12 @@ class BlockedLinear:
         self.bias, self.activation = bias, activation
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        rows, states = len(states), filled_up(states)
         if residual is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self.weight, self.bias, "add")
+            residual = filled_up(residual)
+            return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self.weight, self.bias, "add")[:rows]
         algorithm = "none" if self.activation == "gelu" else ""
-        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, self.activation, [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, self.activation, [], algorithm)[:rows]
 
 
 class HalfLinear:
@@ -97,9 +116,10 @@ class QuantizedLinear:
         if kernels is not None and self.activation != "gelu":
             return self.multiply_natively(kernels, states, residual)
         whole, scale = quantize_rows(states)
+        whole = filled_up(whole)
         product = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        )[: len(states)]
         if residual is not None:
             output = torch.addcmul(residual, product, scale)
             return output if self.bias is None else output.add_(self.bias)
@@ -111,11 +131,11 @@ class QuantizedLinear:
         """Return the same with what surrounds the product in two passes."""
         states = states.contiguous()
         rows, inputs = states.shape
-        whole, scale = torch.empty(rows, inputs, dtype=torch.uint8), torch.empty(rows, 1)
+        whole, scale = torch.empty(few_kinds(rows), inputs, dtype=torch.uint8), torch.empty(rows, 1)
         native.call(kernels.quantize_rows, states, whole, scale, rows, inputs)
         product = torch.ops.onednn.qlinear_pointwise(
             whole, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        )[:rows]
         is_relu = self.activation == "relu"
         native.call(kernels.finish_rows, product, scale, self.bias, residual, is_relu, rows, len(self.scale))
         return product
