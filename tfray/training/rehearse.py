@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from tfray.training.display import CURVES
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
-from tfray.units.ledger import Ledger, check_names, differences, has_manifest, refuse_unless, visible
+from tfray.units.ledger import differences, refuse_unless, visible, with_before
 
 
 @dataclass
@@ -67,9 +66,7 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
 def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
     """Return whether a job would begin, go on, or find its work done; raises InputError where it would be refused."""
     out = storage.absolute(job.out)
-    ledger = Ledger(out, json.loads(json.dumps(made_from)))
-    before = ledger.manifest["made_from"] if has_manifest(out) else None
-    check_names(job.allow_change, ledger.made_from, before or {})
+    ledger, before = with_before(out, made_from, job.allow_change)
     if before is None:
         if visible(out):
             raise InputError(f"out={out!r} holds files of something else; choose an empty or new folder")

@@ -82,9 +82,7 @@ def open_ledger(
     """
     folder = storage.absolute(folder)
     storage.check_writable(folder)
-    ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
-    before = ledger.manifest["made_from"] if has_manifest(folder) else None
-    check_names(allow_change or (), ledger.made_from, before or {})
+    ledger, before = with_before(folder, made_from, allow_change)
     if before is not None:
         changed = differences(before, ledger.made_from)
         if not changed:
@@ -99,6 +97,19 @@ def open_ledger(
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
     ledger.begin()
     return ledger
+
+
+def with_before(
+    folder: str, made_from: Mapping[str, object], allow_change: Sequence[str] | None = None
+) -> tuple[Ledger, dict | None]:
+    """Return a folder's ledger, and what the folder was made from before, None where no job began it.
+
+    Raises InputError where a setting that may change is none that the output follows from.
+    """
+    ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
+    before = ledger.manifest["made_from"] if has_manifest(folder) else None
+    check_names(allow_change or (), [*flat(ledger.made_from), *flat(before or {})])
+    return ledger, before
 
 
 def record_unit(folder: str, unit: Unit, record: dict) -> None:
@@ -165,9 +176,8 @@ def clear(folder: str) -> None:
             storage.remove(place)
 
 
-def check_names(names: Sequence[str], now: Mapping[str, object], before: Mapping[str, object]) -> None:
-    """Raise InputError where a setting that may change is none that the output follows from, or once did."""
-    known = [*flat(now), *flat(before)]
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise InputError where a setting that may change is none that the output follows from."""
     for name in names:
         if name not in known:
             meant = difflib.get_close_matches(name, known, 1, 0.5)

@@ -61,10 +61,9 @@ class Standing:
 def status(job: StatusJob) -> str:
     """Return what a person wants to know of a job's output folder, or the same as one line of JSON."""
     folder = storage.absolute(job.out)
-    if not has_manifest(folder) and not has_manifest(aside(folder)):
+    standing, replacement = (look(place, folder) if has_manifest(place) else None for place in (folder, aside(folder)))
+    if not standing and not replacement:
         raise InputError(f"out={folder!r} was not begun by a job (no {MANIFEST} in it); give a job's output folder")
-    standing = look(folder, folder) if has_manifest(folder) else None
-    replacement = look(aside(folder), folder) if has_manifest(aside(folder)) else None
     if job.json:
         return json.dumps((asdict(standing) if standing else {}) | {"replacement": replacement and asdict(replacement)})
     lines = [str(standing)] if standing else []
