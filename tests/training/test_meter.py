@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tfray.training import meter as meter_file
+from tfray.training.flops import Peak
 from tfray.training.meter import Meter, peak_memory
 from tfray.training.step import StepMetrics
 
@@ -34,7 +35,7 @@ def step(likelihood: float, target: int = 10, norm: float = 1.0, is_skipped: boo
 
 
 def test_losses_are_means_over_tokens_and_rates_are_over_the_time_that_passed(clock: Clock):
-    meter = Meter(seconds=1000.0, peak=50.0)
+    meter = Meter(seconds=1000.0, find_peak=lambda: Peak(50.0, "measured"))
     meter.add(step(30.0, norm=1.0), flops=60.0)
     meter.add(step(10.0, target=30, norm=3.0), flops=40.0)
     clock.now += 4
@@ -46,6 +47,24 @@ def test_losses_are_means_over_tokens_and_rates_are_over_the_time_that_passed(cl
     assert found["padding"] == 0.0 and found["seconds_per_step"] == 2.0
     assert found["mfu"] == 0.5 and found["checkpoint_wait"] == 0.25
     assert meter.seconds == 1004.0
+
+
+def test_a_peak_that_training_outruns_was_measured_on_a_busy_machine_and_is_measured_again(clock: Clock):
+    peaks = iter([Peak(20.0, "while busy"), Peak(50.0, "now")])
+
+    def measure() -> Peak:
+        clock.now += 1  # is no time of training
+        return next(peaks)
+
+    meter = Meter(0.0, measure)
+    rates = []
+    for work in (60.0, 100.0, 120.0):
+        meter.add(step(1.0), flops=work)
+        clock.now += 4
+        rates.append(meter.take())
+    assert [found["mfu"] for found in rates] == [0.75, 0.5, 0.6]
+    assert [found.get("peak") for found in rates] == [None, "now", None]
+    assert [found["target_tokens_per_second"] for found in rates] == [2.5, 2.5, 2.5]
 
 
 def test_each_line_is_of_the_steps_since_the_last(clock: Clock):

@@ -53,6 +53,8 @@ def describe(event: dict) -> str:
     if event["event"] == "stop":
         return describe_stop(event)
     extras = [f"MFU {event['mfu']:.1%}"] if "mfu" in event else []
+    if event.get("peak"):
+        extras[-1] += f" (now of {event['peak']})"
     for name, words in (("data_wait", "waiting for data"), ("checkpoint_wait", "for checkpoints")):
         if event.get(name, 0) >= SHOWN_WAIT:
             extras.append(f"{words} {event[name]:.0%}")

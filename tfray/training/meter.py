@@ -7,22 +7,28 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from tfray.training.flops import Peak
 from tfray.training.step import StepMetrics
 
 Item = TypeVar("Item")
 
 
 class Meter:
-    """Sums step metrics between log lines; time for validation does not count."""
+    """Sums step metrics between log lines; time for validation does not count.
 
-    def __init__(self, seconds: float, peak: float = 0.0) -> None:
-        self.earlier, self.peak = seconds, peak
+    `find_peak` says what MFU relates to, where there is to be one; asked again when training is faster than that: a
+    peak that was measured on a busy machine is too low.
+    """
+
+    def __init__(self, seconds: float, find_peak: Callable[[], Peak] | None = None) -> None:
+        self.earlier, self.find_peak = seconds, find_peak
+        self.peak = find_peak() if find_peak else None
         self.started = time.monotonic()
         self.idle = 0.0
         self.saved = 0.0
@@ -69,7 +75,20 @@ class Meter:
         self.metrics.append(metrics)
         self.flops += flops
 
-    def take(self, saved_seconds: float = 0.0) -> dict[str, float]:
+    def utilization(self, rate: float) -> dict[str, float | str]:
+        """Return the share of the peak that a rate is, and the peak itself where it is another than before."""
+        if self.peak is None or self.find_peak is None:
+            return {}
+        found: dict[str, float | str] = {}
+        if rate > self.peak.flops_per_second:
+            with self.paused():
+                again = self.find_peak()
+            if again.flops_per_second > self.peak.flops_per_second:
+                self.peak = again
+                found["peak"] = again.source
+        return {"mfu": round(rate / self.peak.flops_per_second, 4), **found}
+
+    def take(self, saved_seconds: float = 0.0) -> dict[str, Any]:
         """Return means, rates and shares since the last call; `saved_seconds` is all the time that training has
         stood still for checkpoints since its start."""
         elapsed = max(self.seconds - self.since, 1e-9)
@@ -77,7 +96,7 @@ class Meter:
         target = sum(step.target_tokens for step in self.metrics)
         padded = sum(step.padded_tokens for step in self.metrics)
         norms = [step.gradient_norm for step in self.metrics if math.isfinite(step.gradient_norm)]
-        rates = {
+        rates: dict[str, Any] = {
             "loss": round(self.mean_loss, 5),
             "gradient_norm": round(sum(norms) / len(norms), 4) if norms else math.nan,
             "gradient_norm_max": round(max(norms), 4) if norms else math.nan,
@@ -91,8 +110,8 @@ class Meter:
             "peak_memory_gb": round(peak_memory() / 1e9, 3),
             "seconds_per_step": elapsed / len(self.metrics),
         }
-        if self.peak and self.flops:
-            rates["mfu"] = round(self.flops / elapsed / self.peak, 4)
+        if self.flops:
+            rates |= self.utilization(self.flops / elapsed)
         self.saved = saved_seconds
         self.reset()
         return rates

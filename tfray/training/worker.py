@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import ray
@@ -82,8 +83,7 @@ class Worker:
         self.spikes.load_state_dict(self.progress.spikes)
         self.folders = ModelFolders(job, self.tokens, self.architecture)
         self.validation = self.make_validation()
-        self.peak = device_peak(self.device, self.dtype)
-        self.meter = Meter(self.progress.seconds, self.peak.flops_per_second)
+        self.meter = Meter(self.progress.seconds, partial(device_peak, self.device, self.dtype))
         self.score: float | None = None
         """Of the newest weights, where they were judged; more is better."""
         pause = settings.trace_pause
@@ -269,7 +269,7 @@ class Worker:
                 "lanes": self.job.batches.lanes,
                 "device": str(self.device),
                 "precision": name_of(self.dtype),
-                "peak": self.peak.source,
+                "peak": self.meter.peak.source if self.meter.peak else "",
             }
         )
 
