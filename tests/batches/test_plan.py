@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.batches.pairs import LENGTHS, plan
+from tfray.batches.lengths import fewer, padded_length
 from tfray.batches.mixing import Portion, draw_epoch
-from tfray.batches.plan import Pool, Step, cut_by_tokens, padded_length, plan_pools
+from tfray.batches.plan import Pool, Step, cut_by_tokens, plan_pools
 from tfray.config import BatchesConfig
 
 CONFIGS = st.builds(
@@ -111,12 +112,41 @@ def test_lanes_of_a_step_are_of_like_length_and_little_is_padding():
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(5, 200))
-def test_cuts_are_contiguous_and_could_take_no_row_more(lengths: list[int], max_tokens: int):
+def test_cuts_are_contiguous_and_could_take_no_eighth_of_their_rows_more(lengths: list[int], max_tokens: int):
     longest = np.sort(np.array(lengths))
     ranges = cut_by_tokens(longest, max_tokens)
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(len(longest)))
     for start, stop in ranges[:-1]:
-        assert (stop + 1 - start) * longest[stop] > max_tokens
+        more = start + fewer(stop - start) + max(1, (stop - start) // 8)
+        assert more > len(longest) or (more - start) * longest[more - 1] > max_tokens
+
+
+@pytest.mark.parametrize(("middle", "max_tokens"), [(16, 2048), (16, 4096), (110, 8192)])
+def test_products_of_a_large_corpus_have_few_numbers_of_rows(middle: int, max_tokens: int):
+    """A corpus of any lengths, in ever new orders: kernels are made for each, and kept."""
+    random, seen = np.random.default_rng(1), set()
+    for epoch in range(3):
+        source = np.clip(middle * random.lognormal(0, 0.6, 20_000), 2, 500).astype(int)
+        target = np.clip(source * random.normal(1, 0.15, len(source)), 2, 500).astype(int)
+        steps = plan(
+            list(zip(source.tolist(), target.tolist(), strict=True)), BatchesConfig(max_tokens=max_tokens), epoch
+        )
+        for rows in (rows for step in steps for rows in step):
+            seen |= {len(rows) * padded_length(int(side[rows].max())) for side in (source, target)}
+    assert len(seen) < 40
+
+
+@given(st.integers(1, 10_000))
+def test_a_length_is_padded_by_less_than_an_eighth_or_by_three(length: int):
+    padded = padded_length(length)
+    assert length <= padded < length + max(4, length / 8)
+    assert padded == padded_length(padded) == int(padded_length(np.array([length]))[0])
+
+
+@given(st.integers(1, 10_000))
+def test_rows_are_left_to_the_next_micro_batch_only_by_less_than_an_eighth(rows: int):
+    assert rows * 7 / 8 < fewer(rows) <= rows
+    assert fewer(rows) == fewer(fewer(rows))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), CONFIGS, st.integers(0, 3))

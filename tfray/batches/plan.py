@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfray.batches.lengths import padded_length
+from tfray.batches.lengths import fewer, padded_length
 from tfray.batches.mixing import Draw, Portion, draw_epoch, interleave
 from tfray.batches.packing import pack_pool, packed_tokens, row_widths
 from tfray.config import BatchesConfig
@@ -84,7 +84,7 @@ def sort_by_length(source_lengths: np.ndarray, target_lengths: np.ndarray, rando
 
 
 def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]:
-    """Return ranges of rows whose padded size, rows x longest, is at most max_tokens.
+    """Return ranges of rows whose padded size, rows x longest, is at most max_tokens; of few numbers of rows.
 
     `longest` ascends, so a range's size is its last row's length times its rows. A row that is
     longer than max_tokens stands alone.
@@ -94,7 +94,8 @@ def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]
     while start < len(longest):
         candidates = longest[start : start + max(1, max_tokens // int(longest[start]))]
         sizes = candidates.astype(np.int64) * np.arange(1, len(candidates) + 1)  # ascend too
-        stop = start + max(1, int((sizes <= max_tokens).sum()))
+        fitting = max(1, int((sizes <= max_tokens).sum()))
+        stop = start + (fitting if start + fitting == len(longest) else fewer(fitting))
         ranges.append((start, stop))
         start = stop
     return ranges
