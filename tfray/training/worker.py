@@ -34,6 +34,7 @@ from tfray.training.log import write_event
 from tfray.training.meter import Meter
 from tfray.training.parallel import make_state
 from tfray.training.schedule import learning_rate
+from tfray.training.seeds import dropout_seed, weights_seed
 from tfray.training.spikes import SpikeGuard
 from tfray.training.step import train_step
 from tfray.training.stop import WISHES, Agreement, Preempted, Wish
@@ -73,7 +74,7 @@ class Worker:
             prepare_cpu(threads=max(1, int(job.training.cpus_per_worker or own_share)))
         self.dtype = choose_dtype(job.training.precision, self.device)
         self.architecture = resolve(job.model, self.tokens.vocab_size, self.tokens.max_length)
-        torch.manual_seed(job.training.seed)
+        torch.manual_seed(weights_seed(job.training.seed))
         self.state = make_state(Transformer(self.architecture), job.training, self.dtype, self.device)
         self.state.model.train()
         self.checkpoints = Checkpoints(job.out, job.training.keep_checkpoints, job.training.keep_best_checkpoints)
@@ -146,8 +147,7 @@ class Worker:
         self.score = None
         config, step = self.job.training, self.progress.step
         batches = feed_step.micro_batches
-        # Dropout follows from seed, step and lane, so that it does not depend on the worker.
-        seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in self.lanes]
+        seeds = [dropout_seed(config.seed, step, lane) for lane in self.lanes]
         metrics = train_step(self.state, batches, seeds, self.rate(step), config, self.spikes)
         if not metrics.is_finite:
             own = [LaneBatch(*part) for part in zip(self.lanes, seeds, batches, strict=True)]
