@@ -237,8 +237,11 @@ def test_ctrl_c_ends_training_with_a_word_about_how_to_go_on(
     arguments = ["train", "--tokens_folder", digits / "run" / "tokens", "--out", tmp_path / "out", *SMALL[:4]]
     process = start(*arguments, "--training.log_every", 10, log=tmp_path / "log")
     wait_for(lambda: "source +" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+    second = tfray(*arguments)
+    assert second.returncode == 2 and f"is worked on by process {process.pid}" in second.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
+    assert not (tmp_path / "out" / "_lock.json").exists()
     assert "the same command goes on" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
 

@@ -49,8 +49,8 @@ class Placement(NamedTuple):
         return "PACK" if self.use_gpu else "SPREAD"
 
 
-def fit(job: TrainJob, steps: int) -> None:
-    """Run the workers to the last step.
+def fit(job: TrainJob, steps: int, holder: str) -> None:
+    """Run the workers to the last step; `holder` is the token of the lock that this job has on its place.
 
     Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
     """
@@ -60,7 +60,7 @@ def fit(job: TrainJob, steps: int) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     kind: Any = ray.remote(num_cpus=0)(Bell)
     bell = kind.remote()
-    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell)
+    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell, holder)
     display = Display(job.out)
     is_over = False
     while not is_over:

@@ -41,6 +41,7 @@ from tfray.training.stop import WISHES, Agreement, Preempted, Wish
 from tfray.training.trace import Trace
 from tfray.training.validation import Finding, Validation
 from tfray.training.validator import ActorValidator
+from tfray.units.lock import check_holder
 
 STEPS_AHEAD = 4
 """Steps whose tensors are made while the present one trains."""
@@ -58,6 +59,8 @@ class Settings(NamedTuple):
     """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
     bell: object
     """The actor by which the driver has the workers end."""
+    holder: str
+    """Token of the lock that the driver has on the place."""
 
 
 class Worker:
@@ -246,15 +249,22 @@ class Worker:
 
     def save(self) -> None:
         """Write a checkpoint in the background."""
+        self.check_place()
         self.progress = replace(self.progress, spikes=self.spikes.state_dict())
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
 
     def log(self, event: dict, step: int | None = None) -> None:
         """Write an event, once for all workers."""
+        self.check_place()
         if self.rank == 0:
             when = {"step": self.progress.step if step is None else step, "seconds": round(self.meter.seconds, 2)}
             write_event(self.job.out, {**event, **when})
+
+    def check_place(self) -> None:
+        """Raise InputError where another command has taken over: the driver of this worker was killed."""
+        if self.rank == 0:
+            check_holder(self.job.out, self.settings.holder)
 
     def log_start(self) -> None:
         """Say what is trained on what."""
