@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 CURVES = "curves.png"
 SHOWN_FILES = f"the lines here, {CURVES} or {FOLDER}/"
-SHOWN = ("start", "train", "valid", "stop")
+SHOWN = ("start", "train", "valid", "stop", "warning")
 DRAW_SECONDS = 60.0
 """The least time between two pictures: drawing takes a core about a second."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import ray
@@ -11,6 +12,7 @@ import ray.train
 from tfray.checkpoint.refusal import FULL
 from tfray.errors import InputError
 from tfray.training.group import usable_workers
+from tfray.training.log import WarningEvents
 from tfray.training.stop import WISHES, Wish
 from tfray.training.worker import Settings, Worker
 
@@ -26,6 +28,9 @@ def train_worker(config: dict) -> None:
         return
     WISHES.begin()
     threading.Thread(target=listen, args=(settings.bell,), daemon=True).start()
+    warnings = WarningEvents(settings.job.out)
+    if context.get_world_rank() == 0:
+        logging.getLogger("tfray").addHandler(warnings)
     try:
         Worker(settings, context.get_world_rank(), workers, started).run()
     except OSError as error:
@@ -37,6 +42,7 @@ def train_worker(config: dict) -> None:
         ) from error
     finally:
         WISHES.end()
+        logging.getLogger("tfray").removeHandler(warnings)
 
 
 def listen(bell) -> None:
