@@ -86,8 +86,9 @@ def was_preempted(error: BaseException | None) -> bool:
     failures = getattr(error, "worker_failures", {}).values()
     if any(find(failure, Preempted) for failure in failures):
         return True
-    causes = [error, *failures, getattr(error, "controller_failure", None)]
-    raise next(filter(None, map(find_input_error, filter(None, causes))), error) from None
+    given_up = getattr(error, "controller_failure", None)  # with a worker's own error, as it came
+    causes = [error, *failures, given_up]
+    raise next(filter(None, map(find_input_error, filter(None, causes))), given_up or error) from None
 
 
 def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
@@ -107,8 +108,8 @@ def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
         run_config=RunConfig(
             name="ray_train",
             storage_path=job.out,
-            failure_config=FailureConfig(max_failures=job.training.max_failures),
-            callbacks=[GiveUp()],
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[GiveUp(job.out, job.training.max_failures)],
         ),
     )
 
