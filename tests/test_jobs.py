@@ -153,6 +153,16 @@ def test_a_second_run_does_nothing_again(
     assert weights.stat().st_mtime_ns == before
 
 
+def test_the_mean_of_checkpoints_that_is_wanted_afterwards_is_written_without_a_step(
+    whole_run: subprocess.CompletedProcess[str], run_arguments: list[object], digits: Path
+) -> None:
+    for finished in (2, 3):
+        wanted = tfray(*run_arguments, "--training.average_checkpoints", 2)
+        assert wanted.returncode == 0 and wanted.stderr.count("finished and unchanged") == finished, wanted.stderr
+        assert "source +" not in wanted.stderr, "no step is taken"
+        assert (digits / "run" / "training" / "average" / "model.safetensors").exists()
+
+
 def test_a_changed_setting_is_refused_by_its_name(
     whole_run: subprocess.CompletedProcess[str], run_arguments: list[object]
 ) -> None:

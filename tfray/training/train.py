@@ -16,6 +16,7 @@ from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.folders import lacks_average
 from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
 from tfray.training.rehearse import rehearse
@@ -60,7 +61,7 @@ def train(job: TrainJob) -> str:
 def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock: Lock) -> str:
     """Return the folder of the trained model, trained now or before by a job that has the place for itself."""
     ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite, job.allow_change)
-    if ledger.is_finished:
+    if ledger.is_finished and not lacks_average(job, ledger.manifest):
         logger.info("training: %s is finished and unchanged", ledger.folder)
         return storage.join(job.out, "best")
     check_tokens(tokens)
@@ -109,6 +110,7 @@ def finish(job: TrainJob, ledger: Ledger) -> None:
             "best_step": progress.best_step,
             "best_metric": job.training.best_metric,
             "best_score": progress.best_score,
+            "average_checkpoints": job.training.average_checkpoints,
             "tokens": progress.tokens,
             "skipped_steps": progress.skipped,
             "seconds": progress.seconds,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,6 +26,7 @@ from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.ends import is_done, is_stale
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
 from tfray.training.folders import ModelFolders
@@ -209,14 +209,15 @@ class Worker:
 
     def after_step(self, wish: Wish) -> Wish:
         """Log, validate and save where it is time to, or where somebody wants it; return what is wanted then."""
-        config, step, is_done = self.job.training, self.progress.step, self.is_done
-        if is_done or step % config.log_every == 0:
+        config, step = self.job.training, self.progress.step
+        is_last = is_done(self.progress, config)
+        if is_last or step % config.log_every == 0:
             self.log_step()
         self.judge(self.validation.poll())
         try:
-            if is_done or step % config.validate_every == 0:
+            if is_last or step % config.validate_every == 0:
                 self.validate()
-            if is_done or self.is_stale:
+            if self.is_over:
                 self.judge(self.validation.finish())
         except Left as left:
             wish = left.wish
@@ -239,23 +240,7 @@ class Worker:
     @property
     def is_over(self) -> bool:
         """True when there is no step left to take."""
-        return self.is_done or self.is_stale
-
-    @property
-    def is_done(self) -> bool:
-        """True when the last epoch is over, the last step taken, or the token budget spent."""
-        config, progress = self.job.training, self.progress
-        return (
-            progress.epoch >= config.epochs
-            or progress.step >= (config.max_steps or math.inf)
-            or progress.tokens >= (config.token_budget or math.inf)
-        )
-
-    @property
-    def is_stale(self) -> bool:
-        """True when validation has not improved for `patience` times."""
-        patience = self.job.training.patience
-        return bool(patience) and self.progress.stale_validations >= patience
+        return is_done(self.progress, self.job.training) or is_stale(self.progress, self.job.training)
 
     @property
     def left(self) -> Pending:
