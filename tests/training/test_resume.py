@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from tests.cluster import Nodes
+from tests.training.runs import Run
+from tests.training.token_folders import make_token_folder
 from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig
 from tfray.training.resume import adapt, choose_precision
@@ -13,6 +20,14 @@ PROGRESS = Progress(
     step=90, epoch=2, pool=3, step_in_pool=17, best_score=31.0, best_step=80, stale_validations=4, order=ORDER,
     best_metric="bleu",
 )  # fmt: skip
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head and one more node."""
+    nodes = Nodes(2)
+    yield nodes
+    nodes.stop()
 
 
 def test_the_same_settings_change_nothing_and_say_nothing(caplog: pytest.LogCaptureFixture):
@@ -51,3 +66,23 @@ def test_precision_is_that_in_which_the_run_began_whatever_the_machines_are(capl
     assert choose_precision(Progress(precision="fp32"), TrainingConfig(), "bf16") == "fp32"
     assert "--training.precision bf16 --allow_change training.precision" in caplog.text
     assert choose_precision(Progress(precision="fp32"), TrainingConfig(precision="bf16"), "fp32") == "bf16"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_in_another_data_order_where_that_is_insisted_on(nodes: Nodes, tmp_path: Path):
+    make_token_folder(tmp_path / "tokens")
+    run = Run(tmp_path / "tokens", tmp_path / "run", nodes.address)
+    steps = ("--training.max_steps", "30", "--training.checkpoint_every", "5")  # an epoch has 4
+    run.start("1", *steps, pause=0.4)
+    run.wait_for(11)
+    run.process.kill()
+    run.process.wait()
+    other = ("--batches.max_tokens", "120", "--batches.pool_examples", "70")
+    run.start("2", *steps, *other)
+    assert run.process.wait(100) == 2
+    names = ("batches.max_tokens", "batches.pool_examples")
+    assert " ".join(f"--allow_change {name}" for name in names) in run.log.read_text()
+    run.start("2", *steps, *other, *(word for name in names for word in ("--allow_change", name)))
+    assert run.end()["steps"] == 30
+    assert re.search(r"the data order has changed, and epoch \d begins anew", run.log.read_text())
