@@ -83,6 +83,9 @@ class Display:
         except storage.READ_ERRORS as error:
             if not self.is_warned:
                 logger.warning(
-                    "training goes on, but %s cannot be kept up to date in %r: %s", SHOWN_FILES, self.out, error
+                    "%s cannot be kept up to date in %r, on which training does not depend: %s",
+                    SHOWN_FILES,
+                    self.out,
+                    error,
                 )
             self.is_warned = True
