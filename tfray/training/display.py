@@ -82,10 +82,6 @@ class Display:
             yield
         except storage.READ_ERRORS as error:
             if not self.is_warned:
-                logger.warning(
-                    "%s cannot be kept up to date in %r, on which training does not depend: %s",
-                    SHOWN_FILES,
-                    self.out,
-                    error,
-                )
+                said = "%s cannot be kept up to date in %r, on which training does not depend: %s"
+                logger.warning(said, SHOWN_FILES, self.out, error)
             self.is_warned = True
