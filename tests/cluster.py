@@ -1,7 +1,8 @@
 """A real Ray of several nodes on this machine, in a process of its own, for tests that kill parts of it.
 
 Run as a program: it starts a head and some nodes, prints the address, and then does what it is told by
-the lines of its input: `add` starts a node, `lose` kills the last one's raylet, an end of input stops all.
+the lines of its input: `add` starts a node, `lose` kills the last one's raylet, `lose NAME` that of one with a
+process of this name, an end of input stops all.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class Nodes:
         raise RuntimeError("the cluster's process has ended")
 
     def tell(self, order: str) -> None:
-        """Have a node added or lost, and wait until it is."""
+        """Have a node added or lost, and wait until it is; raises where there is none to lose."""
         assert self.process.stdin is not None
         self.process.stdin.write(order + "\n")
         self.process.stdin.flush()
-        self.answer()
+        assert self.answer() == "done"
 
     def workers(self, kind: str = "Map") -> list[psutil.Process]:
         """Return the processes that run actors or tasks of Ray Data, or those of another name (a raylet dies with
@@ -86,16 +87,38 @@ def serve(nodes: int) -> None:
     for order in sys.stdin:
         if order.strip() == "add":
             others.append(cluster.add_node(num_cpus=1, node_ip_address=next(addresses)))
-        elif others:
-            lose(cluster, others.pop())
+        else:
+            name = order.strip().removeprefix("lose").strip()
+            lost = next((node for node in reversed(others) if not name or runs(node, name)), None)
+            if lost is None:
+                print("cluster: there is no such node", flush=True)
+                continue
+            others.remove(lost)
+            lose(cluster, lost)
         print("cluster: done", flush=True)
     cluster.shutdown()
 
 
+def processes(node: object) -> list[psutil.Process]:
+    """Return a node's raylet and every process below it."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)  # type: ignore[attr-defined]
+    return [raylet, *raylet.children(recursive=True)]
+
+
+def runs(node: object, name: str) -> bool:
+    """Say whether a node has a process of a name."""
+    for process in processes(node):
+        try:
+            if " ".join(process.cmdline()).startswith(f"ray::{name}"):
+                return True
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return False
+
+
 def lose(cluster: object, node: object) -> None:
     """Kill a node as a power cut does: its raylet and every process below it, at once."""
-    raylet = node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
-    for process in [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]:
+    for process in processes(node):
         kill(process.pid)
     cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
 

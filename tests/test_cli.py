@@ -34,3 +34,5 @@ def test_the_one_folder_of_a_command_needs_no_flag() -> None:
 def test_settings_that_may_change_are_named_one_by_one() -> None:
     given = ["--tokens_folder", "a", "--out", "b", "--allow-change", "x.y", "--allow_change", "z"]
     assert read_job("train", config.TrainJob, given).allow_change == ["x.y", "z"]
+    given = ["--corpus.train", "a", "--test", "b", "--out", "c", "--allow-change", "training.epochs"]
+    assert read_job("run", config.RunJob, given).allow_change == ["training.epochs"]

@@ -153,6 +153,16 @@ def test_a_second_run_does_nothing_again(
     assert weights.stat().st_mtime_ns == before
 
 
+def test_the_mean_of_checkpoints_that_is_wanted_afterwards_is_written_without_a_step(
+    whole_run: subprocess.CompletedProcess[str], run_arguments: list[object], digits: Path
+) -> None:
+    for finished in (2, 3):
+        wanted = tfray(*run_arguments, "--training.average_checkpoints", 2)
+        assert wanted.returncode == 0 and wanted.stderr.count("finished and unchanged") == finished, wanted.stderr
+        assert "source +" not in wanted.stderr, "no step is taken"
+        assert (digits / "run" / "training" / "average" / "model.safetensors").exists()
+
+
 def test_a_changed_setting_is_refused_by_its_name(
     whole_run: subprocess.CompletedProcess[str], run_arguments: list[object]
 ) -> None:
@@ -237,8 +247,11 @@ def test_ctrl_c_ends_training_with_a_word_about_how_to_go_on(
     arguments = ["train", "--tokens_folder", digits / "run" / "tokens", "--out", tmp_path / "out", *SMALL[:4]]
     process = start(*arguments, "--training.log_every", 10, log=tmp_path / "log")
     wait_for(lambda: "source +" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+    second = tfray(*arguments)
+    assert second.returncode == 2 and f"is worked on by process {process.pid}" in second.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
+    assert not (tmp_path / "out" / "_lock.json").exists()
     assert "the same command goes on" in (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
 

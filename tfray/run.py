@@ -33,6 +33,7 @@ def run(job: RunJob) -> dict:
                 model=job.model,
                 batches=job.batches,
                 training=job.training,
+                allow_change=job.allow_change,
                 **shared,
             )
         )

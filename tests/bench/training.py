@@ -4,7 +4,7 @@
     python tests/bench/training.py                              # small
     python tests/bench/training.py --size base --rounds 3 --only tfray   # with the peer, hours on two cores
     python tests/bench/training.py --threads 1 --clock cpu      # what a busy machine can still say
-    python tests/bench/training.py memory --steps 2000          # how memory grows over so many steps
+    python tests/bench/training.py memory --steps 2000          # how memory grows over so many steps of new shapes
     python tests/bench/training.py ray --steps 120              # the train job against the bare loop
     python tests/bench/training.py --size big --device cuda --max-tokens 25000   # MFU on a GPU
 
@@ -62,6 +62,8 @@ class Setup(NamedTuple):
     batches: int
     device: str
     clock: str = "wall"
+    renews: bool = False
+    """True where each pass over the micro-batches finds other ones, of other lengths, as a long training does."""
 
 
 class Turn(NamedTuple):
@@ -82,15 +84,15 @@ class Turn(NamedTuple):
         return self.flops / self.seconds
 
 
-def make_batches(setup: Setup) -> list[Any]:
-    """Return micro-batches as the train job plans them."""
+def make_batches(setup: Setup, epoch: int = 0) -> list[Any]:
+    """Return micro-batches as the train job plans them; each epoch has pairs of its own, and so other shapes."""
     import numpy as np
 
     from tfray.batches.batch import Ragged, collate
     from tfray.batches.plan import plan_pool
     from tfray.config import BatchesConfig
 
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(1 + epoch)
     pairs = setup.batches * setup.max_tokens // 16
     drawn = random.lognormal(-0.125, 0.5, pairs) * 16
     lengths = [np.clip(np.rint(drawn * random.normal(1, 0.15, pairs)), 2, 100).astype(int) for _ in "st"]
@@ -224,7 +226,11 @@ def serve(pipe: Any, contender: Contender, setup: Setup, rank: int, port: int) -
     while (steps := pipe.recv()) is not None:
         seconds = tokens = work = 0.0
         for number in range(done, done + steps):
-            places = [(number * contender.lanes + lane) % len(batches) for lane in range(contender.lanes)]
+            first = number * contender.lanes
+            if setup.renews and first and first % len(batches) < contender.lanes:
+                batches = make_batches(setup, first // len(batches))
+                flops = [count_flops(setup, batch) for batch in batches]
+            places = [(first + lane) % len(batches) for lane in range(contender.lanes)]
             own = [batches[place] for place in places[rank :: contender.workers]]
             begun = now()
             step(own, number)
@@ -374,11 +380,12 @@ def print_mfu(team: Team) -> None:
     peak = known_peak(device)
     mfu = f"MFU {team.median('rate') / peak:.1%} of {peak / 1e12:.0f} TFLOP/s" if peak else "its peak is not known"
     print(f"{device}: {mfu} (asked 35 % for big)")
+    print(f"{team.median('speed'):,.0f} target tokens/s (asked 260,000 for big)")
 
 
 def measure_growth(options: argparse.Namespace, setup: Setup) -> None:
-    """Print how the memory of our step grows over many steps."""
-    team = Team(Contender(OURS, "bf16", threads=options.threads), setup)
+    """Print how the memory of our step grows over many steps, whose shapes are ever new ones."""
+    team = Team(Contender(OURS, "bf16", threads=options.threads), setup._replace(renews=True))
     parts = 10
     peaks = [team.run(options.steps // parts).megabytes for _ in range(parts)]
     print(f"peak memory after each tenth of {options.steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")

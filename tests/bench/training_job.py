@@ -24,9 +24,9 @@ def compare_with_job(options: argparse.Namespace) -> None:
     """Print the target tokens a second of the job, of the bare loop, and their ratio (asked: 0.95)."""
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(options, Path(folder))
-        bare = [run_bare(job)]
+        bare = [run_bare(job, options.device)]
         by_job = run_job(job)
-        bare.append(run_bare(job))
+        bare.append(run_bare(job, options.device))
     print(f"bare loop, before and after: {bare[0]:,.0f} and {bare[1]:,.0f} target tokens/s")
     print(f"through the train job: {by_job:,.0f} target tokens/s")
     print(f"job / bare loop: {by_job / statistics.mean(bare):.3f} (asked 0.95)")
@@ -52,7 +52,12 @@ def make_job(options: argparse.Namespace, folder: Path) -> Any:
     tokenize(TokenizeJob(out=tokens, corpus=corpus, tokens=TokensConfig(vocab_size=options.vocab, max_length=100)))
     every = 10**9
     training = TrainingConfig(
-        epochs=1, log_every=LOG_EVERY, validate_every=every, checkpoint_every=every, learning_rate=1e-4
+        epochs=1,
+        log_every=LOG_EVERY,
+        validate_every=every,
+        checkpoint_every=every,
+        learning_rate=1e-4,
+        use_gpu="yes" if options.device == "cuda" else "no",
     )
     return TrainJob(
         tokens_folder=tokens,
@@ -74,11 +79,11 @@ def run_job(job: Any) -> float:
     return statistics.median(rates[1:])
 
 
-def run_bare(job: Any) -> float:
+def run_bare(job: Any, device: str) -> float:
     """Return the median rate of the same steps without Ray."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=train_bare, args=(there, job))
+    process = context.Process(target=train_bare, args=(there, job, device))
     process.start()
     rates = here.recv()
     process.join()
@@ -86,8 +91,8 @@ def run_bare(job: Any) -> float:
     return statistics.median(rates[1:])
 
 
-def train_bare(pipe: Any, job: Any) -> None:
-    """Train one epoch on batches in memory; send the rate of each LOG_EVERY steps."""
+def train_bare(pipe: Any, job: Any, device: str) -> None:
+    """Train one epoch on batches in memory, on the job's kind of device; send the rate of each LOG_EVERY steps."""
     import torch
 
     from tfray.batches.batch import collate
@@ -106,7 +111,8 @@ def train_bare(pipe: Any, job: Any) -> None:
     steps = plan_pool(*pairs.lengths, job.batches, epoch=0, pool=0)
     batches = [collate(source.take(rows), target.take(rows)) for (rows,) in steps]
     architecture = resolve(job.model, tokens.manifest["vocab_size"], 100)
-    state = Replicated(Transformer(architecture), job.training, choose_dtype("auto", torch.device("cpu")))
+    model = Transformer(architecture).to(device)
+    state = Replicated(model, job.training, choose_dtype("auto", torch.device(device)))
     state.model.train()
     rates = []
     for start in range(0, len(batches) - LOG_EVERY + 1, LOG_EVERY):

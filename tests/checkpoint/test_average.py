@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.checkpoint.samples import KINDS, assert_equal, save_steps, some_state
+from tests.checkpoint.samples import KINDS, assert_equal, part, save_steps, some_state
 from tfray.checkpoint.average import average_checkpoints, chosen_checkpoints, mean_weights
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.state import Progress
-from tfray.errors import CheckpointMismatch, InputError
+from tfray.errors import InputError
 
 SCORES = {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.7, 5: 0.2}
 
@@ -65,16 +65,38 @@ def test_moving_averages_are_averaged_where_there_are_any_and_weights_otherwise(
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_no_checkpoint_and_a_damaged_one_and_one_of_another_model_are_refused(tmp_path: Path):
+def test_scores_by_another_metric_do_not_count(tmp_path: Path):
+    checkpoints = Checkpoints(str(tmp_path), 1, 2)
+    for step, (metric, score) in enumerate([("bleu", 30.0), ("bleu", 20.0), ("loss", -3.0), ("loss", -2.0)], 1):
+        checkpoints.save(Progress(step=step, best_metric=metric), some_state(step), score)
+    checkpoints.wait()
+    assert steps(chosen_checkpoints(str(tmp_path), 2, of_best=True)) == [3, 4]
+
+
+def test_a_damaged_checkpoint_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    save_steps(tmp_path, 1, 2, 3)
+    damage(tmp_path, 1)
+    found = average_checkpoints(str(tmp_path), 3, of_best=False)
+    expected = (some_state(2)["average.inner"] + some_state(3)["average.inner"]) / 2
+    torch.testing.assert_close(found["inner"], expected)
+    assert "made without one: " in caplog.text and "step-00000001' is damaged" in caplog.text
+    for step in (2, 3):
+        damage(tmp_path, step)
+    with pytest.raises(InputError, match="there is no whole checkpoint"):
+        average_checkpoints(str(tmp_path), 3, of_best=False)
+
+
+def damage(out: Path, step: int) -> None:
+    """Change the last byte of a checkpoint's tensors."""
+    path = part(out, step)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_no_checkpoint_and_one_of_another_model_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="there is no checkpoint of which to take the mean; lower"):
         average_checkpoints(str(tmp_path), 2, of_best=False)
     others = {"a": some_state(0), "b": some_state(0, ("weight",))}
     with pytest.raises(InputError, match="'a' and 'b' are of different models"):
         mean_weights(["a", "b"], others.__getitem__)
-    save_steps(tmp_path, 1, 2)
-    for path in (tmp_path / "checkpoints/step-00000001").glob("part-*"):
-        data = bytearray(path.read_bytes())
-        data[-1] ^= 1
-        path.write_bytes(data)
-    with pytest.raises(CheckpointMismatch, match="step-00000001' is damaged"):
-        average_checkpoints(str(tmp_path), 2, of_best=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.fs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tfray import storage
@@ -143,6 +145,45 @@ def test_the_picture_is_drawn_at_validations_but_not_all_the_time(tmp_path: Path
     assert drawn == [3, 4]
     display.draw()
     assert drawn == [3, 4, 4]
+
+
+def fail(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_said_once_harms_nothing_and_all_is_made_up_for_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    out = str(tmp_path)
+    display = Display(out)
+    events = [start(0), train(10, 4.0), valid(10, loss=3.0, perplexity=20.0), train(20, 3.0)]
+    with monkeypatch.context() as full, caplog.at_level(logging.INFO):
+        full.setattr(storage, "publish_bytes", fail)
+        full.setattr(EventsWriter, "write_event", fail)
+        for event in events:
+            write_event(out, event)
+            display.update()
+        display.draw()
+        Display(out).draw()
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2 and all(
+        "training does not depend" in warning and "No space left" in warning for warning in warnings
+    )
+    assert sum("loss" in message for message in caplog.messages) == 3, "the lines are shown all the same"
+    assert not (tmp_path / CURVES).exists()
+    display.draw()
+    assert read_board(tmp_path / FOLDER)["training/loss"] == {10: 4.0, 20: 3.0}
+    assert (tmp_path / CURVES).exists()
+
+
+def test_a_log_that_cannot_be_read_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_event(str(tmp_path), train(10, 4.0))
+    with monkeypatch.context() as lost:
+        lost.setattr(storage, "file_size", fail)
+        display = Display(str(tmp_path))
+        display.update()
+    display.update()
+    assert display.events == [train(10, 4.0)]
 
 
 @pytest.mark.ray  # as slow as one: a server of its own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
 from tfray.errors import InputError
 from tfray.training import fit
 from tfray.training.fit import place_workers, was_preempted
-from tfray.training.group import GiveUp, usable_workers
+from tfray.training.group import GiveUp, WorkerFailed, usable_workers
 from tfray.training.stop import Preempted
 
 
@@ -72,8 +74,36 @@ def test_workers_that_made_room_are_no_failure_and_other_errors_are_raised() -> 
         was_preempted(Failed(ConnectionError("lost"), InputError("shard is damaged")))
 
 
-def test_what_a_restart_cannot_mend_ends_training_at_once() -> None:
-    callback = GiveUp()
+def save(out: Path, step: int) -> None:
+    state = out / f"checkpoints/step-{step:08d}/state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
+
+
+def test_losses_count_only_where_no_checkpoint_was_written_in_between(tmp_path: Path) -> None:
+    callback = GiveUp(str(tmp_path), 2)
+    for step in range(1, 20):  # on a pre-emptible cluster, for ever
+        callback.after_exception(None, {0: ConnectionError("gone")})
+        callback.after_exception(None, {0: WorkerFailed("connection closed by peer"), 1: ConnectionError("gone")})
+        save(tmp_path, step)
+    for _ in range(2):
+        callback.after_exception(None, {0: ConnectionError("gone")})
+    callback.after_exception(None, {0: Preempted("all was saved at this very step")})
+    with pytest.raises(InputError, match=r"failed 3 times in a row since .*step-00000019.* was written.*: gone; see"):
+        callback.after_exception(
+            None, {0: WorkerFailed("connection closed by peer"), 1: ConnectionError("gone\nid: 7")}
+        )
+
+
+def test_an_error_that_comes_again_and_again_is_raised_as_it_is(tmp_path: Path) -> None:
+    callback = GiveUp(str(tmp_path), 1)
+    callback.after_exception(None, {0: WorkerFailed("a bug")})
+    with pytest.raises(WorkerFailed, match="a bug"):
+        callback.after_exception(None, {0: WorkerFailed("a bug")})
+
+
+def test_what_a_restart_cannot_mend_ends_training_at_once(tmp_path: Path) -> None:
+    callback = GiveUp(str(tmp_path), 99)
     callback.after_exception(None, {0: ConnectionError("lost")})
     with pytest.raises(InputError, match="disk is full"):
         callback.after_exception(None, {0: ConnectionError("lost"), 1: InputError("disk is full")})

@@ -44,8 +44,8 @@ def test_the_sequence_of_examples_is_the_same_whatever_is_killed_and_however_man
             kill(process.pid)
             kills["worker"] += 1
         after = len(killed.events())
-        killed.wait_for(killed.step + chance.randrange(2, 15), after=after)
-        nodes.tell("lose")
+        killed.wait_for(killed.step + chance.randrange(2, 15), workers=2, after=after)
+        nodes.tell("lose RayTrainWorker")
         nodes.tell("add")
         kills["node"] += 1
         for workers in ("1", "4"):
@@ -66,5 +66,7 @@ def test_the_sequence_of_examples_is_the_same_whatever_is_killed_and_however_man
     }, "what was done, once or again, was done with the same examples"
     assert found["steps"] == expected["steps"] == STEPS
     assert found["tokens"] == expected["tokens"]
+    losses = [{event["step"]: event["loss"] for event in run.events() if "loss" in event} for run in (calm, killed)]
+    assert losses[1][STEPS] == pytest.approx(losses[0][STEPS], rel=1e-3)
     assert found["best_score"] == pytest.approx(expected["best_score"], rel=1e-4)
     assert {1, 2, 4} <= set(starts)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.training.log import LOG, LogReader, describe, format_seconds, read_events, write_event
+from tfray import storage
+from tfray.training.log import LOG, LogReader, WarningEvents, describe, format_seconds, read_events, write_event
 
 EVENTS: dict[str, dict] = {
     "start": {
@@ -78,6 +81,29 @@ def test_a_reader_gets_every_event_once_whatever_was_written_when_it_looked(
         found += reader.new_events()
     assert found == list(EVENTS.values())
     assert reader.new_events() == []
+
+
+def test_a_value_that_is_not_finite_is_null_for_programs_and_not_a_number_for_us(tmp_path: Path):
+    write_event(str(tmp_path), EVENTS["train"] | {"loss": math.nan, "gradient_norm": math.inf})
+    stored = json.loads((tmp_path / LOG).read_text(), parse_constant=pytest.fail)
+    assert stored == EVENTS["train"] | {"loss": None, "gradient_norm": None}
+    (event,) = read_events(str(tmp_path))
+    assert math.isnan(event["loss"]) and "loss nan" in describe(event)
+
+
+def test_warnings_of_a_worker_are_shown_to_people_and_a_full_disk_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    logger, handler = logging.getLogger("tfray.somewhere"), WarningEvents(str(tmp_path))
+    logger.addHandler(handler)
+    try:
+        logger.warning("checkpoint %r is damaged", "step-1")
+        logger.info("nothing that matters")
+        monkeypatch.setattr(storage, "append_line", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        logger.warning("lost")
+    finally:
+        logger.removeHandler(handler)
+    assert [describe(event) for event in read_events(str(tmp_path))] == ["checkpoint 'step-1' is damaged"]
 
 
 @pytest.mark.parametrize("kind", EVENTS)

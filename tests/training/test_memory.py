@@ -111,6 +111,7 @@ def test_what_shares_memory_out_or_spares_it_is_seen():
     assert total(parallel="fsdp", workers=8) < total(workers=8) / 1.5
     assert total(parallel="fsdp", workers=8) < total(parallel="fsdp", workers=2)
     assert total(parallel="fsdp", workers=8) < total(parallel="fsdp", workers=8, lanes=2)
+    assert total(parallel="fsdp", workers=10**6) > 4 * sum(count_parameters(big).values()), "validation takes all of it"
     assert total(activation_checkpointing=True) < total()
     assert total(r_drop=1.0) > total() and total(ema_decay=0.9) > total()
     assert total(on_gpu=True) < total() + (256 - 32 << 22)

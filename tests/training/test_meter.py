@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -84,6 +85,9 @@ def test_validation_takes_no_training_time_and_no_share_of_it(clock: Clock):
     meter = Meter(0.0)
     with meter.paused():
         clock.now += 50
+    with contextlib.suppress(KeyError), meter.paused():
+        clock.now += 50
+        raise KeyError("left")
     meter.add(step(1.0))
     clock.now += 2
     assert meter.take()["seconds_per_step"] == 2.0

@@ -104,6 +104,10 @@ def test_it_says_whether_it_begins_or_goes_on_or_is_done(tokens: TokenFolder, jo
     assert listing(Path(job.out)) == before
     Ledger(job.out, ledger.made_from).finish({})
     assert "is finished and unchanged" in describe_place(job, made)
+    averaging = replace(job, training=replace(job.training, average_checkpoints=2))
+    assert "only average/ would be written" in describe_place(averaging, made_from(averaging, tokens))
+    Ledger(job.out, ledger.made_from).finish({"average_checkpoints": 2})
+    assert "is finished and unchanged" in describe_place(averaging, made_from(averaging, tokens))
 
 
 def test_a_folder_of_something_else_is_refused(tokens: TokenFolder, job: TrainJob):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tfray.errors import InputError
 from tfray.tokens.shards import TokenFolder
 from tfray.training import train as train_file
 from tfray.training.train import count_steps, made_from, train
+from tfray.units.lock import Lock
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,16 @@ def test_a_weight_of_an_unknown_corpus_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match=r"batches\.weights\.c=2 .* there are: a, b"):
         train(replace(job, batches=BatchesConfig(weights={"c": 2.0})))
     assert not Path(job.out).exists()
+
+
+def test_a_place_on_which_another_command_works_is_refused(
+    tokens: TokenFolder, job: TrainJob, monkeypatch: pytest.MonkeyPatch
+):
+    folder = replace(tokens, manifest=tokens.manifest | {"vocab_size": 300})
+    monkeypatch.setattr(train_file, "open_tokens", lambda _: folder)
+    with Lock(job.out), pytest.raises(InputError, match=f"is worked on by process {os.getpid()}"):
+        train(job)
+    assert not [*Path(job.out).iterdir()], "nothing was made, and the lock is released"
 
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0.5, "b": 3.0}])

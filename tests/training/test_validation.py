@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tfray import storage
 from tfray.batches.batch import collate
-from tfray.batches.pool import read_shards
+from tfray.batches.pool import Pairs, read_shards
 from tfray.config import GenerationConfig, TokensConfig, TrainingConfig
 from tfray.generation.generate import generate
 from tfray.model.architecture import Architecture
@@ -25,6 +25,7 @@ from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TOKENIZER, TokenFolder
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
+from tfray.training import validation as validation_file
 from tfray.training.replicated import Replicated
 from tfray.training.step import train_step
 from tfray.training.validation import (
@@ -35,7 +36,7 @@ from tfray.training.validation import (
     Weights,
     choose_pairs,
     gather,
-    load_validation,
+    read_validation,
     validation_loss,
 )
 
@@ -106,7 +107,7 @@ def test_workers_share_out_every_validation_pair_once(tmp_path: Path, write_toke
     tokens = write_tokens(str(tmp_path), [("valid", pairs[:20]), ("valid", pairs[20:])], split="valid")
     found = []
     for rank in range(workers):
-        for batch in load_validation(tokens, 60, rank, workers):
+        for batch in read_validation(tokens, 60, rank, workers):
             rows = zip(batch.source_ids.tolist(), batch.label_ids.tolist(), strict=True)
             found += [tuple([t for t in ids if t not in (PAD_ID, BOS_ID, EOS_ID)] for ids in row) for row in rows]
     assert sorted(row for row in found if row[1]) == sorted(pairs)
@@ -116,11 +117,12 @@ def test_workers_share_out_every_validation_pair_once(tmp_path: Path, write_toke
 def test_workers_have_equally_many_micro_batches_and_those_that_fill_up_count_nothing(
     tmp_path: Path, write_tokens, pairs: int
 ):
-    tokens = write_tokens(str(tmp_path), [("valid", [([5] * (1 + row % 9), [6]) for row in range(pairs)])], "valid")
-    alone = load_validation(tokens, 60, 0, 1)
-    shares = [load_validation(tokens, 60, rank, 4) for rank in range(4)]
-    assert {len(share) for share in shares} == {-(-len(alone) // 4)}
-    assert len(alone) % 4, "one of them has to fill up"
+    shard = ("valid", [([5] * (1 + row % 9), [6]) for row in range(pairs)])
+    tokens = write_tokens(str(tmp_path), [shard, shard], "valid")
+    alone = list(read_validation(tokens, 60, 0, 1))
+    shares = [list(read_validation(tokens, 60, rank, 4)) for rank in range(4)]
+    assert {len(share) for share in shares} == {2 * -(-len(alone) // 8)}
+    assert len(alone) % 8, "one of them has to fill up"
     target_tokens = [batch.target_tokens for share in shares for batch in share]
     assert sum(target_tokens) == sum(batch.target_tokens for batch in alone)
     assert target_tokens.count(0) == sum(map(len, shares)) - len(alone)
@@ -128,7 +130,24 @@ def test_workers_have_equally_many_micro_batches_and_those_that_fill_up_count_no
 
 def test_without_validation_shards_there_are_no_batches(tmp_path: Path, write_tokens):
     tokens = write_tokens(str(tmp_path), [("a", [([5], [6])])])
-    assert load_validation(tokens, 60, 0, 1) == []
+    assert list(read_validation(tokens, 60, 0, 1)) == []
+
+
+def test_one_shard_is_held_at_a_time(tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch):
+    tokens = write_tokens(str(tmp_path), [("a", some_pairs(20))] * 3, split="valid")
+    read: list[str] = []
+
+    def read_one(paths: list[str]) -> Pairs:
+        (path,) = paths
+        read.append(path)
+        return read_shards(paths)
+
+    monkeypatch.setattr(validation_file, "read_shards", read_one)
+    batches = read_validation(tokens, 60, 0, 1)
+    next(batches)
+    assert read == tokens.paths("valid")[:1]
+    list(batches)
+    assert read == tokens.paths("valid")
 
 
 @given(st.integers(1, 60))
@@ -210,16 +229,26 @@ def train(tokens: TokenFolder, precision: torch.dtype, validation: str, steps: i
 
 
 class Beside:
-    """A validator that answers at the end."""
+    """A validator that answers at the end, when it is asked for the second time."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, Weights]] = []
+        self.polls = 0
+
+    @property
+    def awaited(self) -> int | None:
+        return self.asked[-1][0] if self.asked else None
 
     def offer(self, step: int, weights: Weights) -> None:
         self.asked.append((step, weights))
 
-    def poll(self, wait: bool) -> list[Finding]:
-        return [Finding(step, {"bleu": float(step)}, weights, 0.5) for step, weights in self.asked] if wait else []
+    def poll(self, seconds: float) -> list[Finding]:
+        self.polls += bool(seconds)
+        if self.polls < 2:
+            return []
+        found = [Finding(step, {"bleu": float(step)}, weights, 0.5) for step, weights in self.asked]
+        self.asked = []
+        return found
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -241,7 +270,7 @@ def test_what_is_found_is_of_the_averaged_weights(words: TokenFolder):
     model = Transformer(architecture)
     model.load_state_dict(finding.weights)
     averaged = Replicated(model, CONFIG, torch.float32)
-    loss = validation_loss(averaged.model, load_validation(words, 200, 0, 1), CPU)
+    loss = validation_loss(averaged.model, read_validation(words, 200, 0, 1), CPU)
     assert finding.metrics["loss"] == pytest.approx(loss, rel=1e-6)
     assert not torch.equal(averaged.master, state.master)
     decoder = Decoder(words, architecture, CONFIG, CPU)
@@ -274,12 +303,67 @@ def test_without_validation_data_nothing_is_found_but_the_weights(tmp_path: Path
 def test_workers_ask_what_was_found_at_the_same_calls_and_not_at_each(words: TokenFolder, monkeypatch):
     architecture = architecture_for(words.tokenizer)
     beside, asked = Beside(), []
-    monkeypatch.setattr(beside, "poll", lambda wait: asked.append(wait) or [])
+    monkeypatch.setattr(beside, "poll", lambda seconds: asked.append(seconds) or [])
     validation = Validation(words, architecture, CONFIG, 60, CPU, 0, True, beside)
     for _ in range(2 * POLLED + 1):
         validation.poll()
-    validation.finish()
-    assert asked == [False, False, True]
+    assert asked == [], "nothing is awaited"
+    validation.score(Replicated(Transformer(architecture), CONFIG, torch.float32), 7)
+    for _ in range(2 * POLLED + 1):
+        validation.poll()
+    assert asked == [0.0, 0.0]
+
+
+class Wanted(Exception):
+    """Somebody wants the worker to end."""
+
+
+@pytest.mark.parametrize("looks", range(4))
+def test_validation_is_left_in_the_middle_and_training_goes_on_as_if_it_had_not_begun(
+    words: TokenFolder, looks: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(validation_file, "DECODED_AT_ONCE", 10)
+    architecture = architecture_for(words.tokenizer)
+    state = Replicated(Transformer(architecture), CONFIG, torch.float32)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    left = looks
+
+    def between() -> None:
+        nonlocal left
+        if left == 0:
+            raise Wanted
+        left -= 1
+
+    validation = Validation(words, architecture, CONFIG, 10_000, CPU, 0, between=between)
+    with pytest.raises(Wanted):
+        validation.validate(state, 3)
+    assert state.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+    left = 1000
+    (again,) = validation.validate(state, 3)
+    (whole,) = Validation(words, architecture, CONFIG, 10_000, CPU, 0).validate(state, 3)
+    assert again.metrics == whole.metrics
+
+
+def test_the_end_is_not_waited_for_where_somebody_wants_the_worker_to_end(words: TokenFolder):
+    architecture = architecture_for(words.tokenizer)
+    state = Replicated(Transformer(architecture), CONFIG, torch.float32)
+
+    def between() -> None:
+        if is_wanted:
+            raise Wanted
+
+    is_wanted = False
+    validation = Validation(words, architecture, CONFIG, 60, CPU, 0, True, Beside(), between)
+    validation.validate(state, 4)
+    is_wanted = True
+    with pytest.raises(Wanted):
+        list(validation.finish())
+    assert validation.awaited == 4, "whoever goes on from here asks again"
+    other = Validation(words, architecture, CONFIG, 60, CPU, 0, True, Beside())
+    assert other.score(state, 4) == []
+    (late,) = other.finish()
+    assert (late.step, late.metrics, other.awaited) == (4, {"bleu": 4.0}, None)
 
 
 def validate_in_group(rank: int, folder: str, manifest: dict, port: str, results: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ import torch
 from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
 from tfray.errors import InputError
 from tfray.training import validator as validator_file
-from tfray.training.validation import Decoder, Weights
+from tfray.training.validation import Decoder, Finding, Weights
 from tfray.training.validator import ActorValidator, Room, choose_place
 
 ALONE = Room(cpus=2, gpus=0, machines=1, taken_cpus=1.25, taken_gpus=0)
@@ -77,6 +78,16 @@ def helpers() -> ModuleType:
     return module
 
 
+def finish(validator: ActorValidator) -> list[Finding]:
+    """Return what comes until all that was asked for is answered, as the end of training does."""
+    found: list[Finding] = []
+    deadline = time.monotonic() + 120
+    while validator.awaited is not None:
+        assert time.monotonic() < deadline
+        found += validator.poll(0.2)
+    return found
+
+
 @pytest.mark.ray
 def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged(tmp_path: Path, write_tokens):
     import ray
@@ -92,10 +103,11 @@ def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         validator = ActorValidator(tokens, architecture, shared.CONFIG)
-        assert validator.poll(wait=False) == []
+        assert validator.poll(0) == [] and validator.awaited is None
         for step in (1, 2, 3):  # far faster than the actor starts
             validator.offer(step, weights_of(step))
-        found = validator.poll(wait=True)
+        assert validator.awaited == 3
+        found = finish(validator)
         assert [finding.step for finding in found] == [1, 3]
         for finding in found:
             assert finding.metrics == decoder.scores(decoder.decode(weights_of(finding.step)))
@@ -107,11 +119,95 @@ def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged
         found = []
         while not found:
             time.sleep(0.2)
-            found = validator.poll(wait=False)
+            found = validator.poll(0)
         assert [finding.step for finding in found] == [4]
-        assert validator.poll(wait=True) == []
+        assert finish(validator) == []
     finally:
         ray.shutdown()
+
+
+@pytest.mark.ray
+def test_weights_that_cannot_be_scored_are_named_and_training_goes_on(
+    tmp_path: Path, write_tokens, caplog: pytest.LogCaptureFixture
+):
+    import ray
+
+    shared = helpers()
+    tokens = shared.write_words(tmp_path, write_tokens)
+    architecture = shared.architecture_for(tokens.tokenizer)
+    weights = shared.random_weights(architecture)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator.offer(1, {"no such weight": torch.zeros(1)})
+        assert finish(validator) == []
+        assert "validation of step 1 has no scores, and training goes on without: RuntimeError: " in caplog.text
+        validator.offer(2, weights)
+        (finding,) = finish(validator)
+        assert finding.step == 2
+    finally:
+        ray.shutdown()
+
+
+class Deadly:
+    """Dies of whatever it is asked to score."""
+
+    def __init__(self, *settings: object) -> None:
+        pass
+
+    def score(self, arrays: dict) -> None:
+        os._exit(1)
+
+    def is_ready(self) -> bool:
+        return True
+
+
+@pytest.mark.ray
+def test_an_actor_that_dies_each_time_hangs_nothing(
+    tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    import ray
+
+    shared = helpers()
+    tokens = shared.write_words(tmp_path, write_tokens)
+    architecture = shared.architecture_for(tokens.tokenizer)
+    monkeypatch.setattr(validator_file, "Work", Deadly)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator.offer(1, shared.random_weights(architecture))
+        assert finish(validator) == []
+        assert "validation of step 1 has no scores" in caplog.text
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.ray
+def test_an_actor_lost_for_good_leaves_the_newest_weights_to_the_worker(
+    tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    shared = helpers()
+    tokens = shared.write_words(tmp_path, write_tokens)
+    architecture = shared.architecture_for(tokens.tokenizer)
+    weights = shared.random_weights(architecture)
+    monkeypatch.setattr(validator_file, "START_SECONDS", 2.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    node = cluster.add_node(num_cpus=1)
+    ray.init(cluster.address, log_to_driver=False, configure_logging=False)
+    try:
+        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator.offer(1, weights)
+        assert [finding.step for finding in finish(validator)] == [1]
+        cluster.remove_node(node)
+        validator.offer(2, weights)
+        assert [finding.step for finding in finish(validator)] == [2]
+        assert "validation of step 2: its actor finds no place in the cluster; decoded here" in caplog.text
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.mark.ray
@@ -130,7 +226,7 @@ def test_an_actor_that_never_finds_room_leaves_the_newest_weights_to_the_worker(
         validator = ActorValidator(tokens, architecture, shared.CONFIG)
         validator.offer(1, weights)
         validator.offer(2, weights)
-        (finding,) = validator.poll(wait=True)
+        (finding,) = finish(validator)
         decoder = Decoder(tokens, architecture, shared.CONFIG, torch.device("cpu"))
         assert (finding.step, finding.metrics) == (2, decoder.scores(decoder.decode(weights)))
     finally:

@@ -14,7 +14,7 @@ import pytest
 from tfray import storage
 from tfray.errors import InputError
 from tfray.units import lock as lock_module
-from tfray.units.lock import LOCK, Lock, read_owner
+from tfray.units.lock import LOCK, Lock, check_holder, read_owner
 
 
 def test_the_second_is_told_who_holds_the_place(tmp_path: Path) -> None:
@@ -23,6 +23,14 @@ def test_the_second_is_told_who_holds_the_place(tmp_path: Path) -> None:
     with Lock(str(tmp_path)):
         pass
     assert not (tmp_path / LOCK).exists()
+
+
+def test_who_works_for_a_holder_is_told_when_the_place_is_anothers(tmp_path: Path) -> None:
+    check_holder(str(tmp_path), "token")  # nobody holds it
+    with Lock(str(tmp_path)) as lock:
+        check_holder(str(tmp_path), lock.token)
+        with pytest.raises(InputError, match=f"is worked on by process {os.getpid()}"):
+            check_holder(str(tmp_path), "token of one before")
 
 
 def hold(folder: str) -> None:

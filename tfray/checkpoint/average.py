@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from torch import Tensor
 
-from tfray.checkpoint.checkpoints import kept_folders, read_weights
-from tfray.checkpoint.state import complete_checkpoints, read_state
-from tfray.errors import InputError
+from tfray.checkpoint.checkpoints import kept_folders, read_weights, scored_folders
+from tfray.checkpoint.state import complete_checkpoints
+from tfray.errors import CheckpointMismatch, InputError
+
+logger = logging.getLogger(__name__)
 
 
 def average_checkpoints(out: str, count: int, of_best: bool) -> dict[str, Tensor]:
@@ -22,23 +25,33 @@ def chosen_checkpoints(out: str, count: int, of_best: bool) -> list[str]:
     Where no validation has given any a score, the newest are the best.
     """
     folders = complete_checkpoints(out)
-    scored = [(folder, read_state(folder).score) for folder in folders] if of_best else []
+    scored = scored_folders(folders) if of_best else []
     _, *best = kept_folders(scored, 1, count) or [""]
     return best or folders[-count:]
 
 
 def mean_weights(folders: list[str], read: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of the tensors that `read` gives of each folder, by name; two of each are held at a time."""
-    if not folders:
-        raise InputError(
-            "training.average_checkpoints: there is no checkpoint of which to take the mean; "
-            "lower training.checkpoint_every, or set training.average_checkpoints to 0"
-        )
-    mean = read(folders[0])
-    for number, folder in enumerate(folders[1:], start=2):
-        weights = read(folder)
+    """Return the mean of the tensors that `read` gives of each folder, by name; two of each are held at a time.
+
+    A damaged one is left out, and named in a warning.
+    """
+    mean: dict[str, Tensor] = {}
+    taken: list[str] = []
+    for folder in folders:
+        try:
+            weights = read(folder)
+        except CheckpointMismatch as error:
+            logger.warning("the mean of %d checkpoints is made without one: %s", len(folders), error)
+            continue
+        taken.append(folder)
+        mean = mean or weights
         if weights.keys() != mean.keys():
-            raise InputError(f"checkpoints {folders[0]!r} and {folder!r} are of different models; average those of one")
+            raise InputError(f"checkpoints {taken[0]!r} and {folder!r} are of different models; average those of one")
         for name, weight in mean.items():
-            weight.lerp_(weights[name], 1 / number)  # what is the same everywhere stays the same to the bit
+            weight.lerp_(weights[name], 1 / len(taken))  # what is the same everywhere stays the same to the bit
+    if not taken:
+        raise InputError(
+            f"training.average_checkpoints: there is no {'whole ' if folders else ''}checkpoint of which to take the "
+            "mean; lower training.checkpoint_every, or set training.average_checkpoints to 0"
+        )
     return mean

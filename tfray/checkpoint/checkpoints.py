@@ -108,7 +108,7 @@ class Checkpoints:
     def sweep(self, newest: str) -> None:
         """Delete what is not kept, and what kills have left unfinished; `newest` is published."""
         whole = [folder for folder in complete_checkpoints(self.out) if folder not in self.unusable]
-        kept = kept_folders([(folder, read_state(folder).score) for folder in whole], self.keep, self.keep_best)
+        kept = kept_folders(scored_folders(whole), self.keep, self.keep_best)
         for folder in begun(self.out):
             if folder not in {*kept, newest}:
                 storage.remove(storage.join(folder, STATE))  # first, so that no kill leaves half a checkpoint
@@ -141,6 +141,14 @@ class Checkpoints:
             else:
                 return saved.progress
         return Progress()
+
+
+def scored_folders(folders: list[str]) -> list[tuple[str, float | None]]:
+    """Return whole checkpoints with their scores, of which only those by the newest one's metric count."""
+    states = [read_state(folder) for folder in folders]
+    metric = states[-1].progress.best_metric if states else ""
+    scores = [state.score if state.progress.best_metric == metric else None for state in states]
+    return list(zip(folders, scores, strict=True))
 
 
 def kept_folders(scored: list[tuple[str, float | None]], keep: int, keep_best: int) -> list[str]:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import xxhash
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS, STATE = "checkpoints", "state.json"
 FORMAT = 2
+
+Pending = Literal["", "validation", "scores"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class Progress:
     """Validations since the best."""
     seconds: float = 0.0
     """Time spent training, over all starts."""
+    order: dict = field(default_factory=dict)
+    """What the cursor counts by (batches/order.py)."""
+    best_metric: str = ""
+    """By which the best score is the best."""
+    precision: str = ""
+    """In which training computes: bf16 or fp32."""
+    pending: Pending = ""
+    """What was still to be found of these very weights when they were saved."""
 
     @property
     def cursor(self) -> Cursor:

@@ -134,6 +134,8 @@ class RunJob:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     overwrite: bool = False
     """Do the stages whose settings or inputs have changed again, in place."""
+    allow_change: list[str] = field(default_factory=list)
+    """Settings of the training, by name, that may differ from those with which it began: it goes on with the new."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class TrainingConfig:
     """CPU cores that Ray reserves for a worker, which computes with as many threads. Default: Ray reserves what leaves
     a core for the data tasks, and the workers of a machine share its cores."""
     max_failures: int = 3
-    """Lost workers or nodes after which training gives up."""
+    """Losses of workers or nodes in a row, without a new checkpoint in between, that training survives."""
     validate_every: int = 500
     """Steps between validations (the last step always validates)."""
     valid_rows: int = 500
@@ -104,7 +104,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
     keep_best_checkpoints: int = 0
-    """Checkpoints with the best validations that are kept too."""
+    """Checkpoints with the best validations that are kept too; one is then written at each validation."""
     average_checkpoints: int = 0
     """Write the mean of the weights of the last so many checkpoints (of the best ones, with keep_best_checkpoints) as
     the model folder average/; 0 switches it off."""

@@ -67,7 +67,7 @@ def drop_undone(events: Events) -> Events:
     kept: Events = []
     for event in events:
         if event["event"] == "start":
-            kept = [other for other in kept if other["step"] <= event["step"]]
+            kept = [other for other in kept if other.get("step", 0) <= event["step"]]
         kept.append(event)
     return kept
 

@@ -49,8 +49,8 @@ class Placement(NamedTuple):
         return "PACK" if self.use_gpu else "SPREAD"
 
 
-def fit(job: TrainJob, steps: int) -> None:
-    """Run the workers to the last step.
+def fit(job: TrainJob, steps: int, holder: str) -> None:
+    """Run the workers to the last step; `holder` is the token of the lock that this job has on its place.
 
     Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
     """
@@ -60,7 +60,7 @@ def fit(job: TrainJob, steps: int) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     kind: Any = ray.remote(num_cpus=0)(Bell)
     bell = kind.remote()
-    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell)
+    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell, holder)
     display = Display(job.out)
     is_over = False
     while not is_over:
@@ -86,8 +86,9 @@ def was_preempted(error: BaseException | None) -> bool:
     failures = getattr(error, "worker_failures", {}).values()
     if any(find(failure, Preempted) for failure in failures):
         return True
-    causes = [error, *failures, getattr(error, "controller_failure", None)]
-    raise next(filter(None, map(find_input_error, filter(None, causes))), error) from None
+    given_up = getattr(error, "controller_failure", None)  # with a worker's own error, as it came
+    causes = [error, *failures, given_up]
+    raise next(filter(None, map(find_input_error, filter(None, causes))), given_up or error) from None
 
 
 def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
@@ -107,8 +108,8 @@ def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
         run_config=RunConfig(
             name="ray_train",
             storage_path=job.out,
-            failure_config=FailureConfig(max_failures=job.training.max_failures),
-            callbacks=[GiveUp()],
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[GiveUp(job.out, job.training.max_failures)],
         ),
     )
 

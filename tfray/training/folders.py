@@ -14,6 +14,14 @@ from tfray.config import TextConfig, TrainJob
 from tfray.model.architecture import Architecture
 from tfray.tokens.shards import TokenFolder
 
+AVERAGE = "average"
+
+
+def lacks_average(job: TrainJob, manifest: dict) -> bool:
+    """Say whether a finished run has no mean of as many checkpoints as are wanted now."""
+    wanted = job.training.average_checkpoints
+    return wanted > 0 and manifest.get("average_checkpoints") != wanted
+
 
 class ModelFolders:
     """Writes them; rank 0 does, for all workers."""
@@ -41,4 +49,4 @@ class ModelFolders:
         config = self.job.training
         if config.average_checkpoints:
             of_best = config.keep_best_checkpoints > 0
-            self.write("average", average_checkpoints(self.job.out, config.average_checkpoints, of_best), progress)
+            self.write(AVERAGE, average_checkpoints(self.job.out, config.average_checkpoints, of_best), progress)

@@ -20,8 +20,10 @@ from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
-from tfray.training.stop import GRACE_SECONDS, WISHES, Wish
-from tfray.units.stream import find_input_error
+from tfray.checkpoint.state import published
+from tfray.errors import InputError
+from tfray.training.stop import GRACE_SECONDS, WISHES, Preempted, Wish
+from tfray.units.stream import find, find_input_error
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +70,43 @@ class GroupBackend(Backend):
             worker_group.execute(end_training, GRACE_SECONDS)
 
 
+class WorkerFailed(Exception):
+    """A worker's code has raised what nobody foresaw; the message is its traceback."""
+
+
 class GiveUp(UserCallback):
-    """Ends training at once where starting again cannot help: Ray would try `max_failures` times."""
+    """Ends training where starting again does not help, which Ray would do for ever: at once where an input cannot
+    be used, or after more than `most` failures between which no newer checkpoint was written."""
+
+    def __init__(self, out: str, most: int) -> None:
+        self.out, self.most = out, most
+        self.failures, self.newest = 0, ""
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
+        errors = [*worker_exceptions.values()]
+        for error in errors:
             if (found := find_input_error(error)) is not None:
                 raise found
+        if any(find(error, Preempted) for error in errors):
+            return
+        newest = max(published(self.out), default="")
+        self.failures = 1 if newest > self.newest else self.failures + 1
+        self.newest = newest
+        if self.failures > self.most:
+            raise self.verdict(errors)
+
+    def verdict(self, errors: list[Exception]) -> Exception:
+        """Return what people are told: that workers were lost, or else what one of them raised."""
+        lost = next((error for error in errors if not isinstance(error, WorkerFailed)), None)
+        if lost is None:
+            return errors[0]
+        place = f"since {self.newest!r} was written" if self.newest else "before the first checkpoint"
+        return InputError(
+            f"training gives up: workers were lost or failed {self.failures} times in a row {place}, "
+            f"training.max_failures={self.most} may be; the last time: {str(lost).strip().splitlines()[0]}; see "
+            "whether they run out of memory or machines are taken away, lower training.checkpoint_every so that there "
+            "is progress in between, or raise training.max_failures; the same command goes on"
+        )
 
 
 def heed_sigterm() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
 
 import ray
 import ray.exceptions
@@ -10,8 +12,9 @@ import ray.train
 
 from tfray.checkpoint.refusal import FULL
 from tfray.errors import InputError
-from tfray.training.group import usable_workers
-from tfray.training.stop import WISHES, Wish
+from tfray.training.group import WorkerFailed, usable_workers
+from tfray.training.log import WarningEvents
+from tfray.training.stop import WISHES, Preempted, Wish
 from tfray.training.worker import Settings, Worker
 
 
@@ -26,6 +29,9 @@ def train_worker(config: dict) -> None:
         return
     WISHES.begin()
     threading.Thread(target=listen, args=(settings.bell,), daemon=True).start()
+    warnings = WarningEvents(settings.job.out)
+    if context.get_world_rank() == 0:
+        logging.getLogger("tfray").addHandler(warnings)
     try:
         Worker(settings, context.get_world_rank(), workers, started).run()
     except OSError as error:
@@ -35,8 +41,13 @@ def train_worker(config: dict) -> None:
             f"training stopped, since there is no room left for {settings.job.out!r} ({error}); its last checkpoint "
             "is whole: make room, and start the same command again"
         ) from error
+    except (InputError, Preempted, ray.exceptions.RayError):
+        raise
+    except Exception as error:
+        raise WorkerFailed(traceback.format_exc()) from error  # Ray brings errors to the driver without it
     finally:
         WISHES.end()
+        logging.getLogger("tfray").removeHandler(warnings)
 
 
 def listen(bell) -> None:

@@ -1,8 +1,13 @@
-"""What training says: one JSON line an event in `log.jsonl`, and the same as lines for people."""
+"""What training says: one JSON line an event in `log.jsonl`, and the same as lines for people.
+
+JSON has no number that is not finite: such a value is null in the log, and not a number when it comes back.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 
 from tfray import storage
 
@@ -12,7 +17,28 @@ SHOWN_WAIT = 0.01
 
 def write_event(out: str, event: dict) -> None:
     """Append one event to a run's log."""
-    storage.append_line(storage.join(out, LOG), json.dumps(event))
+    known = {name: None if is_infinite(value) else value for name, value in event.items()}
+    storage.append_line(storage.join(out, LOG), json.dumps(known, allow_nan=False))
+
+
+def is_infinite(value: object) -> bool:
+    """Say whether a value is a number that is infinite or not a number."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+class WarningEvents(logging.Handler):
+    """Puts a worker's warnings into a run's log, which people see where the worker's own output is hidden."""
+
+    def __init__(self, out: str) -> None:
+        super().__init__(logging.WARNING)
+        self.out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a warning's text; a log that cannot be written ends nothing here."""
+        try:
+            write_event(self.out, {"event": "warning", "message": record.getMessage()})
+        except OSError:
+            self.handleError(record)
 
 
 class LogReader:
@@ -39,7 +65,7 @@ def read_events(out: str) -> list[dict]:
 def parse(line: str) -> dict | None:
     """Return a log line's event, or None where it is cut."""
     try:
-        return json.loads(line)
+        return {name: math.nan if value is None else value for name, value in json.loads(line).items()}
     except json.JSONDecodeError:
         return None
 
@@ -50,6 +76,8 @@ def describe(event: dict) -> str:
         return describe_start(event)
     if event["event"] == "valid":
         return describe_validation(event)
+    if event["event"] == "warning":
+        return event["message"]
     if event["event"] == "stop":
         return describe_stop(event)
     extras = [f"MFU {event['mfu']:.1%}"] if "mfu" in event else []

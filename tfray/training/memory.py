@@ -68,6 +68,7 @@ def estimate_memory(architecture: Architecture, shape: Shape, setting: Setting) 
         layer = max(largest_layer(architecture), architecture.vocab_size * architecture.d_model)
         kept["weights of two layers, gathered"] = 2 * size * layer
         kept["gradients (fp32)"] = FP32 * (parameters if setting.lanes > 1 else owned)
+        kept["the whole model (fp32), while it is validated or written"] = FP32 * parameters
     else:
         if size < FP32:
             kept["weights (bf16)"] = size * parameters

@@ -55,8 +55,10 @@ class Meter:
     def paused(self) -> Iterator[None]:
         """Leave the block's time out."""
         begun = time.monotonic()
-        yield
-        self.idle += time.monotonic() - begun
+        try:
+            yield
+        finally:
+            self.idle += time.monotonic() - begun
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield items, and count the time until each is there as waiting for data."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 import torch
 
 from tfray.config import TrainingConfig
+from tfray.model.precision import choose_dtype
 from tfray.model.transformer import Transformer
 from tfray.training.replicated import Replicated
 from tfray.training.sharded import Sharded
 from tfray.training.state import TrainState
-from tfray.training.workers import world_size
+from tfray.training.workers import gather_from_workers, world_size
+
+
+def agree_on_precision(device: torch.device) -> str:
+    """Return what 'auto' stands for: bf16 where every worker's device is fast in it, else fp32; the same on all."""
+    claim(device)
+    is_fast = choose_dtype("auto", device) == torch.bfloat16
+    return "bf16" if all(gather_from_workers(is_fast)) else "fp32"
 
 
 def make_state(
@@ -20,8 +28,13 @@ def make_state(
     Give the Transformer on the CPU: fsdp moves a layer at a time, so that no device has to hold all of it. One worker
     alone has nothing to share out: it holds the whole model either way.
     """
-    if device.type == "cuda":  # on which torch.distributed and FSDP work, whatever device a tensor is on
-        torch.cuda.set_device(device)
+    claim(device)
     if config.parallel == "fsdp" and world_size() > 1:
         return Sharded(transformer, config, dtype, device)
     return Replicated(transformer.to(device), config, dtype)
+
+
+def claim(device: torch.device) -> None:
+    """Let torch.distributed and FSDP work on a GPU, whatever device a tensor is on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -23,6 +23,7 @@ from tfray.report.tables import format_table
 from tfray.tokens.shards import TokenFolder
 from tfray.training.board import FOLDER
 from tfray.training.display import CURVES
+from tfray.training.folders import AVERAGE, lacks_average
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
@@ -75,6 +76,8 @@ def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
     if changed and not all(name in job.allow_change for name in changed):
         refuse_unless(job.overwrite, out, changed, job.allow_change)
         return f"what is in {out} would be removed, and training would begin"
+    if ledger.is_finished and not changed and lacks_average(job, ledger.manifest):
+        return f"{out} is finished: only {AVERAGE}/ would be written"
     if ledger.is_finished and not changed:
         return f"{out} is finished and unchanged: nothing would be done"
     step = newest_progress(out).step
@@ -180,7 +183,7 @@ def format_writing(job: TrainJob, architecture: Architecture, tokens: TokenFolde
         [f"{FOLDER}/", "", "for `tensorboard --logdir`"],
     ]  # fmt: skip
     if config.average_checkpoints:
-        rows.insert(2, ["average/", megabytes(model), f"the mean of {config.average_checkpoints} checkpoints"])
+        rows.insert(2, [f"{AVERAGE}/", megabytes(model), f"the mean of {config.average_checkpoints} checkpoints"])
     return f"written to {out}:\n{format_table(['what', 'MB', ''], rows)}"
 
 

@@ -37,6 +37,14 @@ class Preempted(Exception):
     """The workers have saved and ended since one of them was asked to go by SIGTERM."""
 
 
+class Left(Exception):
+    """All workers have left a validation, since one of them is to end."""
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish.name)
+        self.wish = wish
+
+
 class Wishes:
     """What this process is asked for; there is one for its training, known to all of its threads."""
 
@@ -96,3 +104,10 @@ class Agreement:
         if self.work is not None:
             self.work.wait()
         return Wish(int(self.strongest))
+
+
+def leave_if_wanted(device: torch.device) -> None:
+    """Raise Left on every worker, all of which call this together, where one of them is to end."""
+    wish = Agreement(device).result()
+    if wish >= Wish.END:
+        raise Left(wish)

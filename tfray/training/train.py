@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 
 from tfray import storage
 from tfray.batches.count import count_epoch, log_mixture
+from tfray.batches.mixing import Portion
 from tfray.batches.pool import check_dropout, mix_shards
 from tfray.checkpoint.state import newest_progress
 from tfray.cluster import connected
@@ -15,10 +16,12 @@ from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.folders import lacks_average
 from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
 from tfray.training.rehearse import rehearse
 from tfray.units.ledger import Ledger, open_ledger, store_settings
+from tfray.units.lock import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +53,15 @@ def train(job: TrainJob) -> str:
     job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
     if job.dry_run:
         return rehearse(job, tokens, made_from(job, tokens), count_steps(job, tokens))
+    storage.check_writable(job.out)
+    with Lock(job.out) as lock:
+        return carry_out(job, tokens, portions, lock)
+
+
+def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock: Lock) -> str:
+    """Return the folder of the trained model, trained now or before by a job that has the place for itself."""
     ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite, job.allow_change)
-    if ledger.is_finished:
+    if ledger.is_finished and not lacks_average(job, ledger.manifest):
         logger.info("training: %s is finished and unchanged", ledger.folder)
         return storage.join(job.out, "best")
     check_tokens(tokens)
@@ -61,7 +71,8 @@ def train(job: TrainJob) -> str:
     with connected(job.cluster):
         from tfray.training.fit import fit  # Ray Train takes a second to import
 
-        fit(job, steps)
+        fit(job, steps, lock.token)
+    lock.check()
     finish(job, ledger)
     return storage.join(job.out, "best")
 
@@ -99,6 +110,7 @@ def finish(job: TrainJob, ledger: Ledger) -> None:
             "best_step": progress.best_step,
             "best_metric": job.training.best_metric,
             "best_score": progress.best_score,
+            "average_checkpoints": job.training.average_checkpoints,
             "tokens": progress.tokens,
             "skipped_steps": progress.skipped,
             "seconds": progress.seconds,

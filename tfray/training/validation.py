@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +21,7 @@ from tfray.batches.batch import Batch, collate
 from tfray.batches.plan import plan_pool
 from tfray.batches.pool import read_shards
 from tfray.config import BatchesConfig, GenerationConfig, TrainingConfig
-from tfray.generation.generate import generate, networks_of
+from tfray.generation.generate import Network, generate, networks_of
 from tfray.generation.scoring import classify
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
@@ -33,6 +34,10 @@ from tfray.training.workers import gather_from_workers, sum_over_workers, world_
 Weights = dict[str, Tensor]
 POLLED = 10
 """Calls of poll() of which one asks: workers have to agree on the answer, and it is called at every step."""
+WAITED_SECONDS = 5.0
+"""How long the end of training waits for scores before it looks whether it is to leave."""
+DECODED_AT_ONCE = 128
+"""Rows between two looks whether decoding is to be left."""
 
 
 class Finding(NamedTuple):
@@ -51,13 +56,22 @@ class Finding(NamedTuple):
 class Validator(Protocol):
     """Decodes beside the training (training/validator.py)."""
 
+    @property
+    def awaited(self) -> int | None:
+        """Step of the newest weights whose scores are still to come."""
+        ...
+
     def offer(self, step: int, weights: Weights) -> None:
         """Ask for the scores of a step's weights."""
         ...
 
-    def poll(self, wait: bool) -> list[Finding]:
-        """Return what came since the last call; with `wait`, all that was asked for and is still wanted."""
+    def poll(self, seconds: float) -> list[Finding]:
+        """Return what came since the last call, or comes in so many seconds, which only the end of training waits."""
         ...
+
+
+def stay() -> None:
+    """Go on with the validation."""
 
 
 class Validation:
@@ -67,7 +81,8 @@ class Validation:
         ...
         for finding in validation.finish(): the same, after the last step
 
-    `validator` is for the worker of rank 0, where decoding is done beside the training.
+    `validator` is for the worker of rank 0, where decoding is done beside the training. `between` is called by all
+    workers now and then while they validate; what it raises, on all of them, leaves the validation.
     """
 
     def __init__(
@@ -80,14 +95,17 @@ class Validation:
         rank: int,
         is_beside: bool = False,
         validator: Validator | None = None,
+        between: Callable[[], None] = stay,
     ) -> None:
         self.rank, self.workers, self.device = rank, world_size(), device
+        self.tokens, self.max_tokens, self.between = tokens, max_tokens, between
         self.has_data, self.is_beside, self.validator = tokens.has_split("valid"), is_beside, validator
-        self.batches = load_validation(tokens, max_tokens, rank, self.workers)
         self.decodes = self.has_data and config.valid_rows > 0
         is_here = self.decodes and not is_beside
         self.decoder = Decoder(tokens, architecture, config, device) if is_here else None
         self.calls = 0
+        self.awaited: int | None = None
+        """Step of the newest weights whose scores are still to come from beside."""
 
     def validate(self, state: TrainState, step: int) -> list[Finding]:
         """Return what is found of the state's (averaged) weights at once; scores from beside come by poll()."""
@@ -96,30 +114,48 @@ class Validation:
         metrics: dict[str, float] = {}
         if self.has_data:
             with state.averaged():
-                loss = validation_loss(state.model, self.batches, self.device)
+                batches = read_validation(self.tokens, self.max_tokens, self.rank, self.workers)
+                loss = validation_loss(state.model, batches, self.device, self.between)
             metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
-        if self.decoder is not None:
-            mine = self.decoder.decode(weights, self.rank, self.workers)
-            metrics |= self.decoder.scores(gather(mine))
-        if self.validator is not None and self.decodes:
-            self.validator.offer(step, weights)
+        metrics |= self.scores(weights, step)
         return [Finding(step, metrics, weights if self.rank == 0 else {}, time.monotonic() - begun)]
 
-    def poll(self, wait: bool = False) -> list[Finding]:
-        """Return what was found beside the training in the meantime, the same on every worker."""
+    def score(self, state: TrainState, step: int) -> list[Finding]:
+        """Return the scores of the state's (averaged) weights without the loss; those from beside come by poll()."""
+        begun = time.monotonic()
+        weights = state.weights()
+        metrics = self.scores(weights, step)
+        found = Finding(step, metrics, weights if self.rank == 0 else {}, time.monotonic() - begun)
+        return [found] if metrics else []
+
+    def scores(self, weights: Weights, step: int) -> dict[str, float]:
+        """Return the scores of weights that are decoded here; ask for those from beside."""
+        if self.decoder is not None:
+            return self.decoder.scores(gather(self.decoder.decode(weights, self.rank, self.workers, self.between)))
+        if self.is_beside and self.decodes:
+            self.awaited = step
+            if self.validator is not None:
+                self.validator.offer(step, weights)
+        return {}
+
+    def poll(self, seconds: float = 0.0) -> list[Finding]:
+        """Return what was found beside the training in the meantime, or is in so many seconds; the same on every
+        worker."""
         self.calls += 1
-        if not (self.is_beside and self.decodes) or (self.calls % POLLED and not wait):
+        if self.awaited is None or (self.calls % POLLED and not seconds):
             return []
-        found = self.validator.poll(wait) if self.validator is not None else []
-        if self.workers == 1:
-            return found
-        shared: list = [[finding._replace(weights={}) for finding in found]]
-        dist.broadcast_object_list(shared, src=0)
+        found = self.validator.poll(seconds) if self.validator is not None else []
+        shared: list = [[finding._replace(weights={}) for finding in found], self.validator and self.validator.awaited]
+        if self.workers > 1:
+            dist.broadcast_object_list(shared, src=0)
+        self.awaited = shared[1]
         return found if self.rank == 0 else shared[0]
 
-    def finish(self) -> list[Finding]:
-        """Return what is still to be found, after the last step."""
-        return self.poll(wait=True)
+    def finish(self) -> Iterator[Finding]:
+        """Yield what is still to be found, after the last step."""
+        while self.awaited is not None:
+            self.between()
+            yield from self.poll(WAITED_SECONDS)
 
 
 class Decoder:
@@ -138,10 +174,22 @@ class Decoder:
         else:
             self.references = self.tokenizer.decode_batch(targets)
 
-    def decode(self, weights: Weights, rank: int = 0, workers: int = 1) -> list[str]:
-        """Return the predictions of every so many-th pair, from this worker's on."""
-        sources = self.sources[rank::workers]
+    def decode(
+        self, weights: Weights, rank: int = 0, workers: int = 1, between: Callable[[], None] = stay
+    ) -> list[str]:
+        """Return the predictions of every so many-th pair, from this worker's on; `between` is called now and then,
+        by all workers as often."""
         (network,) = networks_of(model_of(self.architecture, weights, self.device), self.search)
+        found: list[str] = []
+        for start in range(0, len(self.sources), DECODED_AT_ONCE * workers):
+            between()
+            found += self.predict(network, self.sources[start + rank : start + DECODED_AT_ONCE * workers : workers])
+        return found
+
+    def predict(self, network: Network, sources: list[list[int]]) -> list[str]:
+        """Return the predictions of sources."""
+        if not sources:
+            return []
         if self.task == "classification":
             labels = self.tokenizer.label_ids
             best = classify(network, sources, list(labels.values()), self.search.batch_rows).argmax(-1).tolist()
@@ -198,32 +246,38 @@ def choose_pairs(tokens: TokenFolder, limit: int) -> tuple[list[list[int]], list
     return sources, targets
 
 
-def load_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: int) -> list[Batch]:
-    """Return one worker's micro-batches of the validation shards; none where there are no shards.
+def read_validation(tokens: TokenFolder, max_tokens: int, rank: int, workers: int) -> Iterator[Batch]:
+    """Yield one worker's micro-batches of the validation shards, of which one is held at a time.
 
-    All workers get as many, for where the model is sharded they compute them together: what is missing in the last
-    round is a micro-batch without labels, which counts nothing.
+    All workers get as many, for where the model is sharded they compute them together: what is missing in a shard's
+    last round is a micro-batch without labels, which counts nothing.
     """
-    if not tokens.has_split("valid"):
-        return []
-    source, target = pairs = read_shards(tokens.paths("valid"))
-    steps = plan_pool(*pairs.lengths, BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
-    batches = [collate(source.take(rows), target.take(rows)) for (rows,) in steps[rank::workers]]
-    if len(batches) < math.ceil(len(steps) / workers):
-        ((rows,), *_) = steps
-        last = collate(source.take(rows), target.take(rows))
-        batches.append(last._replace(label_ids=torch.full_like(last.label_ids, PAD_ID)))
-    return batches
+    for path in tokens.paths("valid"):
+        source, target = pairs = read_shards([path])
+        steps = plan_pool(*pairs.lengths, BatchesConfig(max_tokens=max_tokens, lanes=1), epoch=0, pool=0)
+        own = steps[rank::workers]
+        for (rows,) in own:
+            yield collate(source.take(rows), target.take(rows))
+        if len(own) < math.ceil(len(steps) / workers):
+            ((rows,), *_) = steps
+            batch = collate(source.take(rows), target.take(rows))
+            yield batch._replace(label_ids=torch.full_like(batch.label_ids, PAD_ID))
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, batches: list[Batch], device: torch.device) -> float:
-    """Return the negative log-likelihood per target token in nats, the same on every worker."""
-    model.eval()
+def validation_loss(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, between: Callable[[], None] = stay
+) -> float:
+    """Return the negative log-likelihood per target token in nats, the same on every worker; `between` is called
+    before each micro-batch."""
     totals = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        loss = model(batch.to(device)).negative_log_likelihood
-        totals += torch.tensor([float(loss), batch.target_tokens], dtype=torch.float64)
-    model.train()
+    model.eval()
+    try:
+        for batch in batches:
+            between()
+            loss = model(batch.to(device)).negative_log_likelihood
+            totals += torch.tensor([float(loss), batch.target_tokens], dtype=torch.float64)
+    finally:
+        model.train()
     likelihood, tokens = sum_over_workers(totals).tolist()
     return likelihood / tokens

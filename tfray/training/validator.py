@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,9 +16,13 @@ from tfray.model.precision import prepare_cpu
 from tfray.tokens.shards import TokenFolder
 from tfray.training.validation import Decoder, Finding, Weights
 
+logger = logging.getLogger(__name__)
+
 Place = Literal["worker", "actor"]
 START_SECONDS = 60.0
-"""How long the end of training waits for an actor that found no room; then the worker decodes what is left."""
+"""How long the end of training waits for an actor that is nowhere; then the worker decodes what is left."""
+RETRIES = 2
+"""How often weights on which the actor was lost are given to it again."""
 
 
 class Room(NamedTuple):
@@ -71,7 +77,7 @@ class Work:
         return self.decoder.judge(weights)
 
     def is_ready(self) -> bool:
-        """Return True; an answer says that the actor has found its room."""
+        """Return True; an answer says that the actor has found its room, and lives."""
         return True
 
 
@@ -84,7 +90,8 @@ class Asked(NamedTuple):
 
 class ActorValidator:
     """The worker's side of the actor, which it starts and which ends with it. While the actor is busy, the newest
-    weights wait for it, and take the place of those that waited before."""
+    weights wait for it, and take the place of those that waited before. Training never ends for what becomes of the
+    actor: a lost one is started again, and what it cannot score is named in a warning."""
 
     def __init__(
         self, tokens: TokenFolder, architecture: Architecture, config: TrainingConfig, on_gpu: bool = False
@@ -99,13 +106,21 @@ class ActorValidator:
                 num_gpus=1 if on_gpu else 0,
                 scheduling_strategy="SPREAD",  # not in the workers' placement group, and on another machine
                 max_restarts=-1,
-                max_task_retries=-1,
+                max_task_retries=RETRIES,
+                max_concurrency=2,  # it says that it is ready while it decodes
             )
             .remote(*self.settings)
         )
-        self.ready: Any = self.actor.is_ready.remote()
+        self.asked_if_ready: tuple[float, Any] | None = None
+        """When, and the answer to come."""
         self.running: tuple[Asked, Any] | None = None
         self.waiting: Asked | None = None
+
+    @property
+    def awaited(self) -> int | None:
+        """Step of the newest weights whose scores are still to come."""
+        newest = self.waiting or (self.running and self.running[0])
+        return newest.step if newest else None
 
     def offer(self, step: int, weights: Weights) -> None:
         """Ask for the scores of a step's weights."""
@@ -113,21 +128,33 @@ class ActorValidator:
         if self.running is None:
             self.begin()
 
-    def poll(self, wait: bool) -> list[Finding]:
-        """Return what came since the last call; with `wait`, all that was asked for and is still wanted."""
+    def poll(self, seconds: float) -> list[Finding]:
+        """Return what came since the last call, or comes in so many seconds, which only the end of training waits."""
         import ray
 
-        found = []
+        found: list[Finding] = []
         while self.running is not None:
             asked, answer = self.running
-            if wait and not ray.wait([self.ready], timeout=START_SECONDS)[0]:
+            if ray.wait([answer], timeout=seconds)[0]:
+                found += scored(asked, answer)
+                self.begin()
+            elif seconds and self.is_nowhere():
                 return [*found, *self.decode_here()]
-            if not ray.wait([answer], timeout=None if wait else 0)[0]:
+            else:
                 break
-            scores, seconds = ray.get(answer)
-            found.append(Finding(asked.step, scores, asked.weights, seconds))
-            self.begin()
         return found
+
+    def is_nowhere(self) -> bool:
+        """Say whether the actor has not answered for long; asked again and again at the end of training."""
+        import ray
+
+        if self.asked_if_ready is None:
+            self.asked_if_ready = time.monotonic(), self.actor.is_ready.remote()
+        since, answer = self.asked_if_ready
+        if ray.wait([answer], timeout=0)[0]:
+            self.asked_if_ready = None
+            return False
+        return time.monotonic() - since > START_SECONDS
 
     def begin(self) -> None:
         """Send the actor what waits, if anything does."""
@@ -140,7 +167,23 @@ class ActorValidator:
         """Return what was asked for last, decoded in this process: the actor has not found room."""
         assert self.running is not None
         asked = self.waiting or self.running[0]
+        logger.warning("validation of step %d: its actor finds no place in the cluster; decoded here", asked.step)
         self.running = self.waiting = None
         tokens, architecture, config, device = self.settings
         scores, seconds = Decoder(tokens, architecture, config, torch.device(device)).judge(asked.weights)
         return [Finding(asked.step, scores, asked.weights, seconds)]
+
+
+def scored(asked: Asked, answer: Any) -> list[Finding]:
+    """Return what the actor found of weights; nothing, with a warning, where it failed or was lost each time."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        scores, seconds = ray.get(answer)
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        why = f"{type(cause).__name__}: {cause}" if cause else str(error).partition("\n")[0]
+        logger.warning("validation of step %d has no scores, and training goes on without: %s", asked.step, why)
+        return []
+    return [Finding(asked.step, scores, asked.weights, seconds)]

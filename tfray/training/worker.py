@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -17,14 +17,16 @@ import torch.distributed as dist
 
 from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
+from tfray.batches.order import order_of
 from tfray.checkpoint.checkpoints import Checkpoints
-from tfray.checkpoint.state import Progress
+from tfray.checkpoint.state import Pending
 from tfray.cluster import own_cpus
 from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.ends import is_done, is_stale
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
 from tfray.training.folders import ModelFolders
@@ -32,14 +34,19 @@ from tfray.training.group import ask_to_save_once
 from tfray.training.judge import Judge
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
-from tfray.training.parallel import make_state
+from tfray.training.parallel import agree_on_precision, make_state
+from tfray.training.resume import adapt, choose_precision
 from tfray.training.schedule import learning_rate
+from tfray.training.seeds import dropout_seed, weights_seed
 from tfray.training.spikes import SpikeGuard
 from tfray.training.step import train_step
-from tfray.training.stop import WISHES, Agreement, Preempted, Wish
+from tfray.training.stop import WISHES, Agreement, Left, Preempted, Wish, leave_if_wanted
 from tfray.training.trace import Trace
 from tfray.training.validation import Finding, Validation
 from tfray.training.validator import ActorValidator
+from tfray.units.lock import check_holder
+
+logger = logging.getLogger(__name__)
 
 STEPS_AHEAD = 4
 """Steps whose tensors are made while the present one trains."""
@@ -57,6 +64,8 @@ class Settings(NamedTuple):
     """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
     bell: object
     """The actor by which the driver has the workers end."""
+    holder: str
+    """Token of the lock that the driver has on the place."""
 
 
 class Worker:
@@ -64,20 +73,24 @@ class Worker:
 
     def __init__(self, settings: Settings, rank: int, workers: int, started: int) -> None:
         self.settings, self.rank, self.workers, self.started = settings, rank, workers, started
-        self.job = job = settings.job
+        job = settings.job
         self.tokens: TokenFolder = open_tokens(job.tokens_folder)
         self.lanes = list(range(rank, job.batches.lanes, workers))
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             own_share = own_cpus() // ray.train.get_context().get_local_world_size()
             prepare_cpu(threads=max(1, int(job.training.cpus_per_worker or own_share)))
-        self.dtype = choose_dtype(job.training.precision, self.device)
+        self.checkpoints = Checkpoints(job.out, job.training.keep_checkpoints, job.training.keep_best_checkpoints)
+        agreed = agree_on_precision(self.device)
+        precision = choose_precision(self.checkpoints.newest(), job.training, agreed)
+        self.job = job = replace(job, training=replace(job.training, precision=precision))
+        self.dtype = choose_dtype(precision, self.device)
         self.architecture = resolve(job.model, self.tokens.vocab_size, self.tokens.max_length)
-        torch.manual_seed(job.training.seed)
+        torch.manual_seed(weights_seed(job.training.seed))
         self.state = make_state(Transformer(self.architecture), job.training, self.dtype, self.device)
         self.state.model.train()
-        self.checkpoints = Checkpoints(job.out, job.training.keep_checkpoints, job.training.keep_best_checkpoints)
-        self.progress: Progress = self.checkpoints.load(self.state.tensors())
+        order = order_of(self.tokens, job.batches)
+        self.progress = adapt(self.checkpoints.load(self.state.tensors()), order, job.training.best_metric)
         self.state.loaded(self.progress.updates)
         self.spikes = SpikeGuard(job.training.spike_factor)
         self.spikes.load_state_dict(self.progress.spikes)
@@ -86,6 +99,8 @@ class Worker:
         self.meter = Meter(self.progress.seconds, partial(device_peak, self.device, self.dtype))
         self.score: float | None = None
         """Of the newest weights, where they were judged; more is better."""
+        self.pending: Pending = self.progress.pending
+        """What is still to be found of the newest weights, but for scores from beside."""
         pause = settings.trace_pause
         self.trace = None if pause is None else Trace(job.out, pause)
         self.is_warned = False
@@ -98,34 +113,58 @@ class Worker:
         if is_beside and self.rank == 0:
             validator = ActorValidator(self.tokens, self.architecture, job.training, on_gpu)
         where = (job.batches.max_tokens, self.device, self.rank, is_beside, validator)
-        return Validation(self.tokens, self.architecture, job.training, *where)
+        leave = partial(leave_if_wanted, self.device)
+        return Validation(self.tokens, self.architecture, job.training, *where, between=leave)
 
     def run(self) -> None:
         """Train from where the newest checkpoint is to the last step, or until somebody wants it to end."""
         self.log_start()
-        wish = Wish.NOTHING
-        for feed_step in self.feed_steps():
+        wish = self.catch_up()
+        for feed_step in self.feed_steps() if wish < Wish.END and not self.is_over else ():
             agreement = Agreement(self.device)
             self.step(feed_step)
-            wish = agreement.result()
-            self.after_step(wish)
+            wish = self.after_step(agreement.result())
             if self.is_over or wish >= Wish.END:
                 break
         self.checkpoints.wait()
-        if self.is_over:
-            weights = self.state.weights()
-            if self.rank == 0:
-                self.folders.write("last", weights, self.progress)
-                self.folders.write_average(self.progress)
+        if self.is_over and not self.left:
+            self.write_folders()
         elif wish >= Wish.END:
             self.end(wish)
         else:
             raise FeedOrderError(f"the feed ended at {self.progress}, before the training's end")
 
+    def catch_up(self) -> Wish:
+        """Find what was still to be found of the checkpoint's weights; return what to do then."""
+        if not self.pending:
+            return Wish.NOTHING
+        try:
+            if self.pending == "validation":
+                self.validate()
+            else:
+                with self.meter.paused():
+                    self.judge(self.validation.score(self.state, self.progress.step))
+                self.pending = ""
+            if self.is_over:
+                self.judge(self.validation.finish())
+        except Left as left:
+            return left.wish
+        if not self.left:
+            self.save()
+        return Wish.NOTHING
+
+    def write_folders(self) -> None:
+        """Write the model folders that come of the end of training."""
+        weights = self.state.weights()
+        if self.rank == 0:
+            if not self.progress.best_step:
+                logger.warning("no validation has found a %s: best/ is last/", self.job.training.best_metric)
+                self.folders.write("best", weights, self.progress)
+            self.folders.write("last", weights, self.progress)
+            self.folders.write_average(self.progress)
+
     def feed_steps(self) -> Iterator[FeedStep]:
         """Yield this worker's share of each step, from the cursor on; the next ones are made ahead."""
-        if self.is_over:
-            return
         shares: list = [None] * self.workers
         if self.rank == 0:
             feed = open_feed(self.tokens, self.job.batches, self.job.training.epochs, self.progress.cursor)
@@ -143,11 +182,10 @@ class Worker:
 
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""
-        self.score = None
+        self.score, self.pending = None, ""
         config, step = self.job.training, self.progress.step
         batches = feed_step.micro_batches
-        # Dropout follows from seed, step and lane, so that it does not depend on the worker.
-        seeds = [(config.seed << 40) + step * self.job.batches.lanes + lane for lane in self.lanes]
+        seeds = [dropout_seed(config.seed, step, lane) for lane in self.lanes]
         metrics = train_step(self.state, batches, seeds, self.rate(step), config, self.spikes)
         if not metrics.is_finite:
             own = [LaneBatch(*part) for part in zip(self.lanes, seeds, batches, strict=True)]
@@ -169,19 +207,25 @@ class Worker:
             seconds=self.meter.seconds,
         )
 
-    def after_step(self, wish: Wish) -> None:
-        """Log, validate and save where it is time to, or where somebody wants it."""
-        config, step, is_done = self.job.training, self.progress.step, self.is_done
-        if is_done or step % config.log_every == 0:
+    def after_step(self, wish: Wish) -> Wish:
+        """Log, validate and save where it is time to, or where somebody wants it; return what is wanted then."""
+        config, step = self.job.training, self.progress.step
+        is_last = is_done(self.progress, config)
+        if is_last or step % config.log_every == 0:
             self.log_step()
         self.judge(self.validation.poll())
-        if is_done or step % config.validate_every == 0:
-            self.validate()
-        if is_done or self.is_stale:
-            self.judge(self.validation.finish())
-        if self.is_over or step % config.checkpoint_every == 0 or wish >= Wish.SAVE:
+        try:
+            if is_last or step % config.validate_every == 0:
+                self.validate()
+            if self.is_over:
+                self.judge(self.validation.finish())
+        except Left as left:
+            wish = left.wish
+        is_candidate = bool(config.keep_best_checkpoints) and self.score is not None
+        if self.is_over or step % config.checkpoint_every == 0 or wish >= Wish.SAVE or is_candidate:
             self.save()
         self.is_warned = ask_to_save_once(self.is_warned)
+        return wish
 
     def end(self, wish: Wish) -> None:
         """Say that training ends before its last step; all of it is saved."""
@@ -196,30 +240,21 @@ class Worker:
     @property
     def is_over(self) -> bool:
         """True when there is no step left to take."""
-        return self.is_done or self.is_stale
+        return is_done(self.progress, self.job.training) or is_stale(self.progress, self.job.training)
 
     @property
-    def is_done(self) -> bool:
-        """True when the last epoch is over, the last step taken, or the token budget spent."""
-        config, progress = self.job.training, self.progress
-        return (
-            progress.epoch >= config.epochs
-            or progress.step >= (config.max_steps or math.inf)
-            or progress.tokens >= (config.token_budget or math.inf)
-        )
-
-    @property
-    def is_stale(self) -> bool:
-        """True when validation has not improved for `patience` times."""
-        patience = self.job.training.patience
-        return bool(patience) and self.progress.stale_validations >= patience
+    def left(self) -> Pending:
+        """What is still to be found of the newest weights."""
+        return self.pending or ("scores" if self.validation.awaited == self.progress.step else "")
 
     def validate(self) -> None:
         """Measure how good the model is."""
+        self.pending = "validation"
         with self.meter.paused():
             self.judge(self.validation.validate(self.state, self.progress.step))
+        self.pending = ""
 
-    def judge(self, findings: list[Finding]) -> None:
+    def judge(self, findings: Iterable[Finding]) -> None:
         """Log what validation found, and keep the model where it is the best so far."""
         for finding in findings:
             progress = self.progress
@@ -246,15 +281,23 @@ class Worker:
 
     def save(self) -> None:
         """Write a checkpoint in the background."""
-        self.progress = replace(self.progress, spikes=self.spikes.state_dict())
+        self.check_place()
+        precision = self.job.training.precision
+        self.progress = replace(self.progress, spikes=self.spikes.state_dict(), precision=precision, pending=self.left)
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
 
     def log(self, event: dict, step: int | None = None) -> None:
         """Write an event, once for all workers."""
+        self.check_place()
         if self.rank == 0:
             when = {"step": self.progress.step if step is None else step, "seconds": round(self.meter.seconds, 2)}
             write_event(self.job.out, {**event, **when})
+
+    def check_place(self) -> None:
+        """Raise InputError where another command has taken over: the driver of this worker was killed."""
+        if self.rank == 0:
+            check_holder(self.job.out, self.settings.holder)
 
     def log_start(self) -> None:
         """Say what is trained on what."""

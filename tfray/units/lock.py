@@ -148,6 +148,14 @@ class Lock:
             raise held(self.path, self.thief)
 
 
+def check_holder(folder: str, token: str) -> None:
+    """Raise InputError where a folder has come to be held by another than the lock with this token."""
+    path = storage.join(storage.absolute(folder), LOCK)
+    owner = read_owner(path)
+    if owner and owner.token != token:
+        raise held(path, owner)
+
+
 def read_owner(path: str) -> Owner | None:
     """Return who holds a lock file, if there is one."""
     try:

@@ -1,0 +1,76 @@
+"""When and how training ends: by its settings, by a number that is none, or in the middle of a validation."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.cluster import Nodes
+from tests.training.runs import Run
+from tests.training.token_folders import make_token_folder
+from tfray.checkpoint.state import Progress
+from tfray.config import TrainingConfig
+from tfray.training.ends import is_done, is_stale
+from tfray.training.failure import FAILURE, REPORT
+
+CONFIG = TrainingConfig(epochs=3, max_steps=100, token_budget=5000, patience=2)
+
+
+@given(st.integers(0, 4), st.integers(0, 120), st.integers(0, 6000))
+def test_training_is_done_by_the_first_of_epochs_steps_and_tokens(epoch: int, step: int, tokens: int):
+    progress = Progress(step=step, epoch=epoch, tokens=tokens)
+    assert is_done(progress, CONFIG) == (epoch >= 3 or step >= 100 or tokens >= 5000)
+    assert is_done(progress, replace(CONFIG, max_steps=None, token_budget=None)) == (epoch >= 3)
+
+
+def test_training_is_stale_after_so_many_validations_without_a_better_one():
+    assert [is_stale(Progress(stale_validations=count), CONFIG) for count in range(4)] == [False, False, True, True]
+    assert not is_stale(Progress(stale_validations=99), replace(CONFIG, patience=0))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A head and one more node."""
+    nodes = Nodes(2)
+    yield nodes
+    nodes.stop()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_validation_in_which_a_worker_must_go_is_left_saved_and_made_up_for(nodes: Nodes, tmp_path: Path) -> None:
+    make_token_folder(tmp_path / "tokens", valid_pairs=6000)
+    run = Run(tmp_path / "tokens", tmp_path / "run", nodes.address)
+    often = ("--training.max_steps", "40", "--training.validate_every", "20", "--training.checkpoint_every", "1000")
+    best = ("--training.keep_checkpoints", "1", "--training.keep_best_checkpoints", "2")
+    run.start("1", *often, *best, "--training.valid_rows", "6000", "--training.valid_on", "worker")
+    run.wait_for(20)
+    time.sleep(0.5)
+    (worker,) = nodes.workers("RayTrainWorker")
+    worker.send_signal(signal.SIGTERM)
+    run.end()
+    events = [event for event in run.events() if event["event"] in ("start", "stop", "valid")]
+    found = [(event["event"], event["step"]) for event in events]
+    assert found == [("start", 0), ("stop", 20), ("start", 20), ("valid", 20), ("valid", 40)]
+    states = [json.loads(path.read_text()) for path in sorted(run.out.glob("checkpoints/*/state.json"))]
+    assert [state["progress"]["step"] for state in states] == [20, 40], "the best two, though no step was a 1000th"
+    assert all(state["score"] is not None and state["progress"]["pending"] == "" for state in states)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_loss_that_is_no_number_ends_the_job_with_the_step_and_a_dump(nodes: Nodes, tmp_path: Path) -> None:
+    make_token_folder(tmp_path / "tokens")
+    run = Run(tmp_path / "tokens", tmp_path / "run", nodes.address)
+    run.start("1", "--training.learning_rate", "1e30", "--training.warmup_steps", "0", "--training.spike_factor", "0")
+    assert run.process.wait(200) == 2, run.log.read_text()
+    assert "training stopped at step" in run.log.read_text() and "Traceback" not in run.log.read_text()
+    assert json.loads((run.out / FAILURE / REPORT).read_text())["examples"]

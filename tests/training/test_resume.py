@@ -1,0 +1,88 @@
+"""A checkpoint under other settings: what it knows is used only for what it says something about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Nodes
+from tests.training.runs import Run
+from tests.training.token_folders import make_token_folder
+from tfray.checkpoint.state import Progress
+from tfray.config import TrainingConfig
+from tfray.training.resume import adapt, choose_precision
+
+ORDER = {"pools": "p", "steps": "s"}
+PROGRESS = Progress(
+    step=90, epoch=2, pool=3, step_in_pool=17, best_score=31.0, best_step=80, stale_validations=4, order=ORDER,
+    best_metric="bleu",
+)  # fmt: skip
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head and one more node."""
+    nodes = Nodes(2)
+    yield nodes
+    nodes.stop()
+
+
+def test_the_same_settings_change_nothing_and_say_nothing(caplog: pytest.LogCaptureFixture):
+    assert adapt(PROGRESS, ORDER, "bleu") == PROGRESS
+    assert adapt(Progress(), ORDER, "loss") == Progress(order=ORDER, best_metric="loss")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("order", "place", "said"),
+    [
+        ({"pools": "p", "steps": "other"}, (2, 3, 0), "pool 3 of epoch 2 begins anew; the 17 steps of it"),
+        ({"pools": "other", "steps": "s"}, (2, 0, 0), "epoch 2 begins anew; the 3 pools and 17 steps of it"),
+    ],
+)
+def test_another_data_order_begins_anew_what_was_begun_and_says_how_much_is_done_again(
+    order: dict[str, str], place: tuple[int, int, int], said: str, caplog: pytest.LogCaptureFixture
+):
+    found = adapt(PROGRESS, order, "bleu")
+    assert found.cursor == place and found.step == 90 and found.order == order
+    assert said in caplog.text
+    assert adapt(found, order, "bleu") == found
+
+
+def test_another_metric_has_no_best_yet(caplog: pytest.LogCaptureFixture):
+    found = adapt(PROGRESS, ORDER, "loss")
+    assert (found.best_score, found.best_step, found.stale_validations, found.best_metric) == (None, 0, 0, "loss")
+    assert found.cursor == PROGRESS.cursor
+    assert "best bleu so far, of step 80, says nothing about loss" in caplog.text
+
+
+def test_precision_is_that_in_which_the_run_began_whatever_the_machines_are(caplog: pytest.LogCaptureFixture):
+    assert choose_precision(Progress(), TrainingConfig(), "bf16") == "bf16"
+    assert choose_precision(Progress(precision="fp32"), TrainingConfig(), "fp32") == "fp32"
+    assert not caplog.messages
+    assert choose_precision(Progress(precision="fp32"), TrainingConfig(), "bf16") == "fp32"
+    assert "--training.precision bf16 --allow_change training.precision" in caplog.text
+    assert choose_precision(Progress(precision="fp32"), TrainingConfig(precision="bf16"), "fp32") == "bf16"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_in_another_data_order_where_that_is_insisted_on(nodes: Nodes, tmp_path: Path):
+    make_token_folder(tmp_path / "tokens")
+    run = Run(tmp_path / "tokens", tmp_path / "run", nodes.address)
+    steps = ("--training.max_steps", "30", "--training.checkpoint_every", "5")  # an epoch has 4
+    run.start("1", *steps, pause=0.4)
+    run.wait_for(11)
+    run.process.kill()
+    run.process.wait()
+    other = ("--batches.max_tokens", "120", "--batches.pool_examples", "70")
+    run.start("2", *steps, *other)
+    assert run.process.wait(100) == 2
+    names = ("batches.max_tokens", "batches.pool_examples")
+    assert " ".join(f"--allow_change {name}" for name in names) in run.log.read_text()
+    run.start("2", *steps, *other, *(word for name in names for word in ("--allow_change", name)))
+    assert run.end()["steps"] == 30
+    assert re.search(r"the data order has changed, and epoch \d begins anew", run.log.read_text())
