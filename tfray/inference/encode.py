@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -87,12 +86,13 @@ class EncodeUnit:
     def read(self, unit: Unit) -> tuple[Rows, str | None]:
         """Return a unit's rows, and why they are not all; raises InputError where the file is another by now."""
         self.check_identity(unit.path)
-        for failures in range(1, storage.TRIES):
-            rows, damage = self.read_once(unit)
-            if damage is None or not storage.is_remote(unit.path):
-                return rows, damage
-            time.sleep(storage.pause(failures))  # the network may have failed, and not the file
-        return self.read_once(unit)
+        blocks: list[Rows] = []
+        try:
+            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns))
+        except DamagedFile as error:
+            self.check_identity(unit.path)  # it may have been replaced while it was read
+            return self.joined(unit, blocks), error.reason
+        return self.joined(unit, blocks), None
 
     def check_identity(self, path: str) -> None:
         """Raise InputError where a file is not what it was when the run began."""
@@ -102,15 +102,6 @@ class EncodeUnit:
                 f"input {path!r} has changed since this run began; put the old file back, or begin anew with "
                 "--mode overwrite"
             )
-
-    def read_once(self, unit: Unit) -> tuple[Rows, str | None]:
-        blocks: list[Rows] = []
-        damage = None
-        try:
-            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns))
-        except DamagedFile as error:
-            damage = error.reason
-        return self.joined(unit, blocks), damage
 
     def joined(self, unit: Unit, blocks: list[Rows]) -> Rows:
         """Return blocks as one; where rows of Parquet between them cannot be read, nulls stand in their place."""

@@ -76,6 +76,8 @@ def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None =
     except Exception as error:
         if (ours := find_input_error(error)) is not None:
             raise ours from None
+        if (failure := find(error, OSError)) is not None:  # read or written by a worker
+            raise getattr(failure, "cause", None) or failure from None
         if (lost := find(error, losses())) is not None:
             raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[:300]}") from error
         raise error from None
