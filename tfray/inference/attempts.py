@@ -1,9 +1,11 @@
 """A row that kills its process: found by halving the unit, and marked.
 
-Whoever works on rows of a unit notes it in a small file first. A note that is found at the start says
-that the process died on those rows: Ray starts it anew and hands it the same unit. After three deaths the
-unit is halved, and a half that kills is halved again, down to a row that kills alone, twice. Where the
-work cannot be cut (a file is read, or written, as a whole), three deaths are its verdict.
+Whoever works on rows of a unit notes it in a small file first. A note of the same start of the job that is
+found at the start of work says that the process died on those rows: Ray starts it anew and hands it the same
+unit. After three deaths the unit is halved, and a half that kills is halved again, down to a row that kills
+alone, twice. Where the work cannot be cut (a file is read, or written, as a whole), three deaths are its verdict.
+The note of an earlier start may be of a process that ended with its job: what was suspected then is tried apart
+first, and nothing of it counts.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class Attempts:
     """What is known of the deaths on one unit; kept in a file."""
 
     path: str
+    start: str = ""
+    """Of the job, by which deaths count."""
     trying: list[int] | None = None
     """First row and end of what a process is at work on, or died on."""
     deaths: int = 0
@@ -95,15 +99,20 @@ class Attempts:
         storage.publish_json(self.path, values)
 
 
-def attempt_whole(folder: str, stem: str, step: str, work: Callable[[], Result]) -> Result | None:
+def attempt_whole(folder: str, stem: str, step: str, start: str, work: Callable[[], Result]) -> Result | None:
     """Return what a step makes of a unit that it cannot cut; None where the process has died of it too often."""
-    attempts = open_attempts(folder, stem, step)
+    attempts = open_attempts(folder, stem, step, start)
     found = attempts.carry_out(lambda chosen: work() if chosen else None, 1)
     storage.remove(attempts.path)  # who starts the job again tries again
     return found
 
 
-def open_attempts(folder: str, stem: str, step: str) -> Attempts:
+def open_attempts(folder: str, stem: str, step: str, start: str) -> Attempts:
     """Return what is known of earlier attempts of a step at a unit."""
     path = storage.join(folder, f"{ATTEMPTS}/{stem}-{step}.json")
-    return Attempts(path, **(storage.read_json(path) if storage.exists(path) else {}))
+    if not storage.exists(path):
+        return Attempts(path, start)
+    known = Attempts(path, **storage.read_json(path))
+    if known.start == start:
+        return known
+    return Attempts(path, start, suspects=[*known.suspects, *([row, row + 1] for row in known.guilty)])

@@ -15,7 +15,7 @@ from tfray.corpus.normalize import normalize
 from tfray.corpus.read import DamagedFile, Rows, read_blocks
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
-from tfray.inference.attempts import GUILTY, attempt_whole, open_attempts
+from tfray.inference.attempts import GUILTY
 from tfray.inference.columns import damaged_rows
 from tfray.inference.handover import Encoded
 from tfray.inference.sentences import split_sentences
@@ -59,9 +59,10 @@ class EncodeUnit:
         self.longest = assignment.folder.architecture.max_length
 
     def __call__(self, unit: Unit) -> Encoded:
-        out, died = self.assignment.out, (Rows(self.assignment.rows.empty_table(), {}, unit.first_row), DIED)
-        rows, damage = attempt_whole(out, unit.stem, "read", lambda: self.read(unit)) or died
-        attempts = open_attempts(out, unit.stem, "encode")
+        self.assignment.check_place()
+        died = Rows(self.assignment.rows.empty_table(), {}, unit.first_row), DIED
+        rows, damage = self.assignment.attempt_whole(unit, "read", lambda: self.read(unit)) or died
+        attempts = self.assignment.attempts(unit, "encode")
         errors, notes, pieces, targets, truncated = attempts.carry_out(partial(self.encode_rows, rows), len(rows.table))
         errors |= dict.fromkeys(attempts.guilty, GUILTY)
         errors |= {row: rows.errors.get(row) or f"damaged_file: {damage}" for row in self.lost(rows, unit)}
