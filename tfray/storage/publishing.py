@@ -131,7 +131,7 @@ def writing(out: str) -> Iterator[None]:
     """Let what fails in the block because a folder cannot be written any more end in one clear message."""
     try:
         yield
-    except StorageFailure:
+    except (StorageFailure, ConnectionError):  # the latter is of the cluster
         raise
     except OSError as error:
         raise StorageFailure(
