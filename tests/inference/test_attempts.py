@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.inference.conftest import WORDS, Death, Run, make_job
 from tfray.errors import InputError
 from tfray.generation.cache import SlotCache
 from tfray.generation.network import Network
+from tfray.inference import attempts as attempts_module
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.attempts import ATTEMPTS, GUILTY, attempt_whole, open_attempts
 from tfray.inference.encode import DIED, EncodeUnit
@@ -90,6 +92,20 @@ def test_a_job_that_is_stopped_again_and_again_marks_no_row_and_no_unit(tmp_path
     assert attempt_whole(folder, "unit", "read", "last", lambda: "read") == "read"
     attempts = open_attempts(folder, "unit", "answer", "last")
     assert attempts.carry_out(lambda rows: rows, 8) == list(range(8)) and attempts.guilty == []
+
+
+def test_machines_that_are_lost_mark_no_unit_and_one_machine_that_loses_its_processes_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die_on(machine: str) -> str | None:
+        monkeypatch.setattr(attempts_module.socket, "gethostname", lambda: machine)
+        with contextlib.suppress(Death):
+            return attempt_whole(str(tmp_path), "unit", "read", START, lambda: (_ for _ in ()).throw(Death()))
+        return "died"
+
+    for machine in "abcdef":
+        assert die_on(machine) == "died"
+    assert [die_on("f") for _ in range(3)] == ["died", "died", None]
 
 
 def test_what_an_earlier_start_suspected_is_tried_apart_and_proved_again(tmp_path: Path) -> None:

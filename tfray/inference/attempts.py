@@ -10,6 +10,7 @@ first, and nothing of it counts.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
@@ -32,8 +33,10 @@ class Attempts:
     """Of the job, by which deaths count."""
     trying: list[int] | None = None
     """First row and end of what a process is at work on, or died on."""
-    deaths: int = 0
-    """Of processes on these rows."""
+    machine: str = ""
+    """Of that process."""
+    died_on: list[str] = field(default_factory=list)
+    """The machine of each process that died on these rows."""
     suspects: list[list[int]] = field(default_factory=list)
     """Ranges of rows in which the guilty ones may be; the last is tried next."""
     searches: int = 0
@@ -46,14 +49,14 @@ class Attempts:
         while self.suspects:
             self.attempt(work, self.suspects[-1])
             self.suspects.pop()
-            self.deaths = 0
+            self.died_on = []
         result = self.attempt(work, [0, rows])
         self.end()
         return result
 
     def attempt(self, work: Callable[[list[int]], Result], span: list[int]) -> Result:
         """Return what work makes of a range of rows; the file says that it was begun, until it is over."""
-        self.trying = span
+        self.trying, self.machine = span, socket.gethostname()
         self.save()
         try:
             return work([row for row in range(*span) if row not in self.guilty])
@@ -61,21 +64,27 @@ class Attempts:
             self.end()  # an error is no death
             raise
 
+    @property
+    def deaths(self) -> int:
+        """Of processes on these rows, as far as the rows may have been the cause: one death on each other machine may
+        have been that machine's end."""
+        return len(self.died_on) - len({*self.died_on} - {socket.gethostname()})
+
     def died(self) -> None:
         """Draw the conclusions from a death on the rows that were tried."""
         assert self.trying is not None
         (start, stop), is_search = self.trying, bool(self.suspects)
-        self.trying, self.deaths = None, self.deaths + 1
+        self.trying, self.died_on = None, [*self.died_on, self.machine]
         if stop - start == 1:
             if self.deaths >= (DEATHS_ALONE if is_search else DEATHS):
                 self.guilty.append(start)
-                self.suspects, self.deaths = self.suspects[:-1], 0
+                self.suspects, self.died_on = self.suspects[:-1], []
         elif is_search or self.deaths >= DEATHS:
             if not is_search:
                 self.begin_search()
             middle = (start + stop) // 2
             self.suspects = [*self.suspects[:-1], [middle, stop], [start, middle]]
-            self.deaths = 0
+            self.died_on = []
 
     def begin_search(self) -> None:
         self.searches += 1
@@ -87,7 +96,7 @@ class Attempts:
 
     def end(self) -> None:
         """Note that nobody is at work on the unit; a unit on which nobody died leaves no file."""
-        self.trying, self.deaths = None, 0
+        self.trying, self.died_on = None, []
         if self.guilty:
             self.save()
         else:
@@ -112,7 +121,7 @@ def open_attempts(folder: str, stem: str, step: str, start: str) -> Attempts:
     path = storage.join(folder, f"{ATTEMPTS}/{stem}-{step}.json")
     if not storage.exists(path):
         return Attempts(path, start)
-    known = Attempts(path, **storage.read_json(path))
-    if known.start == start:
-        return known
-    return Attempts(path, start, suspects=[*known.suspects, *([row, row + 1] for row in known.guilty)])
+    known = storage.read_json(path)
+    if known.get("start") == start:
+        return Attempts(path, **known)
+    return Attempts(path, start, suspects=[*known["suspects"], *([row, row + 1] for row in known["guilty"])])
