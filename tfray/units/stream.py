@@ -107,7 +107,8 @@ def find_input_error(error: BaseException) -> InputError | None:
 def find_file_error(error: BaseException) -> OSError | None:
     """Return the error of a worker that could not read or write, if that is what stands behind an error of Ray's."""
     found = find(error, OSError)
-    return None if found is None else getattr(found, "cause", None) or found
+    cause = getattr(found, "cause", None) or found
+    return cause if isinstance(cause, OSError) else None
 
 
 def losses() -> tuple[type[Exception], ...]:
