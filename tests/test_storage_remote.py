@@ -6,6 +6,7 @@ import gc
 import gzip
 import os
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,8 +18,8 @@ import pytest
 
 from tests.conftest import S3
 from tfray import storage
-from tfray.corpus.read import DamagedFile, declare_schema, read_unit
-from tfray.errors import InputError
+from tfray.corpus.read import declare_schema, read_unit
+from tfray.errors import InputError, StorageFailure
 from tfray.storage import places
 from tfray.units.plan import find_files, plan_units
 
@@ -148,9 +149,9 @@ def test_a_connection_that_breaks_is_made_anew_and_no_byte_is_lost_or_read_twice
     Ranges.failures = 2
     assert storage.read_bytes(url) == CONTENT
     assert Ranges.failures == 0
-    Ranges.failures = 1000
     (unit,) = plan_units(find_files([url]), 1 << 30, 1 << 30)
-    with pytest.raises(DamagedFile, match=r"a\.txt"):
+    Ranges.failures = 1000
+    with pytest.raises(StorageFailure, match=r"a\.txt.*the same command"):
         read_unit(unit, pa.schema({"source": pa.string()}), {"source"})
     server.shutdown()
     server.server_close()
@@ -180,6 +181,34 @@ def test_an_object_store_is_written_listed_globbed_and_read(bucket: str) -> None
     assert pa.concat_tables([part.table for part in rows])["source"].to_pylist() == ["x", "x", "y"]
 
 
+ODD = ["a b.txt", "100%.txt", "50%25.txt", "Straße 狗.txt", "a+b&c=d.txt", "what?.txt", "[a]#1.txt", "date=1/x.txt"]
+
+
+def test_a_key_may_hold_any_characters_and_is_found_by_every_way_to_name_it(bucket: str) -> None:
+    fs, inner = storage.filesystem(bucket)
+    for name in ODD:
+        with fs.open_output_stream(f"{inner}/{name}") as stream:
+            stream.write(name.encode())
+    found = storage.expand(bucket)
+    assert sorted(storage.read_text(path) for path in found) == sorted(ODD)
+    assert [storage.expand(path) for path in found] == [[path] for path in found]
+    listed = storage.list_files(bucket)
+    assert {storage.read_text(path) for path in listed} == {name for name in ODD if "/" not in name}
+    assert storage.read_text(storage.join(bucket, "a b.txt")) == "a b.txt", "as people write it"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("[ab].txt", "ab"), ("?.txt", "abc"), ("[!a].txt", "bc"), ("d/?.tx?", "d")],
+)
+def test_globs_of_an_object_store_are_those_of_a_disk(bucket: str, pattern: str, names: str) -> None:
+    for name in ("a.txt", "b.txt", "c.txt", "d/d.txt", "long.txt"):
+        storage.publish_text(storage.join(bucket, name), name)
+    base, options = storage.split_options(bucket)
+    found = storage.expand(f"{base}/{pattern}{options}")
+    assert [storage.base_name(path)[0] for path in found] == list(names)
+
+
 def test_an_object_appears_only_when_it_is_whole(bucket: str) -> None:
     place = storage.join(bucket, "half.txt")
     with pytest.raises(RuntimeError), storage.publish(place) as file:
@@ -196,3 +225,36 @@ def test_an_object_appears_only_when_it_is_whole(bucket: str) -> None:
     assert storage.file_identity(place) != identity
     storage.remove(place)
     assert not storage.exists(place)
+
+
+class Denied(BaseHTTPRequestHandler):
+    """An S3 server that lets nobody in."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["in/a.parquet", "in", "in/*.parquet"])
+def test_an_object_store_that_lets_nobody_in_is_named_at_once(s3: S3, name: str) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Denied)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+    began = time.monotonic()
+    with pytest.raises(StorageFailure, match=r"s3://bucket/in.*ACCESS_DENIED.*may read"):
+        storage.expand(f"s3://bucket/{name}?{options}")
+    assert time.monotonic() - began < 5
+    server.shutdown()
+    server.server_close()

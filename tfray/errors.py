@@ -9,6 +9,10 @@ class CheckpointMismatch(InputError):
     """A checkpoint or a commit log was made from something else than what is asked for now."""
 
 
+class StorageFailure(InputError, OSError):
+    """A place could not be read or written, though nothing is known against what lies there."""
+
+
 class TooManyErrors(Exception):
     """A job did its work and lost more rows by errors than it may: the message says how many, and why."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import json
@@ -24,7 +25,8 @@ from hypothesis import strategies as st
 
 from tfray.corpus.lines import LONGEST_LINE
 from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_blocks, read_unit
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
+from tfray.storage import places, reading
 from tfray.units.plan import InputFile, find_files, plan_units
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -578,6 +580,58 @@ def test_a_file_that_shrinks_after_planning_is_named(tmp_path: Path, name: str) 
     write_lines(path, ["x"] * 3, "\n")
     with pytest.raises(DamagedFile, match=rf"{name}.* (lost rows|shrunk)"):
         read_unit(unit, pa.schema({"source": pa.string()}), {"source"})
+
+
+class Failing:
+    """A storage that fails some times, each time after it has given a few bytes, and then perhaps for ever."""
+
+    is_down = False
+
+    def __init__(self, failures: int, patch: pytest.MonkeyPatch) -> None:
+        self.failures = failures
+        patch.setattr(places, "FIRST_PAUSE", 0.0)
+        real = reading.open_input
+        patch.setattr(reading, "open_input", lambda path: pa.PythonFile(FailingFile(self, real(path)), mode="r"))
+
+
+class FailingFile:
+    def __init__(self, storage: Failing, file: pa.NativeFile) -> None:
+        self.storage, self.file, self.given = storage, file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        if self.storage.is_down or (self.given > 5000 and self.storage.failures):
+            self.storage.failures -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        data = self.file.read(size)
+        self.given += len(data)
+        return data
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.csv"])
+def test_a_storage_that_fails_for_a_while_costs_no_row_and_one_that_stays_away_is_no_damage(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    texts = [f"{number} {os.urandom(30).hex()}" for number in range(2000)]
+    lines = "".join(json.dumps({"source": text}) + "\n" for text in texts).encode()
+    if name == "a.parquet":
+        pq.write_table(pa.table({"source": texts}), path, row_group_size=500)
+    elif name == "a.csv":
+        path.write_text("source\n" + "".join(f"{text}\n" for text in texts))
+    else:
+        path.write_bytes(pa.compress(lines, "zstd", asbytes=True) if name.endswith("zst") else lines)
+        if name.endswith("gz"):
+            path.write_bytes(gzip.compress(lines))
+    (unit,) = plan_units(find_files([str(path)]), 1 << 20, 1 << 20)
+    storage = Failing(1, monkeypatch)
+    schema = pa.schema({"source": pa.string()})
+    assert read_unit(unit, schema, {"source"}).table["source"].to_pylist() == texts and storage.failures == 0
+    storage.is_down = True
+    with pytest.raises(StorageFailure, match=rf"{name}.*Stale.*the same command"):
+        read_unit(unit, schema, {"source"})
 
 
 def test_a_damaged_file_is_the_same_error_in_another_process() -> None:

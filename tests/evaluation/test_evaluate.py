@@ -182,3 +182,16 @@ def test_a_confusion_too_wide_for_a_terminal_is_left_to_the_file(tmp_path: Path)
     part = {"prediction": labels, "label": labels}
     table = format_scores(run(write_predictions(tmp_path / "out", part, task="classification")))
     assert "The confusion matrix of 30 labels is in _scores.json." in table
+
+
+def test_predictions_with_a_prefix_are_found_and_a_task_without_any_is_refused(tmp_path: Path) -> None:
+    folder = write_predictions(tmp_path / "out", {"prediction": ["a"], "target": ["a"]})
+    part, path = pq.read_table(folder / "part-00000.parquet"), folder / "part-00000.parquet"
+    made_from = {"task": "generate", "inference": {"prefix": "our_"}}
+    pq.write_table(part.rename_columns({"prediction": "our_prediction", "error": "our_error"}), path)
+    (folder / "_manifest.json").write_text(json.dumps({"task": "translation", "made_from": made_from}))
+    assert run(folder)["exact_match"] == 1
+    pq.write_table(part.drop_columns(["prediction"]), path)
+    (folder / "_manifest.json").write_text(json.dumps({"task": "translation", "made_from": {"task": "score"}}))
+    with pytest.raises(InputError, match=r"its task is 'score' \(no column prediction\)"):
+        run(folder)

@@ -63,6 +63,30 @@ def read_output(out: Any) -> pa.Table:
     return pq.read_table(out, partitioning=None)
 
 
+class Death(BaseException):
+    """Stands for the end of a worker's process."""
+
+
+class Worker:
+    """An actor of a step: where it dies, another one takes the same item, as in Ray."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.start()
+
+    def start(self) -> None:
+        shared = () if self.step.shared is None else (self.step.shared,)
+        self.stage = self.step.stage(*self.step.arguments, *shared)
+
+    def work(self, item: object) -> Any:
+        for _ in range(50):
+            try:
+                return pickle.loads(pickle.dumps(self.stage(item)))
+            except Death:
+                self.start()
+        raise AssertionError("no end")
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_model(tmp_path_factory.mktemp("model"))
@@ -80,10 +104,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(job: PredictJob, seed: int = 0, unit_rows: int = 7, most_units: int | None = None) -> pa.Table:
         def flow(items: Sequence[object], stages: list[Step], waiting: int) -> Iterator[Any]:
             assert waiting > 0
-            made = [step.stage(*step.arguments, *(() if step.shared is None else (step.shared,))) for step in stages]
+            workers = [Worker(step) for step in stages]
             for item in random.Random(seed).sample(list(items), len(items))[:most_units]:
-                for stage in made:
-                    item = pickle.loads(pickle.dumps(stage(item)))
+                for worker in workers:
+                    item = worker.work(item)
                 yield item
             if most_units is not None:
                 raise KeyboardInterrupt
@@ -94,6 +118,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setattr(job_module, "flow", flow)
         monkeypatch.setattr(planning, "plan_units", plan)
         monkeypatch.setattr(steps, "cluster_total", lambda resource: 2.0 if resource == "CPU" else 0.0)
+        monkeypatch.setattr(steps, "node_cpus", lambda: [2.0])
         monkeypatch.setattr(job_module, "connected", lambda cluster: contextlib.nullcontext())
         return read_output(job_module.predict(job))
 

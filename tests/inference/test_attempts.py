@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.inference.conftest import WORDS, Run, make_job
-from tfray.config import PredictJob
+from tests.inference.conftest import WORDS, Death, Run, make_job
 from tfray.errors import InputError
 from tfray.generation.cache import SlotCache
 from tfray.generation.network import Network
+from tfray.inference import attempts as attempts_module
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.attempts import ATTEMPTS, GUILTY, attempt_whole, open_attempts
 from tfray.inference.encode import DIED, EncodeUnit
@@ -26,9 +27,7 @@ from tfray.inference.write import WriteUnit
 from tfray.storage import read_json
 from tfray.units.plan import Unit
 
-
-class Death(BaseException):
-    """Stands for the end of a process."""
+START = "the first start"
 
 
 def survive(folder: str, rows: int, killers: set[int]) -> tuple[list[int], list[int], int]:
@@ -40,7 +39,7 @@ def survive(folder: str, rows: int, killers: set[int]) -> tuple[list[int], list[
         return chosen
 
     for deaths in range(1000):
-        attempts = open_attempts(folder, "unit", "answer")
+        attempts = open_attempts(folder, "unit", "answer", START)
         try:
             return attempts.carry_out(work, rows), attempts.guilty, deaths
         except Death:
@@ -70,7 +69,7 @@ def test_deaths_that_no_row_explains_mark_no_row(tmp_path: Path) -> None:
         return rows
 
     while True:
-        attempts = open_attempts(str(tmp_path), "unit", "answer")
+        attempts = open_attempts(str(tmp_path), "unit", "answer", START)
         try:
             assert attempts.carry_out(work, 64) == list(range(64))
             break
@@ -79,15 +78,72 @@ def test_deaths_that_no_row_explains_mark_no_row(tmp_path: Path) -> None:
     assert attempts.guilty == []
 
 
+def test_a_job_that_is_stopped_again_and_again_marks_no_row_and_no_unit(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+
+    def die(rows: object = None) -> None:
+        raise Death
+
+    for number in range(9):
+        with pytest.raises(Death):
+            attempt_whole(folder, "unit", "read", str(number), die)
+        with pytest.raises(Death):
+            open_attempts(folder, "unit", "answer", str(number)).carry_out(die, 8)
+    assert attempt_whole(folder, "unit", "read", "last", lambda: "read") == "read"
+    attempts = open_attempts(folder, "unit", "answer", "last")
+    assert attempts.carry_out(lambda rows: rows, 8) == list(range(8)) and attempts.guilty == []
+
+
+def test_machines_that_are_lost_mark_no_unit_and_one_machine_that_loses_its_processes_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die_on(machine: str) -> str | None:
+        monkeypatch.setattr(attempts_module.socket, "gethostname", lambda: machine)
+        with contextlib.suppress(Death):
+            return attempt_whole(str(tmp_path), "unit", "read", START, lambda: (_ for _ in ()).throw(Death()))
+        return "died"
+
+    for machine in "abcdef":
+        assert die_on(machine) == "died"
+    assert [die_on("f") for _ in range(3)] == ["died", "died", None]
+
+
+def test_what_an_earlier_start_suspected_is_tried_apart_and_proved_again(tmp_path: Path) -> None:
+    deaths: list[int] = []
+
+    def work(rows: list[int]) -> list[int]:
+        if 5 in rows:
+            deaths.append(len(rows))
+            raise Death
+        return rows
+
+    def carry_out(start: str, most: int) -> list[int]:
+        for _ in range(most):
+            attempts = open_attempts(str(tmp_path), "unit", "answer", start)
+            try:
+                attempts.carry_out(work, 64)
+                return attempts.guilty
+            except Death:
+                continue
+        return []
+
+    assert carry_out("first", 7) == [], "stopped while it searches"
+    deaths.clear()
+    assert carry_out("second", 30) == [5]
+    assert max(deaths) < 64, "the unit as a whole kills nobody again"
+    deaths.clear()
+    assert carry_out("third", 30) == [5] and deaths == [1, 1]
+
+
 def test_an_error_is_no_death(tmp_path: Path) -> None:
     def fail(rows: list[int]) -> None:
         raise InputError("changed")
 
     for _ in range(9):
         with pytest.raises(InputError):
-            open_attempts(str(tmp_path), "unit", "read").carry_out(fail, 1)
+            open_attempts(str(tmp_path), "unit", "read", START).carry_out(fail, 1)
         with pytest.raises(InputError):
-            attempt_whole(str(tmp_path), "unit", "write", partial(fail, []))
+            attempt_whole(str(tmp_path), "unit", "write", START, partial(fail, []))
     assert not list((tmp_path / ATTEMPTS).iterdir())
 
 
@@ -100,7 +156,7 @@ def test_rows_that_kill_only_together_end_the_job_with_a_word(tmp_path: Path) ->
     with pytest.raises(InputError, match="batch_rows"):
         while True:
             try:
-                open_attempts(str(tmp_path), "unit", "answer").carry_out(work, 10)
+                open_attempts(str(tmp_path), "unit", "answer", START).carry_out(work, 10)
             except Death:
                 continue
 
@@ -128,16 +184,6 @@ def test_a_row_that_fails_costs_only_itself(
     assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
 
 
-def run_until_it_lives(run: Run, job: PredictJob) -> list[dict]:
-    """Return the rows of a job that is started again whenever it dies."""
-    for _ in range(30):
-        try:
-            return run(job, unit_rows=20).to_pylist()
-        except Death:
-            continue
-    raise AssertionError("no end")
-
-
 @pytest.mark.parametrize("step", ["encode", "answer"])
 def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
     run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
@@ -161,7 +207,7 @@ def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
         monkeypatch.setattr(AnswerUnit, "generate", die_answering)
     else:
         monkeypatch.setattr(EncodeUnit, "encode", die_encoding)
-    rows = run_until_it_lives(run, make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"))
+    rows = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"), unit_rows=20).to_pylist()
     assert rows[13]["error"] == GUILTY and rows[13]["source"] == texts[13]
     assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
     assert not (tmp_path / "out" / ATTEMPTS).exists()
@@ -182,7 +228,7 @@ def test_a_file_that_kills_whoever_reads_it_costs_its_own_rows(
         return real(self, unit)
 
     monkeypatch.setattr(EncodeUnit, "read", die)
-    rows = run_until_it_lives(run, make_job(model_folder, files, tmp_path / "out"))
+    rows = run(make_job(model_folder, files, tmp_path / "out"), unit_rows=20).to_pylist()
     assert [row["error"] for row in rows[:2]] == [f"damaged_file: {DIED}"] * 2
     assert rows[2:] == expected[2:]
 
@@ -194,7 +240,7 @@ def test_a_unit_that_kills_whoever_writes_it_ends_the_job_by_its_name(
     job = make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out")
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"wrote .*a\.parquet', 2 rows from row 0"):
         patch.setattr(WriteUnit, "table", lambda *rest: (_ for _ in ()).throw(Death()))
-        run_until_it_lives(run, job)
+        run(job)
     assert len(run(job)) == 2, "started again it is tried again"
 
 

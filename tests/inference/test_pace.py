@@ -83,3 +83,12 @@ def test_nothing_is_said_before_a_unit_is_done_and_a_model_that_is_gone_counts_n
     clock.now = 50
     pace.take({"began": 10.0, "seconds": 10.0, "worker": "a", "unit_rows": 100})
     assert pace.rate == pytest.approx(10)
+
+
+def test_models_that_never_come_are_not_counted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pace = Clock(), Pace(4)
+    monkeypatch.setattr(pace_module, "time", clock)
+    for record in work(2, 60, 1):
+        clock.now = record["came"]
+        pace.take(record)
+    assert pace.rate == pytest.approx(2 * 500 / 60, rel=0.1)

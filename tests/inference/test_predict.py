@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from hypothesis import strategies as st
 from tests.inference.conftest import WORDS, Run, make_job, make_model
 from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
-from tfray.errors import InputError, TooManyErrors
+from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
 from tfray.inference import predict as job_module
+from tfray.inference import write as write_module
+from tfray.inference.answer import AnswerUnit
 from tfray.inference.planning import plan_rows
 from tfray.inference.summary import format_result
-from tfray.storage import reading
+from tfray.storage import places, reading
 
 TEXT = st.lists(st.sampled_from([*WORDS.split(), "café", "狗。", "Mr. X. One!", "</s>"]), max_size=12).map(" ".join)
 MESS = [
@@ -146,10 +150,9 @@ def test_a_later_start_opens_no_input_that_is_done(
     with pytest.raises(KeyboardInterrupt):
         run(job, 3, 30, most_units=3)
     opened: list[str] = []
-    for name in ("open_input", "open_stream"):
-        real = getattr(storage, name)
-        for module in (storage, reading):
-            monkeypatch.setattr(module, name, lambda path, *rest, real=real: opened.append(path) or real(path, *rest))
+    real = storage.open_input
+    for module in (storage, reading):
+        monkeypatch.setattr(module, "open_input", lambda path: opened.append(path) or real(path))
     assert len(run(job, 4, 30)) == 120
     assert len({path for path in opened if path in map(str, files)}) == 1
 
@@ -337,6 +340,82 @@ def test_too_many_errors_end_a_job_and_a_higher_rate_lets_it_end_well(
     assert len(run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.5))) == 4
 
 
+@pytest.mark.parametrize(("lines", "share"), [([], "1 of 1 rows (100.0%)"), (["one"], "1 of 2 rows (50.0%)")])
+def test_a_file_that_is_cut_short_counts_as_one_row_lost(
+    run: Run, model_folder: str, tmp_path: Path, lines: list[str], share: str
+) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(b"this is no gzip")
+    (tmp_path / "b.txt").write_text("".join(f"{line}\n" for line in lines))
+    files = [tmp_path / "a.txt.gz", tmp_path / "b.txt"]
+    with pytest.raises(TooManyErrors, match=re.escape(share)):
+        run(make_job(model_folder, files, tmp_path / "out", max_error_rate=0.4))
+    assert len(run(make_job(model_folder, files, tmp_path / "out"))) == len(lines)
+    assert share.split("(")[1].removesuffix("%)") in format_result(str(tmp_path / "out"))
+
+
+def test_a_row_with_two_errors_is_one_row_with_an_error(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [b'{"source": "one", "n": 1}'] * 1000 + [b'{"source": "two", "n": "late"}']
+    job = make_job(model_folder, write_lines(tmp_path / "a.jsonl", lines), tmp_path / "out", max_length=2)
+    monkeypatch.setattr(AnswerUnit, "generate", lambda self, encoded, rows: ["failed: all of them"] * len(rows))
+    run(job, unit_rows=2000)
+    assert sum(storage.read_json(str(tmp_path / "out" / "_summary.json"))["errors"].values()) == 1001
+
+
+def test_a_full_disk_ends_the_job_with_one_message_and_nothing_recorded(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(model_folder, write(tmp_path / "a.parquet"), tmp_path / "out")
+
+    def fail(path: str, table: pa.Table) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"out=.*No space left.*same command"):
+        patch.setattr(write_module, "publish", fail)
+        run(job)
+    assert not list((tmp_path / "out" / "_units").glob("*")) and len(run(job)) == 30
+
+
+def test_a_storage_that_fails_while_input_is_read_ends_the_job_and_records_nothing(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.parquet")
+    job = make_job(model_folder, path, tmp_path / "out")
+    real = reading.open_input
+
+    def fail(place: str) -> pa.NativeFile:
+        if place == str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(place)
+
+    begin = job_module.begin
+
+    def begin_and_fail(*arguments: Any) -> Any:
+        found = begin(*arguments)
+        patch.setattr(reading, "open_input", fail)
+        return found
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=r"a\.parquet.*Input/output error.*same command"),
+    ):
+        patch.setattr(places, "FIRST_PAUSE", 0.0)
+        patch.setattr(job_module, "begin", begin_and_fail)
+        run(job)
+    assert not (tmp_path / "out" / "_units").exists()
+    assert [row["error"] for row in run(job).to_pylist()] == [None] * 30
+
+
+def test_records_that_do_not_appear_end_the_job(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(model_folder, write(tmp_path / "a.parquet"), tmp_path / "out")
+    monkeypatch.setattr(write_module, "record_unit", lambda folder, unit, record: None)
+    with pytest.raises(InputError, match="has no record of"):
+        run(job)
+
+
 def test_the_more_work_a_row_is_the_fewer_rows_a_unit_has(model_folder: str, tmp_path: Path) -> None:
     texts = [random.Random(row).randbytes(60).hex() for row in range(200_000)]
     pq.write_table(pa.table({"source": texts}), tmp_path / "a.parquet", row_group_size=100)
@@ -356,7 +435,32 @@ def test_the_more_work_a_row_is_the_fewer_rows_a_unit_has(model_folder: str, tmp
 def test_a_dry_run_writes_nothing_and_says_how_much_there_is(run: Run, model_folder: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet")
     report = job_module.predict(make_job(model_folder, path, tmp_path / "out", dry_run=True))
-    assert "30" in report and "rows/s" in report and not (tmp_path / "out").exists()
+    assert "30" in report and "rows/s" in report and "is new" in report and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_it_finds_where_the_job_would_write(run: Run, model_folder: str, tmp_path: Path) -> None:
+    path, out = write(tmp_path / "a.parquet"), tmp_path / "out"
+
+    def dry(*more: Path, **settings: Any) -> str:
+        return job_module.predict(make_job(model_folder, [path, *more], out, dry_run=True, **settings))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make_job(model_folder, [path], out), unit_rows=10, most_units=1)
+    before = {place: place.stat().st_mtime_ns for place in out.rglob("*")}
+    assert "1 of 3 units are done" in dry()
+    with pytest.raises(CheckpointMismatch, match="beam_size"):
+        dry(beam_size=3)
+    assert "would be replaced" in dry(beam_size=3, mode="overwrite")
+    with pytest.raises(InputError, match="holds something"):
+        dry(mode="new")
+    assert {place: place.stat().st_mtime_ns for place in out.rglob("*")} == before
+    run(make_job(model_folder, [path], out), unit_rows=10)
+    assert "finished and unchanged" in dry()
+    more = write(tmp_path / "b.parquet", TABLE.slice(0, 5))
+    assert "1 input files would be added" in dry(more, mode="append")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        job_module.predict(make_job(model_folder, path, tmp_path / "file" / "out", dry_run=True))
 
 
 def test_the_source_column_is_that_of_the_first_file_also_in_a_later_start(

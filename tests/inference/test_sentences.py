@@ -1,5 +1,7 @@
 """Texts are cut where sentences end, and nothing of them is lost."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,3 +42,12 @@ def test_targets_are_joined_as_their_script_wants() -> None:
     assert join_sentences(["One.", "Two.", "", "Three."]) == "One. Two. Three."
     assert join_sentences(["一。", "二。"]) == "一。二。"
     assert join_sentences([]) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["." * 100_000, ".” " * 50_000, "।" * 100_000, "Mr. " * 50_000, "\n" * 100_000, "。" * 100_000]
+)
+def test_time_grows_with_a_text_and_not_with_its_square(text: str) -> None:
+    began = time.process_time()
+    split_sentences(text, "en")
+    assert time.process_time() - began < 1

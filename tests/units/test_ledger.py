@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,17 @@ def test_what_remains_is_what_has_no_record_yet(tmp_path_factory: pytest.TempPat
 def test_a_half_written_record_does_not_count_as_done_and_is_swept_away(tmp_path: Path) -> None:
     ledger = open_ledger(str(tmp_path), MADE_FROM, overwrite=False)
     record_unit(str(tmp_path / RECORDS), UNITS[1], {})
-    half = tmp_path / RECORDS / f".{UNITS[0].stem}.json.0123"
+    half = tmp_path / RECORDS / f".{UNITS[0].stem}.json.{uuid.uuid4().hex}"
     half.write_bytes(b"half")
+    own = tmp_path / RECORDS / ".notes.txt"
+    own.write_bytes(b"of the user")
     assert ledger.remaining(UNITS) == [UNITS[0], *UNITS[2:]]
     sweep(str(tmp_path / RECORDS))
-    assert not half.exists() and published(str(tmp_path / RECORDS)) == [f"{tmp_path}/{RECORDS}/{UNITS[1].stem}.json"]
+    assert (
+        not half.exists()
+        and own.exists()
+        and published(str(tmp_path / RECORDS)) == [f"{tmp_path}/{RECORDS}/{UNITS[1].stem}.json"]
+    )
 
 
 def test_the_same_settings_go_on_and_keep_what_is_done(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tfray import storage
 from tfray.errors import InputError
 from tfray.units import lock as lock_module
-from tfray.units.lock import LOCK, Lock, check_holder, read_owner
+from tfray.units.lock import LOCK, Lock, Owner, read_owner
 
 
 def test_the_second_is_told_who_holds_the_place(tmp_path: Path) -> None:
@@ -23,14 +24,6 @@ def test_the_second_is_told_who_holds_the_place(tmp_path: Path) -> None:
     with Lock(str(tmp_path)):
         pass
     assert not (tmp_path / LOCK).exists()
-
-
-def test_who_works_for_a_holder_is_told_when_the_place_is_anothers(tmp_path: Path) -> None:
-    check_holder(str(tmp_path), "token")  # nobody holds it
-    with Lock(str(tmp_path)) as lock:
-        check_holder(str(tmp_path), lock.token)
-        with pytest.raises(InputError, match=f"is worked on by process {os.getpid()}"):
-            check_holder(str(tmp_path), "token of one before")
 
 
 def hold(folder: str) -> None:
@@ -70,3 +63,52 @@ def test_a_heart_beats_and_who_lost_the_place_is_told(tmp_path: Path, monkeypatc
         with pytest.raises(InputError, match="process 1 "):
             lock.check()
     assert (tmp_path / LOCK).exists(), "another's lock is left"
+
+
+@pytest.mark.parametrize("sign", ["none", "beats", "leaves"])
+def test_an_owner_on_another_machine_is_waited_for_until_it_is_silent_or_shows_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    monkeypatch.setattr(lock_module, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(lock_module, "LOOK_SECONDS", 0.02)
+    own = Lock(str(tmp_path))
+    elsewhere = replace(own.me(), host="elsewhere", token="other", beat=time.time() + 3600)  # and its clock is wrong
+
+    def write(owner: Owner) -> None:
+        storage.publish_bytes(own.path, json.dumps(owner.__dict__).encode())
+
+    def give_sign() -> None:
+        time.sleep(0.2)
+        write(replace(elsewhere, beat=elsewhere.beat + 1)) if sign == "beats" else storage.remove(own.path)
+
+    write(elsewhere)
+    other = threading.Thread(target=give_sign)
+    if sign != "none":
+        other.start()
+    if sign == "beats":
+        with pytest.raises(InputError, match=r"worked on by process .* on elsewhere"):
+            own.take()
+    else:
+        own.take()
+        found = read_owner(own.path)
+        assert found and found.token == own.token
+    if sign != "none":
+        other.join()
+
+
+def test_a_heart_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.02)
+    with Lock(str(tmp_path / "out")):
+        (tmp_path / "out").rename(tmp_path / "away")
+        time.sleep(0.3)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_sees_whether_it_writes_where_its_driver_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "PATIENCE_SECONDS", 0.0)
+    with Lock(str(tmp_path)) as lock:
+        lock.ticket.check()
+        with pytest.raises(InputError, match="another folder on"):
+            lock.ticket._replace(path=str(tmp_path / "own disk" / LOCK)).check()
+        with pytest.raises(InputError, match="is worked on by process"):
+            lock.ticket._replace(token="of a driver that was killed").check()

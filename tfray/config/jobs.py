@@ -84,8 +84,8 @@ class PredictJob:
     holds anything. overwrite: replace what was made otherwise; it stays readable until the new is whole.
     append: add the input files that a finished output has not seen."""
     dry_run: bool = False
-    """Write nothing; say how many units and rows there are, and from a sample of 100 rows how long it takes,
-    how much memory, and how large the output gets."""
+    """Write nothing; say what is in 'out' and what the mode would do with it, how many units and rows there are, and
+    from a sample of 100 rows how long it takes, how much memory, and how large the output gets."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

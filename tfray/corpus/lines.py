@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, Block, DamagedFile, check_text
+from tfray.errors import StorageFailure
 from tfray.units.plan import Unit, split_compression
 
 LONGEST_LINE = 16 << 20  # bytes
@@ -70,12 +71,14 @@ def read_lines(path: str, compression: str | None, start: int = 0, stop: int | N
 
 
 def read_chunks(path: str, compression: str | None, start: int, stop: int | None) -> Iterator[bytes]:
-    """Yield a file's uncompressed bytes; raises DamagedFile where they end too early."""
+    """Yield a file's uncompressed bytes; raises DamagedFile where they end too early or cannot be uncompressed."""
     position = start
     try:
         for chunk in storage.read_chunks(path, compression, start, None if compression else stop):
             position += len(chunk)
             yield chunk
+    except StorageFailure:
+        raise
     except storage.READ_ERRORS as error:
         raise DamagedFile(path, str(error)) from error
     if stop is not None and not compression and position < stop:

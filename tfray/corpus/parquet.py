@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, DamagedFile, Rows, check_text
+from tfray.errors import StorageFailure
 from tfray.units.plan import Unit
 
 BUFFER_BYTES = 4 << 20  # of each column; without such a buffer (or with pre_buffer) a whole row group is held
@@ -18,15 +19,19 @@ def read_parquet(unit: Unit, schema: pa.Schema) -> Iterator[Rows]:
     """Yield a unit's rows; a row group that is damaged is left out, and DamagedFile raised after the others."""
     damage = None
     try:
-        with storage.open_input(unit.path) as source:
+        with storage.open_patiently(unit.path) as source:
             file = pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
             if file.metadata.num_rows < unit.stop:
                 raise DamagedFile(unit.path, "it has lost rows since the job was planned")
             for group, first_row in groups_of(file.metadata, unit):
                 try:
                     yield from read_group(file, group, first_row, unit, schema)
+                except StorageFailure:
+                    raise
                 except storage.READ_ERRORS as error:
                     damage = damage or DamagedFile(unit.path, f"row group {group}: {error}")
+    except StorageFailure:
+        raise
     except storage.READ_ERRORS as error:
         raise DamagedFile(unit.path, str(error)) from error
     if damage:

@@ -15,7 +15,7 @@ from tfray.report.tables import format_table
 from tfray.scores import classification_scores, translation_scores
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
-OUTPUT_COLUMNS = ("prediction", "score", "error")
+OWN_COLUMNS = ("prediction", "error")
 # A wider matrix does not fit a terminal.
 MAX_SHOWN_LABELS = 12
 
@@ -109,8 +109,9 @@ def read_rows_with_column(job: EvaluateJob) -> Iterator[tuple]:
     """Yield prediction, error and the value of the reference column."""
     for part in part_files(job.predictions):
         with open_part(part) as file:
-            column = find_reference_column(file.schema_arrow.names, job.reference_column, part)
-            yield from read_columns(file, ["prediction", "error", column])
+            own = find_own_columns(job.predictions, file.schema_arrow.names)
+            column = find_reference_column(file.schema_arrow.names, job.reference_column, part, own)
+            yield from read_columns(file, [*own, column])
 
 
 def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
@@ -125,7 +126,8 @@ def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
     position = 0
     for part in part_files(folder):
         with open_part(part) as file:
-            for prediction, error in read_columns(file, ["prediction", "error"]):
+            own = find_own_columns(folder, file.schema_arrow.names)
+            for prediction, error in read_columns(file, own):
                 yield prediction, error, lines[position]
                 position += 1
 
@@ -157,13 +159,26 @@ def read_columns(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple]:
         yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
-def find_reference_column(names: list[str], wanted: str | None, part: str) -> str:
+def find_own_columns(folder: str, names: list[str]) -> list[str]:
+    """Return the columns of predictions and errors; raises InputError where the task was one without predictions."""
+    made_from = storage.read_json(storage.join(folder, "_manifest.json")).get("made_from", {})
+    prefix = made_from.get("inference", {}).get("prefix", "")
+    columns = [prefix + name for name in OWN_COLUMNS]
+    if not {*columns} <= {*names}:
+        raise InputError(
+            f"predictions={folder!r} holds no predictions to compare, for its task is {made_from.get('task')!r} (no "
+            f"column {columns[0]}); give the 'out' of `tfray predict --task generate` or `classify`"
+        )
+    return columns
+
+
+def find_reference_column(names: list[str], wanted: str | None, part: str, own: list[str]) -> str:
     """Return the column of references: the wanted one, or target, or label."""
     candidates = [wanted] if wanted else ["target", "label"]
     for name in candidates:
         if name in names:
             return name
-    inputs = ", ".join(name for name in names if name not in OUTPUT_COLUMNS)
+    inputs = ", ".join(name for name in names if name not in (*own, "score"))
     raise InputError(
         f"reference_column={' or '.join(candidates)} is not in {part!r}, its input columns are: "
         f"{inputs or 'none'}; set reference_column to one of them, or use reference_file"

@@ -16,7 +16,7 @@ from tfray.generation.generate import NO_MEMORY, prepare
 from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
 from tfray.inference.assignment import Assignment
-from tfray.inference.attempts import GUILTY, open_attempts
+from tfray.inference.attempts import GUILTY
 from tfray.inference.handover import Answered, Encoded
 from tfray.inference.search import search_targets
 from tfray.model.precision import prepare_cpu
@@ -47,7 +47,7 @@ class AnswerUnit:
     def __call__(self, encoded: Encoded) -> Answered:
         began, shortages = time.time(), self.network.shortages
         numbers = list(encoded.pieces)
-        attempts = open_attempts(self.assignment.out, encoded.unit.stem, "answer")
+        attempts = self.assignment.attempts(encoded.unit, "answer")
 
         def work(places: list[int]) -> dict[int, Any]:
             return self.answer(encoded, [numbers[place] for place in places])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig, InferenceConfig
+from tfray.inference.attempts import Attempts, attempt_whole, open_attempts
 from tfray.inference.columns import Task, added_fields, output_schema
+from tfray.units.lock import Ticket
+from tfray.units.plan import Unit
+
+Result = TypeVar("Result")
 
 
 class Assignment(NamedTuple):
@@ -27,6 +33,10 @@ class Assignment(NamedTuple):
     inference: InferenceConfig
     identities: dict[str, list]
     """What the input files were when the run began."""
+    ticket: Ticket | None = None
+    """By which workers see that they write where the driver does; none where nobody else can."""
+    start: str = ""
+    """Of the job, in which deaths of workers count."""
 
     @property
     def text_columns(self) -> set[str]:
@@ -45,3 +55,16 @@ class Assignment(NamedTuple):
     def place(self, name: str) -> str:
         """Return the place of a file in the output folder."""
         return storage.join(self.out, name)
+
+    def check_place(self) -> None:
+        """Raise InputError where this worker sees another output folder than the driver, or the driver is replaced."""
+        if self.ticket:
+            self.ticket.check()
+
+    def attempts(self, unit: Unit, step: str) -> Attempts:
+        """Return what is known of earlier attempts of a step at a unit."""
+        return open_attempts(self.out, unit.stem, step, self.start)
+
+    def attempt_whole(self, unit: Unit, step: str, work: Callable[[], Result]) -> Result | None:
+        """Return what a step makes of a unit that it cannot cut; None where the process has died of it too often."""
+        return attempt_whole(self.out, unit.stem, step, self.start, work)

@@ -1,13 +1,16 @@
 """A row that kills its process: found by halving the unit, and marked.
 
-Whoever works on rows of a unit notes it in a small file first. A note that is found at the start says
-that the process died on those rows: Ray starts it anew and hands it the same unit. After three deaths the
-unit is halved, and a half that kills is halved again, down to a row that kills alone, twice. Where the
-work cannot be cut (a file is read, or written, as a whole), three deaths are its verdict.
+Whoever works on rows of a unit notes it in a small file first. A note of the same start of the job that is
+found at the start of work says that the process died on those rows: Ray starts it anew and hands it the same
+unit. After three deaths the unit is halved, and a half that kills is halved again, down to a row that kills
+alone, twice. Where the work cannot be cut (a file is read, or written, as a whole), three deaths are its verdict.
+The note of an earlier start may be of a process that ended with its job: what was suspected then is tried apart
+first, and nothing of it counts.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
@@ -26,10 +29,14 @@ class Attempts:
     """What is known of the deaths on one unit; kept in a file."""
 
     path: str
+    start: str = ""
+    """Of the job, by which deaths count."""
     trying: list[int] | None = None
     """First row and end of what a process is at work on, or died on."""
-    deaths: int = 0
-    """Of processes on these rows."""
+    machine: str = ""
+    """Of that process."""
+    died_on: list[str] = field(default_factory=list)
+    """The machine of each process that died on these rows."""
     suspects: list[list[int]] = field(default_factory=list)
     """Ranges of rows in which the guilty ones may be; the last is tried next."""
     searches: int = 0
@@ -42,14 +49,14 @@ class Attempts:
         while self.suspects:
             self.attempt(work, self.suspects[-1])
             self.suspects.pop()
-            self.deaths = 0
+            self.died_on = []
         result = self.attempt(work, [0, rows])
         self.end()
         return result
 
     def attempt(self, work: Callable[[list[int]], Result], span: list[int]) -> Result:
         """Return what work makes of a range of rows; the file says that it was begun, until it is over."""
-        self.trying = span
+        self.trying, self.machine = span, socket.gethostname()
         self.save()
         try:
             return work([row for row in range(*span) if row not in self.guilty])
@@ -57,21 +64,27 @@ class Attempts:
             self.end()  # an error is no death
             raise
 
+    @property
+    def deaths(self) -> int:
+        """Of processes on these rows, as far as the rows may have been the cause: one death on each other machine may
+        have been that machine's end."""
+        return len(self.died_on) - len({*self.died_on} - {socket.gethostname()})
+
     def died(self) -> None:
         """Draw the conclusions from a death on the rows that were tried."""
         assert self.trying is not None
         (start, stop), is_search = self.trying, bool(self.suspects)
-        self.trying, self.deaths = None, self.deaths + 1
+        self.trying, self.died_on = None, [*self.died_on, self.machine]
         if stop - start == 1:
             if self.deaths >= (DEATHS_ALONE if is_search else DEATHS):
                 self.guilty.append(start)
-                self.suspects, self.deaths = self.suspects[:-1], 0
+                self.suspects, self.died_on = self.suspects[:-1], []
         elif is_search or self.deaths >= DEATHS:
             if not is_search:
                 self.begin_search()
             middle = (start + stop) // 2
             self.suspects = [*self.suspects[:-1], [middle, stop], [start, middle]]
-            self.deaths = 0
+            self.died_on = []
 
     def begin_search(self) -> None:
         self.searches += 1
@@ -83,7 +96,7 @@ class Attempts:
 
     def end(self) -> None:
         """Note that nobody is at work on the unit; a unit on which nobody died leaves no file."""
-        self.trying, self.deaths = None, 0
+        self.trying, self.died_on = None, []
         if self.guilty:
             self.save()
         else:
@@ -95,15 +108,20 @@ class Attempts:
         storage.publish_json(self.path, values)
 
 
-def attempt_whole(folder: str, stem: str, step: str, work: Callable[[], Result]) -> Result | None:
+def attempt_whole(folder: str, stem: str, step: str, start: str, work: Callable[[], Result]) -> Result | None:
     """Return what a step makes of a unit that it cannot cut; None where the process has died of it too often."""
-    attempts = open_attempts(folder, stem, step)
+    attempts = open_attempts(folder, stem, step, start)
     found = attempts.carry_out(lambda chosen: work() if chosen else None, 1)
     storage.remove(attempts.path)  # who starts the job again tries again
     return found
 
 
-def open_attempts(folder: str, stem: str, step: str) -> Attempts:
+def open_attempts(folder: str, stem: str, step: str, start: str) -> Attempts:
     """Return what is known of earlier attempts of a step at a unit."""
     path = storage.join(folder, f"{ATTEMPTS}/{stem}-{step}.json")
-    return Attempts(path, **(storage.read_json(path) if storage.exists(path) else {}))
+    if not storage.exists(path):
+        return Attempts(path, start)
+    known = storage.read_json(path)
+    if known.get("start") == start:
+        return Attempts(path, **known)
+    return Attempts(path, start, suspects=[*known["suspects"], *([row, row + 1] for row in known["guilty"])])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -16,7 +15,7 @@ from tfray.corpus.normalize import normalize
 from tfray.corpus.read import DamagedFile, Rows, read_blocks
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
-from tfray.inference.attempts import GUILTY, attempt_whole, open_attempts
+from tfray.inference.attempts import GUILTY
 from tfray.inference.columns import damaged_rows
 from tfray.inference.handover import Encoded
 from tfray.inference.sentences import split_sentences
@@ -60,9 +59,10 @@ class EncodeUnit:
         self.longest = assignment.folder.architecture.max_length
 
     def __call__(self, unit: Unit) -> Encoded:
-        out, died = self.assignment.out, (Rows(self.assignment.rows.empty_table(), {}, unit.first_row), DIED)
-        rows, damage = attempt_whole(out, unit.stem, "read", lambda: self.read(unit)) or died
-        attempts = open_attempts(out, unit.stem, "encode")
+        self.assignment.check_place()
+        died = Rows(self.assignment.rows.empty_table(), {}, unit.first_row), DIED
+        rows, damage = self.assignment.attempt_whole(unit, "read", lambda: self.read(unit)) or died
+        attempts = self.assignment.attempts(unit, "encode")
         errors, notes, pieces, targets, truncated = attempts.carry_out(partial(self.encode_rows, rows), len(rows.table))
         errors |= dict.fromkeys(attempts.guilty, GUILTY)
         errors |= {row: rows.errors.get(row) or f"damaged_file: {damage}" for row in self.lost(rows, unit)}
@@ -87,12 +87,13 @@ class EncodeUnit:
     def read(self, unit: Unit) -> tuple[Rows, str | None]:
         """Return a unit's rows, and why they are not all; raises InputError where the file is another by now."""
         self.check_identity(unit.path)
-        for failures in range(1, storage.TRIES):
-            rows, damage = self.read_once(unit)
-            if damage is None or not storage.is_remote(unit.path):
-                return rows, damage
-            time.sleep(storage.pause(failures))  # the network may have failed, and not the file
-        return self.read_once(unit)
+        blocks: list[Rows] = []
+        try:
+            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns))
+        except DamagedFile as error:
+            self.check_identity(unit.path)  # it may have been replaced while it was read
+            return self.joined(unit, blocks), error.reason
+        return self.joined(unit, blocks), None
 
     def check_identity(self, path: str) -> None:
         """Raise InputError where a file is not what it was when the run began."""
@@ -102,15 +103,6 @@ class EncodeUnit:
                 f"input {path!r} has changed since this run began; put the old file back, or begin anew with "
                 "--mode overwrite"
             )
-
-    def read_once(self, unit: Unit) -> tuple[Rows, str | None]:
-        blocks: list[Rows] = []
-        damage = None
-        try:
-            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns))
-        except DamagedFile as error:
-            damage = error.reason
-        return self.joined(unit, blocks), damage
 
     def joined(self, unit: Unit, blocks: list[Rows]) -> Rows:
         """Return blocks as one; where rows of Parquet between them cannot be read, nulls stand in their place."""

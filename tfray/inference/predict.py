@@ -10,9 +10,10 @@ A unit is done when its record stands in the commit log; what dies before that i
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -30,9 +31,9 @@ from tfray.inference.quality import QUALITY, check_quality
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
-from tfray.units.ledger import SUCCESS, Ledger, has_manifest, store_settings, sweep
+from tfray.units.ledger import RECORDS, SUCCESS, Ledger, has_manifest, store_settings, sweep
 from tfray.units.lock import Lock
-from tfray.units.place import open_place, take_place
+from tfray.units.place import mend, open_place, take_place
 from tfray.units.plan import Unit, amount
 from tfray.units.stored import read_plan, write_plan
 from tfray.units.stream import WorkLost, flow
@@ -63,9 +64,10 @@ def predict(job: PredictJob) -> str:
     if job.dry_run:
         from tfray.inference.rehearse import rehearse  # needs torch, which takes seconds to import
 
-        return rehearse(job, folder, task, [*identities])
+        return rehearse(job, folder, task, made_from(job, folder, task, identities))
+    mend(job.out)
     storage.check_writable(job.out)
-    with Lock(job.out) as lock:
+    with Lock(job.out) as lock, storage.writing(job.out):
         ledger = open_place(job.out, made_from(job, folder, task, identities), job.mode)
         if ledger.is_finished and not ledger.adds_to:
             logger.info("predictions: %s is finished and unchanged", ledger.out)
@@ -89,9 +91,9 @@ def identify(patterns: list[str]) -> dict[str, list]:
 
 def check_apart(patterns: list[str], paths: list[str], out: str) -> None:
     """Raise InputError where what is written would be read as input, or input stands where is written."""
-    out = storage.absolute(out).partition("?")[0].rstrip("/")
+    out = storage.split_options(storage.absolute(out))[0].rstrip("/")
     for pattern in patterns:
-        place = storage.absolute(pattern).partition("?")[0].rstrip("/")
+        place = storage.split_options(storage.absolute(pattern))[0].rstrip("/")
         written = f"{out}/part-000000-00000000.parquet"
         is_read = written.startswith(f"{place}/") or storage.matches(written.split("/"), place.split("/"))
         if is_read or any(path.startswith(f"{out}/") for path in paths):
@@ -121,8 +123,9 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
     inputs: dict = ledger.made_from["inputs"]  # type: ignore[assignment]
     plan = known_plan(ledger)
     if plan is None or ledger.adds_to:
-        before = ledger.adds_to["inputs"] if ledger.adds_to else {}
+        before, known = ledger.adds_to["inputs"] if ledger.adds_to else {}, plan.units if plan else []
         plan = plan_rows(job, folder, task, [path for path in inputs if path not in before], plan)
+        plan = plan._replace(units=[*known, *of_this_run(plan.units[len(known) :], ledger.made_from)])
     assignment = assign(job, ledger.folder, folder, task, plan, inputs)
     comparison = check_quality(job, folder, plan.units, assignment, ledger.folder)
     if not has_manifest(ledger.folder) or ledger.adds_to:
@@ -133,6 +136,14 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
     if comparison:
         storage.publish_json(storage.join(ledger.folder, QUALITY), comparison._asdict())
     return plan.units, assignment
+
+
+def of_this_run(units: list[Unit], made_from: dict[str, object]) -> list[Unit]:
+    """Return units named after all that their rows' values follow from: a worker that another run has left behind
+    on the same place writes under other names."""
+    inputs: dict = made_from["inputs"]  # type: ignore[assignment]
+    settings = {name: value for name, value in made_from.items() if name != "inputs"}
+    return [replace(unit, run=storage.fingerprint([settings, inputs[unit.path]])) for unit in units]
 
 
 def known_plan(ledger: Ledger) -> Plan | None:
@@ -150,7 +161,7 @@ class Tally:
 
     def __init__(self, job: PredictJob, records: list[dict]) -> None:
         self.config = job.inference
-        self.rows = self.tokens = 0
+        self.rows = self.cut_short = self.tokens = 0
         self.errors: Counter[str] = Counter()
         self.first: str | None = None
         for record in records:
@@ -158,6 +169,7 @@ class Tally:
 
     def take(self, record: dict) -> None:
         self.rows += record["rows"]
+        self.cut_short += record.get("cut_short", 0)
         self.tokens += record["target_tokens"]
         self.errors.update(record["errors"])
         self.first = self.first or record["first_error"]
@@ -170,11 +182,11 @@ class Tally:
                 f"inference.fail_fast: {self.first}; mend or remove the row, or leave fail_fast out: what is done "
                 "stays done"
             )
-        limit = self.config.max_error_rate
-        if (is_end or self.rows >= ROWS_BEFORE_RATE) and count > limit * self.rows:
+        limit, rows = self.config.max_error_rate, self.rows + self.cut_short
+        if (is_end or rows >= ROWS_BEFORE_RATE) and count > limit * rows:
             raise TooManyErrors(
-                f"{format_errors({'errors': dict(self.errors.most_common()), 'rows': self.rows, 'first_errors': []})}"
-                f"\n\n{count:,} of {self.rows:,} rows ({count / self.rows:.1%}) have errors, more than "
+                f"{format_errors({'errors': dict(self.errors.most_common()), 'rows': rows, 'first_errors': []})}"
+                f"\n\n{count:,} of {rows:,} rows ({count / rows:.1%}) have errors, more than "
                 f"inference.max_error_rate={limit:g} allows (the first: {self.first}); mend the input, or raise the "
                 "rate and start the job again: what is done stays done"
             )
@@ -193,9 +205,12 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
     weights = np.frombuffer(assignment.folder.read_weights(), np.uint8)
     losses = 0
     with connected(job.cluster), Progress(*amount("predicting", remaining)) as progress:
-        steps = make_steps(job, assignment, weights)
-        before, begun, pace = tally.tokens, progress.seconds(), Pace(steps[1].actors[0])
+        before, begun, pace = tally.tokens, progress.seconds(), None
         while remaining:
+            # Deaths count within one pass: at its end Ray itself kills workers.
+            assignment = assignment._replace(ticket=lock.ticket, start=uuid.uuid4().hex)
+            steps = make_steps(job, assignment, weights)
+            pace = pace or Pace(steps[1].actors[0])
             try:
                 for record in flow(remaining[:UNITS_AT_ONCE], steps, waiting_bytes(remaining, steps)):
                     losses = 0
@@ -211,7 +226,18 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
                 if losses == LOSSES_IN_A_ROW:
                     raise
                 logger.warning("predictions: Ray has lost more than it can mend; going on (%s)", loss)
+            else:
+                check_recorded(ledger, remaining)
             remaining = ledger.remaining(units)
+
+
+def check_recorded(ledger: Ledger, units: list[Unit]) -> None:
+    """Raise InputError where none of the units that were worked on has a record: a job must not go on for ever."""
+    if len(ledger.remaining(units)) == len(units):
+        raise InputError(
+            f"out={ledger.out!r} has no record of {len(units):,} units that were worked on; choose a folder that all "
+            "machines of the cluster share, or one in an object store"
+        )
 
 
 def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment) -> None:
@@ -221,7 +247,8 @@ def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assig
     summary = summarize(records)
     if storage.exists(path := storage.join(ledger.folder, QUALITY)):
         summary["quality"] = storage.read_json(path)
-    sweep(ledger.folder)
+    for place in (ledger.folder, storage.join(ledger.folder, RECORDS)):
+        sweep(place, units)
     storage.remove(storage.join(ledger.folder, ATTEMPTS))
     storage.publish_json(storage.join(ledger.folder, SUMMARY), summary)
     columns = {field.name: str(field.type) for field in assignment.schema}

@@ -23,16 +23,53 @@ from tfray.inference.quality import check_quality
 from tfray.inference.sample import sample_rows
 from tfray.inference.write import WriteUnit
 from tfray.report.tables import format_table
+from tfray.units.ledger import Ledger
+from tfray.units.place import find_place
 from tfray.units.plan import find_files, plan_units
 from tfray.units.status import duration
+from tfray.units.stored import read_plan
 
 SAMPLE_ROWS = 100
 MOST_COPIES, COPIES_SECONDS = 8, 8.0
 """A hundred rows alone leave the engine half empty: its rate is that of copies of them, as many as are soon done."""
 
 
-def rehearse(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]) -> str:
-    """Return a report of what a job would take; nothing is written but a sample in a temporary folder."""
+def rehearse(job: PredictJob, folder: ModelFolder, task: Task, made_from: dict[str, object]) -> str:
+    """Return a report of what a job would find and take; nothing is written but a sample in a temporary folder.
+
+    Raises InputError where the job would, for the place where it is to write.
+    """
+    storage.check_creatable(job.out)
+    ledger = find_place(job.out, made_from, job.mode)
+    found = describe_place(ledger)
+    if ledger.is_finished and not ledger.adds_to:
+        return f"there is nothing to predict\n{found}"
+    return f"{estimate(job, folder, task, new_inputs(ledger))}\n{found}"
+
+
+def new_inputs(ledger: Ledger) -> list[str]:
+    """Return the input files of which a run makes something: of one that adds to another only those that are new."""
+    inputs: dict = ledger.made_from["inputs"]  # type: ignore[assignment]
+    return [path for path in inputs if not ledger.adds_to or path not in ledger.adds_to["inputs"]]
+
+
+def describe_place(ledger: Ledger) -> str:
+    """Return what a run would find where it writes, and do with it."""
+    if ledger.adds_to:
+        return f"{ledger.out} is there; {len(new_inputs(ledger)):,} input files would be added to it"
+    if not ledger.is_begun:
+        return (
+            f"{ledger.out} would be replaced once the new run is whole" if ledger.replaces else f"{ledger.out} is new"
+        )
+    if ledger.is_finished and not ledger.replaces:
+        return f"{ledger.out} is finished and unchanged; there is nothing to do"
+    units = read_plan(ledger.folder, ledger.manifest["plan"])[0]
+    done = len(units) - len(ledger.remaining(units))
+    return f"{ledger.out} was begun; {done:,} of {len(units):,} units are done, the run would go on with the others"
+
+
+def estimate(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]) -> str:
+    """Return what a job would take for input files, from a sample of their rows."""
     plan = plan_rows(job, folder, task, paths)
     units = plan.units
     total = sum(unit.rows for unit in units)

@@ -22,8 +22,11 @@ ABBREVIATIONS = {
     "nl": "dhr mevr dr prof ir bijv d.w.z enz blz nr art ca",
 }
 ORDINALS = {"de", "da", "no", "nb", "fi", "cs", "sk", "hu", "pl", "hr", "sl", "et"}  # write 3. for third
-# A mark, its closing quotes; then white space (not after full-width marks), or the end of a paragraph.
-END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s+\S)|[。！？｡]+[”’」』）\"']*(?!$)|[।॥؟۔]+(?=\s+\S)|\n\s*\n")
+# A mark, its closing quotes; then white space (not after full-width marks), or the end of a paragraph. A row of
+# marks is looked at from its first one alone, and nothing of it is given back: else long rows take quadratic time.
+END = re.compile(
+    r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s++\S)|[。！？｡]+[”’」』）\"']*(?!$)|(?<![।॥؟۔])[।॥؟۔]++(?=\s++\S)|\n\s*\n"
+)
 CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 LAST_WORD = re.compile(r"[\w.]+(?=[.!?…]+[\"'”’»)\]]*$)")
 
@@ -54,7 +57,8 @@ def ends_sentence(text: str, start: int, stop: int, names: frozenset[str], langu
     if following[:1].islower():
         return False
     word = LAST_WORD.search(text, max(start, stop - 40), stop)
-    if word is None or not text[start:stop].rstrip("\"'”’»)]").endswith(".") or text[:stop].endswith(".."):
+    mark = text[max(start, stop - 40) : stop].rstrip("\"'”’»)]")
+    if word is None or not mark.endswith(".") or text.endswith("..", 0, stop):
         return True
     last = word.group().rstrip(".")
     if last.isdigit():

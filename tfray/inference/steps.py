@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tfray.cluster import cluster_total
+from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, InferenceConfig, PredictJob
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
@@ -35,9 +35,9 @@ class Pool(NamedTuple):
 
 def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> list[Step]:
     """Return the steps of a job; raises InputError where its actors find no room in the cluster."""
-    cpus = int(cluster_total("CPU"))
-    pool = place_actors(job.inference, job.cluster, cpus, int(cluster_total("GPU")))
-    spare = max(1, (cpus - pool.fewest) // 2) if pool.gpus else max(1, pool.fewest // 2)
+    nodes = node_cpus()
+    pool = place_actors(job.inference, job.cluster, nodes, int(cluster_total("GPU")))
+    spare = max(1, (int(sum(nodes)) - pool.fewest) // 2) if pool.gpus else max(1, pool.fewest // 2)
     helpers, share = (1, spare), 1.0 if pool.gpus else HELPER_SHARE
     return [
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
@@ -57,13 +57,19 @@ def check_room(job: PredictJob) -> None:
     """Raise InputError where this machine alone has no room; a cluster is asked once it is reached."""
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         cpus = job.cluster.num_cpus or os.cpu_count() or 1
-        place_actors(job.inference, job.cluster, cpus, local_gpus())
+        place_actors(job.inference, job.cluster, [cpus], local_gpus())
 
 
-def place_actors(config: InferenceConfig, cluster: ClusterConfig, cpus: int, gpus: int) -> Pool:
-    """Return the actors with the model; raises InputError where they find no room."""
+def place_actors(config: InferenceConfig, cluster: ClusterConfig, nodes: Sequence[float], gpus: int) -> Pool:
+    """Return the actors with the model, given the CPU cores of each node; raises InputError where they find no room."""
     use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus > 0)
-    room, kind = (gpus, "GPU") if use_gpu else (cpus // config.cpus_per_actor, f"{config.cpus_per_actor} CPU")
+    groups = sum(int(cores // config.cpus_per_actor) for cores in nodes)
+    room, kind = (gpus, "GPU") if use_gpu else (groups, f"{config.cpus_per_actor} CPU of one machine")
+    if not room and not use_gpu and not cluster.autoscaling:
+        raise InputError(
+            f"inference.cpus_per_actor={config.cpus_per_actor} is more than any machine of the cluster has: the "
+            f"largest has {int(max(nodes, default=0))}; use that at most"
+        )
     fewest = config.actors or max(1, room)
     if fewest > room and not cluster.autoscaling:
         raise InputError(

@@ -21,6 +21,7 @@ def summarize(records: list[dict]) -> dict[str, object]:
     return {
         **totals,
         "units": len(records),
+        "cut_short": sum(record.get("cut_short", 0) for record in records),
         "bytes": sum(record["bytes"] for record in records),
         "errors": dict(errors.most_common()),
         "first_errors": [record["first_error"] for record in records if record["first_error"]][:5],
@@ -60,8 +61,9 @@ def format_errors(summary: dict) -> str:
     """Return the errors by kind as a table, and the first ones."""
     if not summary["errors"]:
         return "no errors"
+    total = max(1, summary["rows"] + summary.get("cut_short", 0))
     rows: list[list[object]] = [
-        [kind, f"{count:,}", f"{count / max(1, summary['rows']):.2%}"] for kind, count in summary["errors"].items()
+        [kind, f"{count:,}", f"{count / total:.2%}"] for kind, count in summary["errors"].items()
     ]
     table = format_table(["error", "rows", "share"], rows)
     return "\n".join([table, *(f"  {error[:200]}" for error in summary["first_errors"])])

@@ -14,7 +14,6 @@ from tfray.corpus.clean import kind_of
 from tfray.errors import InputError
 from tfray.generation.rows import Output
 from tfray.inference.assignment import Assignment
-from tfray.inference.attempts import attempt_whole
 from tfray.inference.handover import Answered
 from tfray.inference.sentences import join_sentences
 from tfray.units.ledger import RECORDS, record_unit
@@ -38,7 +37,7 @@ class WriteUnit:
     def __call__(self, answered: Answered) -> dict:
         """Publish a unit's file, then its record; return what progress shows of it."""
         unit = answered.unit
-        record = attempt_whole(self.assignment.out, unit.stem, "write", lambda: self.commit(answered))
+        record = self.assignment.attempt_whole(unit, "write", lambda: self.commit(answered))
         if record is None:
             raise InputError(
                 f"the process died several times while it wrote the predictions of {unit.path!r}, {unit.rows} rows "
@@ -49,12 +48,15 @@ class WriteUnit:
     def commit(self, answered: Answered) -> dict:
         """Publish a unit's file, then its record."""
         values = self.values(answered)
+        self.assignment.check_place()
         size = publish(self.assignment.place(answered.unit.output_name), self.table(answered, values))
-        errors = Counter(kind_of(error) for error in [*answered.errors.values(), *answered.notes.values()])
-        if answered.damage and not errors["damaged_file"]:
-            errors["damaged_file"] = 1  # of text: nobody knows how many rows there were
+        errors = Counter(map(kind_of, (answered.notes | answered.errors).values()))
+        # Of text, nobody knows how many rows are lost: they count as one.
+        cut_short = int(answered.damage is not None and not errors["damaged_file"])
+        errors += Counter(damaged_file=cut_short)
         record = {
             "rows": len(answered.table),
+            "cut_short": cut_short,
             "errors": dict(errors),
             "first_error": self.first_error(answered),
             "source_tokens": sum(answered.source_tokens.values()),

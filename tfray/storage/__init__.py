@@ -6,9 +6,9 @@ address (`https://...`). What is published appears whole or not at all.
 
 from tfray.storage.fingerprints import file_fingerprint, file_identity, fingerprint
 from tfray.storage.places import (
-    TRIES,
     absolute,
     base_name,
+    entry,
     exists,
     expand,
     file_info,
@@ -20,29 +20,36 @@ from tfray.storage.places import (
     list_files,
     list_folders,
     matches,
-    pause,
     remote_path,
     retried,
+    split_options,
 )
 from tfray.storage.publishing import (
     append_line,
+    check_creatable,
     check_writable,
+    copy,
+    is_temporary,
     publish,
     publish_bytes,
     publish_json,
     publish_table,
     publish_text,
     remove,
+    rename,
+    writing,
 )
-from tfray.storage.reading import READ_ERRORS, open_input, open_stream, read_bytes, read_chunks, read_json, read_text
+from tfray.storage.reading import READ_ERRORS, open_input, open_patiently, read_bytes, read_chunks, read_json, read_text
 
 __all__ = [
     "READ_ERRORS",
-    "TRIES",
     "absolute",
     "append_line",
     "base_name",
+    "check_creatable",
     "check_writable",
+    "copy",
+    "entry",
     "exists",
     "expand",
     "file_fingerprint",
@@ -52,14 +59,14 @@ __all__ = [
     "filesystem",
     "fingerprint",
     "is_remote",
+    "is_temporary",
     "is_web",
     "join",
     "list_files",
     "list_folders",
     "matches",
     "open_input",
-    "open_stream",
-    "pause",
+    "open_patiently",
     "publish",
     "publish_bytes",
     "publish_json",
@@ -71,5 +78,8 @@ __all__ = [
     "read_text",
     "remote_path",
     "remove",
+    "rename",
     "retried",
+    "split_options",
+    "writing",
 ]

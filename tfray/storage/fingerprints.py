@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from tfray.storage.places import file_info, is_web, retried
+from tfray.storage.places import file_info, is_web, look
 from tfray.storage.reading import open_input
 
 
@@ -29,6 +29,9 @@ def file_identity(path: str) -> list[object]:
     if is_web(path):
         from tfray import web
 
-        return [path, *retried(path, lambda: web.identity(web.encoded(path)))]
+        try:
+            return [path, *look(path, lambda fs, inner: web.identity(inner))]
+        except FileNotFoundError:
+            return [path, None, None]
     info = file_info(path)
     return [path, info.size, info.mtime_ns]

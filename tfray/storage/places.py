@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs
 
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 
 Result = TypeVar("Result")
 GLOB_CHARACTERS = "*?["
 TRIES = 3  # to read from another machine
 FIRST_PAUSE = 0.5  # seconds
+OPTIONS = re.compile(r"\?\w+=[^?]*$")  # of a URI; another question mark belongs to a glob
+ALLOWED = "/:~!$&'()*+,;=@"  # beside letters and digits, as they are in a URI
+LASTING = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_remote(path: str) -> bool:
@@ -37,7 +43,8 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return web.web_filesystem(), web.encoded(path)
     if is_remote(path):
         try:
-            return pyarrow.fs.FileSystem.from_uri(path)
+            base, options = split_options(path)
+            return pyarrow.fs.FileSystem.from_uri(quote(base, safe=ALLOWED + "%") + options)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path!r} is not a place that can be reached: {error}") from error
     return pyarrow.fs.LocalFileSystem(), absolute(path)
@@ -46,6 +53,17 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def absolute(path: str) -> str:
     """Return a local path made absolute (workers have another working directory); URIs as they are."""
     return path if is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+
+
+def split_options(path: str) -> tuple[str, str]:
+    """Return a place without the options at the end of its URI (`?endpoint_override=...`), and these."""
+    found = OPTIONS.search(path) if is_remote(path) else None
+    return (path[: found.start()], found.group()) if found else (path, "")
+
+
+def entry(folder: str, name: str) -> str:
+    """Return the place of something that was found in a folder by its name, in which a URI may not hold all."""
+    return join(folder, quote(name, safe=ALLOWED) if is_remote(folder) else name)
 
 
 def join(folder: str, name: str) -> str:
@@ -71,8 +89,18 @@ def file_size(path: str) -> int:
 
 def file_info(path: str) -> pyarrow.fs.FileInfo:
     """Return a place's type and size."""
+    return look(path, lambda fs, inner: fs.get_file_info(inner))
+
+
+def look(path: str, find: Callable[[pyarrow.fs.FileSystem, str], Result]) -> Result:
+    """Return what is found at a place; raises StorageFailure where that cannot be known."""
     fs, inner = filesystem(path)
-    return retried(path, lambda: fs.get_file_info(inner))
+    try:
+        return retried(path, lambda: find(fs, inner))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failed(path, error) from error
 
 
 def retried(path: str, read: Callable[[], Result]) -> Result:
@@ -80,13 +108,28 @@ def retried(path: str, read: Callable[[], Result]) -> Result:
     for failures in range(1, TRIES):
         try:
             return read()
-        except (FileNotFoundError, PermissionError):
+        except FileNotFoundError:
             raise
-        except OSError:
-            if not is_remote(path):
+        except OSError as error:
+            if not is_remote(path) or not may_pass(path, error):
                 raise
             time.sleep(pause(failures))
     return read()
+
+
+def may_pass(path: str, error: OSError) -> bool:
+    """Say whether a failure may be over a little later: of a network or a device, not of a name or a right."""
+    if error.errno is None:
+        return is_remote(path) and "ACCESS_DENIED" not in str(error)
+    return error.errno not in LASTING
+
+
+def failed(path: str, error: Exception) -> StorageFailure:
+    """Return the error that says that a place cannot be read, though what lies there may be whole."""
+    return StorageFailure(
+        f"{path!r} cannot be read: {' '.join(str(error).split())}; see that it can be reached and that you may read "
+        "it, then start the same command again: it goes on"
+    )
 
 
 def pause(failures: int) -> float:
@@ -96,17 +139,18 @@ def pause(failures: int) -> float:
 
 def list_files(folder: str) -> list[str]:
     """Return the full paths of the files directly in a folder, sorted; none if it does not exist."""
-    fs, inner = filesystem(folder)
-    infos = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
-    return [join(folder, info.base_name) for info in sorted(infos, key=lambda info: info.path) if info.is_file]
+    return [entry(folder, info.base_name) for info in found_in(folder) if info.is_file]
 
 
 def list_folders(folder: str) -> list[str]:
     """Return the full paths of the folders directly in a folder, sorted; none if it does not exist."""
-    fs, inner = filesystem(folder)
-    infos = fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True))
-    found = [info for info in infos if info.type == pyarrow.fs.FileType.Directory]
-    return [join(folder, info.base_name) for info in sorted(found, key=lambda info: info.path)]
+    return [entry(folder, info.base_name) for info in found_in(folder) if info.type == pyarrow.fs.FileType.Directory]
+
+
+def found_in(folder: str) -> list[pyarrow.fs.FileInfo]:
+    """Return what is directly in a folder, sorted."""
+    infos = look(folder, lambda fs, inner: fs.get_file_info(pyarrow.fs.FileSelector(inner, allow_not_found=True)))
+    return sorted(infos, key=lambda info: info.path)
 
 
 def expand(pattern: str) -> list[str]:
@@ -117,15 +161,15 @@ def expand(pattern: str) -> list[str]:
     pattern = absolute(pattern)
     if is_web(pattern):
         return [expand_web(pattern)]
-    fs, inner = filesystem(pattern)
+    _, inner = filesystem(pattern)
     info = file_info(pattern)
     if info.is_file:
         found, rule = [inner], ""
     elif info.type == pyarrow.fs.FileType.Directory:
-        found, rule = walk(fs, inner), "is a folder without files"
+        found, rule = walk(pattern, inner), "is a folder without files"
     elif any(character in inner for character in GLOB_CHARACTERS):
         stem = inner[: min(inner.index(c) for c in GLOB_CHARACTERS if c in inner)].rpartition("/")[0]
-        found = [path for path in walk(fs, stem) if matches(path.split("/"), inner.split("/"))]
+        found = [path for path in walk(pattern, stem) if matches(path.split("/"), inner.split("/"))]
         rule = "matches no file"
     else:
         found, rule = [], "does not exist"
@@ -138,11 +182,8 @@ def expand_web(address: str) -> str:
     """Return a web address behind which there is a file; raises InputError where there is none."""
     if any(character in address for character in "*["):
         raise InputError(f"input {address!r} is a glob, and web servers do not list files; name each file")
-    try:
-        if not exists(address):
-            raise InputError(f"input {address!r} does not exist; check the address")
-    except OSError as error:
-        raise InputError(f"input {address!r} cannot be read: {error}") from error
+    if not exists(address):
+        raise InputError(f"input {address!r} does not exist; check the address")
     return address
 
 
@@ -155,21 +196,23 @@ def matches(parts: list[str], pattern: list[str]) -> bool:
     return fnmatch.fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
-def walk(fs: pyarrow.fs.FileSystem, folder: str) -> list[str]:
-    """Return all visible files below a folder; none if there is no such folder."""
-    if fs.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
-        return []
-    infos = fs.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
+def walk(place: str, folder: str) -> list[str]:
+    """Return all visible files below a folder of a place's file system; none if there is no such folder."""
+
+    def find(fs: pyarrow.fs.FileSystem, _: str) -> list[pyarrow.fs.FileInfo]:
+        if fs.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
+            return []
+        return fs.get_file_info(pyarrow.fs.FileSelector(folder, recursive=True))
+
     below = len(folder)
     return [
         info.path
-        for info in infos
+        for info in look(place, find)
         if info.is_file and not any(part.startswith((".", "_")) for part in info.path[below:].split("/"))
     ]
 
 
 def remote_path(uri: str, inner: str) -> str:
     """Return the URI of a path inside the file system of another URI."""
-    scheme, _, rest = uri.partition("://")
-    _, mark, options = rest.partition("?")
-    return f"{scheme}://{inner}{mark}{options}"
+    base, options = split_options(uri)
+    return f"{base.partition('://')[0]}://{quote(inner, safe=ALLOWED)}{options}"

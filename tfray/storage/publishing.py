@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -14,9 +17,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from tfray.errors import InputError
-from tfray.storage.places import exists, filesystem, is_remote, is_web, join
+from tfray.errors import InputError, StorageFailure
+from tfray.storage.places import absolute, base_name, exists, filesystem, is_remote, is_web, join
 from tfray.storage.reading import read_text
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}|\.probe-[0-9a-f]{32}")
 
 
 class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
@@ -54,6 +59,11 @@ class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
             self.file.seek(0)
             with self.fs.open_output_stream(self.final) as stream:
                 shutil.copyfileobj(self.file, stream, 8 << 20)
+
+
+def is_temporary(path: str) -> bool:
+    """Say whether a file is one that was not finished, or a probe: by its name, which nobody else gives."""
+    return TEMPORARY.fullmatch(base_name(path)) is not None
 
 
 def publish_bytes(path: str, data: bytes) -> None:
@@ -105,6 +115,31 @@ def remove(path: str) -> None:
         fs.delete_file(inner)
 
 
+def copy(source: str, target: str) -> None:
+    """Copy an object to another place of the same store; it appears there whole."""
+    fs, inner = filesystem(source)
+    fs.copy_file(inner, filesystem(target)[1])
+
+
+def rename(source: str, target: str) -> None:
+    """Give a local file or folder another name."""
+    os.rename(source, target)
+
+
+@contextlib.contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Let what fails in the block because a folder cannot be written any more end in one clear message."""
+    try:
+        yield
+    except (StorageFailure, ConnectionError):  # the latter is of the cluster
+        raise
+    except OSError as error:
+        raise StorageFailure(
+            f"out={out!r} cannot be written: {' '.join(str(error).split())}; make room, or see that it can be reached "
+            "and written, then start the same command again: it goes on"
+        ) from error
+
+
 def check_writable(folder: str) -> None:
     """Raise InputError unless files can be written in a folder (made if need be)."""
     if is_web(folder):
@@ -115,3 +150,11 @@ def check_writable(folder: str) -> None:
         remove(probe)
     except OSError as error:
         raise InputError(f"out={folder!r} cannot be written: {error}; choose another folder") from error
+
+
+def check_creatable(folder: str) -> None:
+    """Raise InputError unless a folder could be made and written; nothing is left of the attempt."""
+    place = absolute(folder)
+    while not is_remote(place) and not os.path.lexists(place):
+        place = os.path.dirname(place)
+    check_writable(place)

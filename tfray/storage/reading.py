@@ -1,17 +1,24 @@
-"""Files as bytes, text and JSON; what breaks off on another machine is read on from where it broke."""
+"""Files as bytes, text and JSON; a read that fails is tried again where it broke off, on a new connection.
+
+Input is read patiently, for about a minute. Where that does not help, StorageFailure says that it is the
+storage that failed: what a format's reader says of the bytes that came is another thing, and of the file.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import IO, cast
 
 import pyarrow as pa
 
-from tfray.storage.places import TRIES, filesystem, is_remote, pause, retried
+from tfray.storage.places import Result, failed, filesystem, may_pass, pause, retried
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED_BYTES = 64 << 10  # less, for what is read with a damaged place is lost with it
+PATIENT_TRIES = 8  # to read; about a minute
 READ_ERRORS = (OSError, EOFError, pa.ArrowException)  # what a missing or damaged file raises
 
 
@@ -21,38 +28,95 @@ def open_input(path: str) -> pa.NativeFile:
     return retried(path, lambda: fs.open_input_file(inner))
 
 
-def open_stream(path: str, compression: str | None = None) -> pa.NativeFile:
-    """Return a file opened for reading its uncompressed bytes from the start."""
-    fs, inner = filesystem(path)
-    return retried(path, lambda: fs.open_input_stream(inner, compression=compression))
+def open_patiently(path: str) -> pa.NativeFile:
+    """Return a file opened for random access, of which each read has a minute's time.
+
+    Raises StorageFailure, also while it is read.
+    """
+    return as_native(PatientFile(path))
 
 
 def read_chunks(path: str, compression: str | None = None, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Yield a file's uncompressed bytes from start to stop (default: its end); a broken connection is made anew."""
-    position, failures = start, 0
-    while True:
-        try:
-            with open_stream(path, compression) if compression else open_input(path) as file:
-                advance(file, position, compression)
-                size = COMPRESSED_BYTES if compression else CHUNK_BYTES
-                while chunk := file.read(size if stop is None else min(size, stop - position)):
-                    position, failures = position + len(chunk), 0
-                    yield chunk
-                return
-        except OSError:
-            failures += 1
-            if failures == TRIES or not is_remote(path):
-                raise
-            time.sleep(pause(failures))
+    """Yield a file's uncompressed bytes from start to stop (default: its end)."""
+    position = start
+    with contextlib.closing(PatientFile(path)) as raw:
+        file = pa.CompressedInputStream(as_native(raw), compression) if compression else raw
+        size = COMPRESSED_BYTES if compression else CHUNK_BYTES
+        advance(file, start)
+        while chunk := file.read(size if stop is None else min(size, stop - position)):
+            position += len(chunk)
+            yield chunk
 
 
-def advance(file: pa.NativeFile, position: int, compression: str | None) -> None:
+def advance(file: PatientFile | pa.NativeFile, position: int) -> None:
     """Move an open file to a position of its uncompressed bytes."""
-    if not compression:
+    if isinstance(file, PatientFile):
         file.seek(position)
         return
     while position > 0 and (skipped := file.read(min(position, CHUNK_BYTES))):
         position -= len(skipped)
+
+
+class PatientFile:
+    """A file for reading that is opened again where a read fails."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.position = path, 0
+        self.file: pa.NativeFile | None = None
+        self.size = self.persist(lambda file: file.size())
+        self.closed = False
+
+    def persist(self, read: Callable[[pa.NativeFile], Result]) -> Result:
+        """Return what a read gives; raises StorageFailure where it fails for too long."""
+        for failures in range(1, PATIENT_TRIES + 1):
+            try:
+                self.file = self.file or open_input(self.path)
+                return read(self.file)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                self.file = None
+                if failures == PATIENT_TRIES or not may_pass(self.path, error):
+                    raise failed(self.path, error) from error
+                time.sleep(pause(failures))
+        raise AssertionError("no end")
+
+    def read(self, size: int = -1) -> bytes:
+        position = self.position
+
+        def read(file: pa.NativeFile) -> bytes:
+            file.seek(position)
+            return file.read(size if size >= 0 else None)
+
+        data = self.persist(read)
+        self.position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.position = offset + (0, self.position, self.size)[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def close(self) -> None:
+        self.closed = True
+        if self.file is not None:
+            self.file.close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+
+def as_native(file: PatientFile) -> pa.NativeFile:
+    """Return a file as pyarrow's readers take it."""
+    return pa.PythonFile(cast("IO[bytes]", file), mode="r")
 
 
 def read_bytes(path: str) -> bytes:

@@ -21,6 +21,7 @@ from tfray.training.stop import GRACE_SECONDS, Preempted
 from tfray.training.trace import wanted_trace
 from tfray.training.validator import Room, choose_place
 from tfray.training.worker import Settings
+from tfray.units.lock import Ticket
 from tfray.units.stream import find, find_input_error
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class Placement(NamedTuple):
         return "PACK" if self.use_gpu else "SPREAD"
 
 
-def fit(job: TrainJob, steps: int, holder: str) -> None:
-    """Run the workers to the last step; `holder` is the token of the lock that this job has on its place.
+def fit(job: TrainJob, steps: int, ticket: Ticket) -> None:
+    """Run the workers to the last step; `ticket` shows them that this job holds its place.
 
     Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
     """
@@ -60,7 +61,7 @@ def fit(job: TrainJob, steps: int, holder: str) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     kind: Any = ray.remote(num_cpus=0)(Bell)
     bell = kind.remote()
-    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell, holder)
+    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell, ticket)
     display = Display(job.out)
     is_over = False
     while not is_over:

@@ -71,7 +71,7 @@ def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock:
     with connected(job.cluster):
         from tfray.training.fit import fit  # Ray Train takes a second to import
 
-        fit(job, steps, lock.token)
+        fit(job, steps, lock.ticket)
     lock.check()
     finish(job, ledger)
     return storage.join(job.out, "best")

@@ -44,7 +44,7 @@ from tfray.training.stop import WISHES, Agreement, Left, Preempted, Wish, leave_
 from tfray.training.trace import Trace
 from tfray.training.validation import Finding, Validation
 from tfray.training.validator import ActorValidator
-from tfray.units.lock import check_holder
+from tfray.units.lock import Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class Settings(NamedTuple):
     """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
     bell: object
     """The actor by which the driver has the workers end."""
-    holder: str
-    """Token of the lock that the driver has on the place."""
+    ticket: Ticket
+    """By which the workers see that their driver holds the place."""
 
 
 class Worker:
@@ -295,9 +295,10 @@ class Worker:
             write_event(self.job.out, {**event, **when})
 
     def check_place(self) -> None:
-        """Raise InputError where another command has taken over: the driver of this worker was killed."""
+        """Raise InputError where another command has taken over (the driver of this worker was killed), or where this
+        machine sees another folder."""
         if self.rank == 0:
-            check_holder(self.job.out, self.settings.holder)
+            self.settings.ticket.check()
 
     def log_start(self) -> None:
         """Say what is trained on what."""

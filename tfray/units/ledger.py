@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 SETTINGS = "_config.yaml"
 RECORDS = "_units"
+UNIT_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{8})\.(json|parquet)")
 READERS = 16  # records read at once: an object store takes its time for each
 
 
@@ -45,6 +47,11 @@ class Ledger:
     @property
     def is_finished(self) -> bool:
         return storage.exists(storage.join(self.folder, SUCCESS))
+
+    @property
+    def is_begun(self) -> bool:
+        """A job has begun it, and from the very same things."""
+        return has_manifest(self.folder) and not differences(self.manifest["made_from"], self.made_from)
 
     @property
     def manifest(self) -> dict:
@@ -161,10 +168,12 @@ def published(folder: str) -> list[str]:
     return [path for path in storage.list_files(folder) if storage.base_name(path)[0] != "."]
 
 
-def sweep(folder: str) -> None:
-    """Delete what kills left half written in a folder."""
+def sweep(folder: str, units: list[Unit] | None = None) -> None:
+    """Delete what kills left half written in a folder; given all units, also what belongs to none of them."""
+    own = None if units is None else {unit.stem for unit in units}
     for path in storage.list_files(folder):
-        if storage.base_name(path)[0] == ".":
+        of_unit = UNIT_FILE.fullmatch(storage.base_name(path))
+        if storage.is_temporary(path) or (own is not None and of_unit and of_unit[1] not in own):
             storage.remove(path)
 
 
@@ -174,6 +183,13 @@ def clear(folder: str) -> None:
     for place in visible(folder):
         if storage.base_name(place) != MANIFEST:
             storage.remove(place)
+
+
+def discard(folder: str) -> None:
+    """Delete a run; half deleted, it is neither whole nor a run with which a later start would go on."""
+    storage.remove(storage.join(folder, SUCCESS))
+    storage.remove(storage.join(folder, MANIFEST))
+    storage.remove(folder)
 
 
 def check_names(names: Sequence[str], known: Sequence[str]) -> None:

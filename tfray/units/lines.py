@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfray import storage
+from tfray.errors import StorageFailure
 
 RANGE_BYTES = 64 << 20
 THREADS = min(8, os.cpu_count() or 1)
@@ -48,7 +49,7 @@ class Range(NamedTuple):
 def index_files(places: list[tuple[str, str | None]], stride: int) -> dict[str, LineIndex | None]:
     """Return the lines of files (given with their compression) by path, every stride-th place kept.
 
-    A file that cannot be read has none: whoever reads its unit will say so.
+    A damaged file has none: whoever reads its unit will say so.
     """
     with ThreadPoolExecutor(THREADS) as threads:
         scans = [
@@ -92,9 +93,11 @@ def join_arrays(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def join_ranges(futures: list[Future[Range]]) -> LineIndex | None:
-    """Return the lines of a file from its ranges, none where one could not be read."""
+    """Return the lines of a file from its ranges, none where it is damaged."""
     try:
         ranges = [future.result() for future in futures]
+    except StorageFailure:
+        raise
     except storage.READ_ERRORS:
         return None
     numbers, offsets, ended = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], 0

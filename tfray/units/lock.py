@@ -2,7 +2,8 @@
 
 Locally the lock is made by a call that fails where it exists. An object store has no such call for us:
 there the lock is put, and read again a moment later; whose name is in it then has it. A lock whose
-owner has died, or has not been heard of for a while, is taken over.
+owner has died, or has not been heard of for a while, is taken over. Workers look whether the lock is still
+their driver's before they write: those that a killed driver has left behind write into no other run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tfray import storage
 from tfray.errors import InputError
@@ -26,6 +28,8 @@ LOCK = "_lock.json"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
 SETTLE_SECONDS = 1.0  # for an object store's last word
+LOOK_SECONDS = 1.0  # between two looks at a lock on which something waits
+PATIENCE_SECONDS = 30.0  # in which a shared folder shows its workers what its driver has written
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,31 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
     @property
+    def is_here(self) -> bool:
+        """It runs, or ran, on this machine since its start."""
+        return (self.host, self.boot) == (socket.gethostname(), boot_id())
+
+    @property
     def is_dead(self) -> bool:
         """It has ended, or has not been heard of for long."""
-        if (self.host, self.boot) == (socket.gethostname(), boot_id()):
+        if self.is_here:
             return started(self.pid) != self.started
         return time.time() - self.beat > STALE_SECONDS
+
+
+class Ticket(NamedTuple):
+    """Shows a worker that its driver holds the place, as the worker sees it."""
+
+    path: str
+    token: str
+
+    def check(self) -> None:
+        """Raise InputError where the lock is not that of the worker's driver, or is not seen at all."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not ((owner := read_owner(self.path)) and owner.token == self.token):
+            if time.monotonic() > deadline:
+                raise held(self.path, owner) if owner else unseen(self.path)
+            time.sleep(LOOK_SECONDS)
 
 
 def boot_id() -> str:
@@ -94,10 +118,17 @@ class Lock:
         pid = os.getpid()
         return Owner(self.token, socket.gethostname(), boot_id(), pid, started(pid), time.time())
 
+    @property
+    def ticket(self) -> Ticket:
+        """What shows workers that this process holds the place."""
+        return Ticket(self.path, self.token)
+
     def take(self) -> None:
         """Take the lock; raises InputError, saying who holds it, where somebody does."""
         owner = read_owner(self.path)
-        if owner and not owner.is_dead:
+        if owner and not owner.is_dead and not owner.is_here:
+            owner = self.outwait(owner)
+        elif owner and not owner.is_dead:
             raise held(self.path, owner)
         if owner:
             logger.warning("%s has ended without releasing %s; taking over", owner.name, self.path)
@@ -110,24 +141,47 @@ class Lock:
         if found is None or found.token != self.token:
             raise held(self.path, found)
 
+    def outwait(self, owner: Owner) -> Owner | None:
+        """Return an owner on another machine once it is silent for long, none if it lets go; raises if it lives."""
+        logger.info("%s holds %s; waiting for a sign of life", owner.name, self.path)
+        deadline = time.monotonic() + STALE_SECONDS  # by this clock: the other one may be wrong
+        while not owner.is_dead and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            found = read_owner(self.path)
+            if found is None:
+                return None
+            if found != owner:
+                raise held(self.path, found)
+        return owner
+
     def create(self, stale: Owner | None) -> None:
         """Make the local lock file unless somebody is faster."""
-        aside = f"{self.path}.{self.token}"
-        Path(aside).parent.mkdir(parents=True, exist_ok=True)
-        Path(aside).write_text(json.dumps(asdict(self.me())))
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        draft = self.draft()
         try:
             if stale and read_owner(self.path) == stale:
-                os.replace(aside, self.path)
+                draft.replace(self.path)
                 time.sleep(0.2)  # of several that take over, the last one has it
             else:
-                os.link(aside, self.path)
+                os.link(draft, self.path)
         except FileExistsError:
             pass
         finally:
-            Path(aside).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
+
+    def draft(self) -> Path:
+        """Return a new file beside the local lock file, with what that is to say."""
+        folder, _, name = self.path.rpartition("/")
+        draft = Path(folder, f".{name}.{self.token}")
+        draft.write_text(json.dumps(asdict(self.me())))
+        return draft
 
     def write(self) -> None:
-        storage.publish_bytes(self.path, json.dumps(asdict(self.me())).encode())
+        """Write the lock again; a local folder that has gone is not made."""
+        if storage.is_remote(self.path):
+            storage.publish_bytes(self.path, json.dumps(asdict(self.me())).encode())
+        else:
+            self.draft().replace(self.path)
 
     def keep_beating(self) -> None:
         """Say every few seconds that this process lives; stop where the lock is somebody else's."""
@@ -139,6 +193,8 @@ class Lock:
                     return
                 if not self.ended.is_set():
                     self.write()
+            except FileNotFoundError:
+                continue  # the folder changes places with another one
             except OSError as error:
                 logger.warning("the heartbeat in %s failed: %s", self.path, error)
 
@@ -148,20 +204,20 @@ class Lock:
             raise held(self.path, self.thief)
 
 
-def check_holder(folder: str, token: str) -> None:
-    """Raise InputError where a folder has come to be held by another than the lock with this token."""
-    path = storage.join(storage.absolute(folder), LOCK)
-    owner = read_owner(path)
-    if owner and owner.token != token:
-        raise held(path, owner)
-
-
 def read_owner(path: str) -> Owner | None:
     """Return who holds a lock file, if there is one."""
     try:
         return Owner(**storage.read_json(path)) if storage.exists(path) else None
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
+
+
+def unseen(path: str) -> InputError:
+    """Return the error of a worker that does not see its driver's lock."""
+    return InputError(
+        f"out={path.rpartition('/')[0]!r} is another folder on {socket.gethostname()} than where the job was started: "
+        f"there is no {LOCK} in it; choose a folder that all machines share, or one in an object store"
+    )
 
 
 def held(path: str, owner: Owner | None) -> InputError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,28 +13,39 @@ import pyarrow.fs
 from tfray import storage
 from tfray.errors import InputError
 from tfray.units.ledger import (
-    MANIFEST,
     SUCCESS,
     Ledger,
-    clear,
     differences,
+    discard,
     has_manifest,
     refuse_unless,
     visible,
 )
+from tfray.units.lock import LOCK, Lock
+from tfray.units.stored import read_plan
 
 Mode = Literal["resume", "new", "overwrite", "append"]
+SWAP = "_swap.json"  # says of a place in an object store that what lies beside it is taking it over
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def open_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
-    """Return the ledger of what a job makes; nothing is written yet, apart from clearing what was never whole.
+    """Return the ledger of what a job makes; what lies beside it and is of no use is deleted, nothing is written yet.
 
     Raises InputError where a mode forbids what is there, and CheckpointMismatch where something else made it.
     """
+    ledger = find_place(out, made_from, mode)
+    if ledger.replaces and not ledger.is_begun:
+        discard(ledger.folder)
+    elif ledger.is_finished and not (ledger.replaces or ledger.adds_to):
+        discard(aside(ledger.folder))
+    return ledger
+
+
+def find_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
+    """Return the ledger of what a job makes, and change nothing; raises as open_place does."""
     folder = storage.absolute(out)
     made: dict[str, object] = json.loads(json.dumps(made_from))  # as it comes back: tuples become lists
-    mend(folder)
     if mode == "new" and visible(folder):
         raise InputError(f"mode='new' and out={folder!r} holds something; choose another folder, or another mode")
     if not has_manifest(folder):
@@ -50,11 +60,9 @@ def open_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
         return open_append(known, old)
     changed = differences(old, made)
     if not changed:
-        if known.is_finished:
-            storage.remove(aside(folder))
         return known
     if mode == "overwrite":
-        return open_aside(folder, made)
+        return Ledger(aside(folder), made, replaces=folder)
     refuse_unless(False, folder, changed)
     return known
 
@@ -67,20 +75,16 @@ def open_append(ledger: Ledger, old: dict) -> Ledger:
     if changed := differences(old, before):
         refuse_unless(False, ledger.folder, changed)
     is_larger = len(inputs) > len(old["inputs"])
-    if is_larger and not ledger.is_finished:
+    if is_larger and not ledger.is_finished and has_remaining(ledger):
         raise InputError(
             f"mode='append' and out={ledger.folder!r} is unfinished; start the job that began it again, then append"
         )
     return Ledger(ledger.folder, merged, adds_to=old if is_larger else None)
 
 
-def open_aside(folder: str, made: dict[str, object]) -> Ledger:
-    """Return the ledger of a hidden folder beside, which takes the folder's place in the end."""
-    ledger = Ledger(aside(folder), made, replaces=folder)
-    if has_manifest(ledger.folder) and differences(ledger.manifest["made_from"], made):
-        clear(ledger.folder)
-        storage.remove(storage.join(ledger.folder, MANIFEST))
-    return ledger
+def has_remaining(ledger: Ledger) -> bool:
+    """Say whether units of a run are not done; where all are, it was stopped while it was taken further."""
+    return bool(ledger.remaining(read_plan(ledger.folder, ledger.manifest["plan"])[0]))
 
 
 def aside(folder: str) -> str:
@@ -93,16 +97,32 @@ def aside(folder: str) -> str:
 
 
 def take_place(ledger: Ledger) -> None:
-    """Let a whole run take the place of what it replaces: at once locally, file by file in an object store."""
-    new, old = ledger.folder, ledger.replaces
-    assert old is not None
-    if storage.is_remote(old):
-        copy_over(new, old)
-    elif not exchange(new, old):
-        os.rename(old, f"{new}.old")  # a kill here is mended at the next start
-        os.rename(new, old)
-        shutil.rmtree(f"{new}.old")
-    storage.remove(new)
+    """Let a whole run take the place of what it replaces: at once locally, file by file in an object store.
+
+    Stopped anywhere, it is finished by `mend`, with which every start begins.
+    """
+    new, folder = ledger.folder, ledger.replaces
+    assert folder is not None
+    if storage.is_remote(folder):
+        storage.publish_json(storage.join(folder, SWAP), {"replaced_by": new})
+        copy_over(new, folder)
+    elif not exchange(new, folder):
+        storage.rename(folder, f"{new}.old")
+        finish_renames(folder)
+    discard(new)
+
+
+def mend(out: str) -> None:
+    """Finish a swap that was stopped in its middle; comes before anything that would make the folder."""
+    folder = storage.absolute(out)
+    old = f"{aside(folder)}.old"
+    if storage.is_remote(folder):
+        if storage.exists(storage.join(folder, SWAP)):
+            with Lock(folder):
+                copy_over(aside(folder), folder)
+    elif os.path.isdir(old):
+        with Lock(old):
+            finish_renames(folder)
 
 
 def exchange(one: str, other: str) -> bool:
@@ -111,29 +131,37 @@ def exchange(one: str, other: str) -> bool:
     return bool(rename) and rename(AT_FDCWD, one.encode(), AT_FDCWD, other.encode(), RENAME_EXCHANGE) == 0
 
 
-def mend(folder: str) -> None:
-    """Finish an exchange of local folders that was killed between its two halves."""
-    old = f"{aside(folder)}.old"
-    if not storage.is_remote(folder) and os.path.isdir(old):
-        if not os.path.isdir(folder):
-            os.rename(old, folder)
-        else:
-            shutil.rmtree(old)
+def finish_renames(folder: str) -> None:
+    """Put the new run where the old one was, which has been moved away, and delete that."""
+    new, old = aside(folder), f"{aside(folder)}.old"
+    whole = [place for place in (new, old) if storage.exists(storage.join(place, SUCCESS))]
+    if whole and not has_manifest(folder):
+        storage.rename(whole[0], folder)
+    discard(old)
 
 
-def copy_over(new: str, old: str) -> None:
-    """Copy a run's objects over older ones; the manifest and then _SUCCESS come last, and what is left over goes."""
+def copy_over(new: str, folder: str) -> None:
+    """Copy a run's objects over older ones, and delete what is left over of these; done again, it ends the same.
+
+    Without _SUCCESS from the first change to the last, and with the note of the swap from before until after.
+    """
+    if not storage.exists(storage.join(new, SUCCESS)):
+        raise InputError(
+            f"out={folder!r} is part of what it was and part of what was to replace it, and that, {new!r}, is gone; "
+            "delete the folder, or choose another"
+        )
     fs, source = storage.filesystem(new)
-    _, target = storage.filesystem(old)
-    storage.remove(storage.join(old, SUCCESS))
-    before, wanted = relative_files(fs, target), relative_files(fs, source)
-    for name in sorted(wanted, key=lambda name: ((MANIFEST, SUCCESS).index(name) + 1 if name in (MANIFEST, SUCCESS)
-                                                 else 0, name)):  # fmt: skip
-        fs.copy_file(f"{source}/{name}", f"{target}/{name}")
-    inside = storage.base_name(source) + "/" if source.startswith(f"{target}/") else None
-    for name in before - wanted:
-        if not (inside and name.startswith(inside)) and not name.startswith("_lock"):
-            fs.delete_file(f"{target}/{name}")
+    _, target = storage.filesystem(folder)
+    storage.remove(storage.join(folder, SUCCESS))
+    wanted = relative_files(fs, source) - {SUCCESS, LOCK}
+    for name in sorted(wanted):
+        storage.copy(storage.entry(new, name), storage.entry(folder, name))
+    inside = f"{storage.base_name(source)}/" if source.startswith(f"{target}/") else None
+    for name in sorted(relative_files(fs, target) - wanted - {SUCCESS, LOCK, SWAP}):
+        if not (inside and name.startswith(inside)):
+            storage.remove(storage.entry(folder, name))
+    storage.copy(storage.join(new, SUCCESS), storage.join(folder, SUCCESS))
+    storage.remove(storage.join(folder, SWAP))
 
 
 def relative_files(fs: pyarrow.fs.FileSystem, folder: str) -> set[str]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.units.lines import LineIndex, index_files
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
@@ -103,11 +103,14 @@ class Unit:
     """Parallel text: the byte of the target side from which to read, ..."""
     target_skip: int = 0
     """... and the lines to leave out there."""
+    run: str = ""
+    """Fingerprint of what else its result follows from, where units of several runs may meet in one folder."""
 
     @cached_property
     def stem(self) -> str:
-        """The name of what the unit becomes; follows from its number, file and range alone."""
-        return f"part-{self.index:06d}-{storage.fingerprint([self.index, self.path, self.start, self.stop])[:8]}"
+        """The name of what the unit becomes; follows from its number, file, range and run alone."""
+        named = [self.index, self.path, self.start, self.stop, *filter(None, [self.run])]
+        return f"part-{self.index:06d}-{storage.fingerprint(named)[:8]}"
 
     @property
     def output_name(self) -> str:
@@ -145,7 +148,7 @@ def describe(path: str, target_path: str | None) -> InputFile:
 
 def split_compression(path: str) -> tuple[str, str | None]:
     """Return a path in lower case without the ending of its compression, and pyarrow's name of that."""
-    stem = path.partition("?")[0].lower()
+    stem = (path.partition("?")[0] if storage.is_remote(path) else path).lower()
     for suffix, name in COMPRESSIONS.items():
         if stem.endswith(suffix):
             return stem.removesuffix(suffix), name
@@ -155,12 +158,14 @@ def split_compression(path: str) -> tuple[str, str | None]:
 def read_footer(path: str) -> InputFile:
     """Return a Parquet file as its footer describes it."""
     try:
-        with storage.open_input(path) as file:
+        with storage.open_patiently(path) as file:
             footer = pq.read_metadata(file)
         groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
         rows = tuple(group.num_rows for group in groups)
         size = sum(group.total_byte_size for group in groups)
         return InputFile(path, "parquet", None, size, sum(rows), footer.schema.to_arrow_schema(), rows)
+    except StorageFailure:
+        raise
     except storage.READ_ERRORS as error:
         return InputFile(path, "parquet", None, 0, None, damage=f"it is not a readable Parquet file: {error}")
 
@@ -210,6 +215,8 @@ def estimate_rows(file: InputFile) -> int:
         return math.ceil(uncompressed(file) / BYTES_PER_ROW)
     try:
         head = b"".join(storage.read_chunks(file.path, stop=min(SAMPLE_BYTES, file.bytes)))
+    except StorageFailure:
+        raise
     except storage.READ_ERRORS:  # whoever reads the unit will say so
         return math.ceil(file.bytes / BYTES_PER_ROW)
     if len(head) >= file.bytes:

@@ -62,6 +62,8 @@ def status(job: StatusJob) -> str:
     """Return what a person wants to know of a job's output folder, or the same as one line of JSON."""
     folder = storage.absolute(job.out)
     standing, replacement = (look(place, folder) if has_manifest(place) else None for place in (folder, aside(folder)))
+    if not standing and not replacement and read_owner(storage.join(folder, LOCK)):
+        standing = look(folder, folder)  # it plans
     if not standing and not replacement:
         raise InputError(f"out={folder!r} was not begun by a job (no {MANIFEST} in it); give a job's output folder")
     if job.json:
@@ -72,7 +74,7 @@ def status(job: StatusJob) -> str:
 
 def look(folder: str, locked: str) -> Standing:
     """Return how far a run is; the lock may lie in another folder."""
-    manifest = storage.read_json(storage.join(folder, MANIFEST))
+    manifest = storage.read_json(storage.join(folder, MANIFEST)) if has_manifest(folder) else {}
     records = read_record_files(published(storage.join(folder, RECORDS)))
     units = read_plan(folder, manifest["plan"])[0] if "plan" in manifest else None
     rows, total = sum(record["rows"] for record in records), sum(unit.rows for unit in units or [])

@@ -76,6 +76,8 @@ def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None =
     except Exception as error:
         if (ours := find_input_error(error)) is not None:
             raise ours from None
+        if (failure := find_file_error(error)) is not None:
+            raise failure from None
         if (lost := find(error, losses())) is not None:
             raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[:300]}") from error
         raise error from None
@@ -100,6 +102,13 @@ def find_input_error(error: BaseException) -> InputError | None:
     """Return the InputError that a worker raised, if that is what stands behind an error of Ray's."""
     found = find(error, InputError)
     return None if found is None else InputError(str(getattr(found, "cause", None) or found))
+
+
+def find_file_error(error: BaseException) -> OSError | None:
+    """Return the error of a worker that could not read or write, if that is what stands behind an error of Ray's."""
+    found = find(error, OSError)
+    cause = getattr(found, "cause", None) or found
+    return cause if isinstance(cause, OSError) else None
 
 
 def losses() -> tuple[type[Exception], ...]:
