@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.inference.conftest import WORDS, Run, make_job, make_model
 from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
+from tfray.corpus import jsonl
 from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
 from tfray.inference import predict as job_module
 from tfray.inference import write as write_module
@@ -430,6 +431,16 @@ def test_the_more_work_a_row_is_the_fewer_rows_a_unit_has(model_folder: str, tmp
     assert most_rows(model_folder) == 3100, "a sixty-fourth, for the work to spread"
     assert 500 <= most_rows(larger, beam_size=128) < most_rows(larger, beam_size=64) < 3100
     assert most_rows(larger, unit_rows=100) == 100
+
+
+def test_a_json_field_that_comes_too_late_to_be_a_column_is_said_in_its_row(
+    run: Run, model_folder: str, tmp_path: Path
+) -> None:
+    lines = [json.dumps({"source": "one"}).encode() for _ in range(jsonl.SAMPLE_LINES)]
+    path = write_lines(tmp_path / "a.jsonl", [*lines, b'{"source": "two", "late": 1}'])
+    rows = run(make_job(model_folder, path, tmp_path / "out", max_length=2)).to_pylist()
+    assert "late" not in rows[-1] and "'late'" in rows[-1]["error"] and rows[-1]["prediction"] is not None
+    assert all(row["error"] is None for row in rows[:-1])
 
 
 def test_a_dry_run_writes_nothing_and_says_how_much_there_is(run: Run, model_folder: str, tmp_path: Path) -> None:

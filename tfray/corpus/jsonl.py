@@ -25,17 +25,27 @@ DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 SCAN: Callable[[str, int], tuple[object, int]] = DECODER.scan_once  # type: ignore[attr-defined]
 
 
-def read_jsonl(unit: Unit, names: list[str]) -> Iterator[Block]:
-    """Yield a unit's objects, the named fields as columns."""
+def read_jsonl(unit: Unit, names: list[str], are_all: bool = False) -> Iterator[Block]:
+    """Yield a unit's objects, the named fields as columns; where these are all, an object with another has an error."""
+    known = set(names)
     for lines in read_lines(unit.path, unit.compression, unit.start, unit.stop):
         columns: dict[str, list] = {name: [] for name in names}
         errors: dict[int, str] = {}
         for start in range(0, len(lines.texts), PARSED_TOGETHER):
             records, bad = parse_lines(lines.after(start).first(PARSED_TOGETHER))
             errors.update({start + index: error for index, error in bad.items()})
+            if are_all:
+                others = {start + index: record.keys() - known for index, record in enumerate(records)}
+                errors.update({index: unknown(fields) for index, fields in others.items() if fields})
             for name, values in columns.items():
                 values += [record.get(name) for record in records]
         yield Block(columns, len(lines.texts), errors)  # type: ignore[arg-type]
+
+
+def unknown(fields: set[str]) -> str:
+    """Return the error of an object with fields that are no columns."""
+    names = ", ".join(map(repr, sorted(fields)))
+    return f"unknown_field: {names:.200} is not among the first {SAMPLE_LINES} lines of any file, and is left out"
 
 
 def parse_lines(lines: Lines) -> tuple[list[dict], dict[int, str]]:

@@ -21,20 +21,23 @@ from tfray.units.plan import InputFile, Unit
 
 __all__ = ["DamagedFile", "Rows", "declare_schema", "file_schema", "read_blocks", "read_unit"]
 
-TEXT_READERS = {"jsonl": read_jsonl, "csv": read_csv, "tsv": read_tsv, "text": read_text}
+TEXT_READERS = {"csv": read_csv, "tsv": read_tsv, "text": read_text}
 
 
-def read_blocks(unit: Unit, schema: pa.Schema, text_columns: set[str]) -> Iterator[Rows]:
+def read_blocks(unit: Unit, schema: pa.Schema, text_columns: set[str], passes_all: bool = False) -> Iterator[Rows]:
     """Yield a unit's rows in the declared columns, a few thousand at a time.
 
     Values of text columns must be text; in other JSON columns a value that is not of the declared
-    type becomes null with an error. Raises DamagedFile after the last row that can be read.
+    type becomes null with an error. Where all columns are to be passed on, a JSON field without one is an error,
+    too. Raises DamagedFile after the last row that can be read.
     """
     if unit.format == "parquet":
         yield from read_parquet(unit, schema)
         return
     row = unit.first_row
-    for block in TEXT_READERS[unit.format](unit, schema.names):
+    is_json = unit.format == "jsonl"
+    blocks = read_jsonl(unit, schema.names, passes_all) if is_json else TEXT_READERS[unit.format](unit, schema.names)
+    for block in blocks:
         yield assemble(block, schema, text_columns, row)
         row += block.rows
 

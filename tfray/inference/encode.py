@@ -89,7 +89,7 @@ class EncodeUnit:
         self.check_identity(unit.path)
         blocks: list[Rows] = []
         try:
-            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns))
+            blocks.extend(read_blocks(unit, self.assignment.rows, self.assignment.text_columns, passes_all=True))
         except DamagedFile as error:
             self.check_identity(unit.path)  # it may have been replaced while it was read
             return self.joined(unit, blocks), error.reason
