@@ -293,7 +293,8 @@ def measure_lengths(size: str, teams: list[Team], work: Work, options: argparse.
     batch = min(options.batches)
     rows = 8 * batch * len(teams[0].pipes) if teams else 0
     equal = some_sources(rows, options.source, options.vocab, seed=1)
-    mixed = some_sources(rows, options.source, options.vocab, seed=2, log_normal=True)
+    # Sorted, since rows are dealt out in turn: the processes get as many tokens each.
+    mixed = sorted(some_sources(rows, options.source, options.vocab, seed=2, log_normal=True), key=len)
     for team in teams:
         best = {True: 0.0, False: 0.0}
         for _ in range(options.rounds + 1):

@@ -78,3 +78,16 @@ void NAME(attend_memory)(const float *queries, const KEY *keys, const KEY *value
                    whole rows, whole width, whole heads, whole size, whole capacity) {
     BY_SIZE(NAME(attend_memory_sized), queries, keys, values, lengths, output, rows, width, heads, capacity)
 }
+
+/* A row's keys and values of its source, each layer's, put into its slot. part: (source, lines, heads, size), a line
+ * being a layer's keys or values; buffer: (lines, slots, heads, capacity, size). */
+void NAME(keep_memory)(const float *part, KEY *buffer, whole slot, whole source, whole lines, whole slots, whole heads,
+                       whole capacity, whole size) {
+    for (whole line = 0; line < lines; line++)
+        for (whole head = 0; head < heads; head++) {
+            KEY *to = buffer + ((line * slots + slot) * heads + head) * capacity * size;
+            const float *from = part + (line * heads + head) * size;
+            for (whole at = 0; at < source; at++)
+                NAME(store)(to + at * size, from + at * lines * heads * size, size);
+        }
+}

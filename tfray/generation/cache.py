@@ -81,18 +81,33 @@ class SlotCache:
         device = self.like.device
         index = torch.tensor(slots, device=device)
         lengths = [len(part) for part in keys_values]
-        # Beyond a row's own source stand zeros: finite, and masked.
-        self.memory_buffer[:, :, index] = 0
-        for slot, part in zip(slots, keys_values, strict=True):
-            self.memory_buffer[:, :, slot, :, : len(part)] = part.permute(1, 2, 3, 0, 4)
-        place = torch.arange(self.memory_bias_buffer.shape[-1], device=device)
-        hidden = place >= torch.tensor(lengths, device=device)[:, None]
-        self.memory_bias_buffer[index, 0] = self.like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        if self.kernels is not None:
+            self.keep_natively(self.kernels, slots, keys_values)
+        else:
+            self.keep(index, slots, keys_values)
         self.bias_buffer[index] = float("-inf")
         self.positions[index] = 0
         self.memory_lengths[index] = torch.tensor(lengths, device=device)
         for slot, length in zip(slots, lengths, strict=True):
             self.source_lengths[slot], self.steps_taken[slot] = length, 0
+
+    def keep(self, index: Tensor, slots: list[int], keys_values: list[Tensor]) -> None:
+        """Store keys and values of sources, and a bias that hides what is beyond them."""
+        # There stand zeros: finite, and masked.
+        self.memory_buffer[:, :, index] = 0
+        for slot, part in zip(slots, keys_values, strict=True):
+            self.memory_buffer[:, :, slot, :, : len(part)] = part.permute(1, 2, 3, 0, 4)
+        place = torch.arange(self.memory_bias_buffer.shape[-1], device=index.device)
+        lengths = torch.tensor([len(part) for part in keys_values], device=index.device)
+        hidden = place >= lengths[:, None]
+        self.memory_bias_buffer[index, 0] = self.like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+
+    def keep_natively(self, kernels: ctypes.CDLL, slots: list[int], keys_values: list[Tensor]) -> None:
+        """Store the same for the kernels, which look at no more than a source's length."""
+        layers, both, *shape = self.memory_buffer.shape
+        keep = kernels.keep_memory_half if self.like.dtype == torch.bfloat16 else kernels.keep_memory
+        for slot, part in zip(slots, keys_values, strict=True):
+            native.call(keep, part.contiguous(), self.memory_buffer, slot, len(part), layers * both, *shape)
 
     def reach(self, rows: int) -> None:
         """Make room for the next token of the first `rows` rows."""
