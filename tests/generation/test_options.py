@@ -31,6 +31,7 @@ OPTIONS: list[dict[str, Any]] = [
     dict(repetition_penalty=1.7),
     dict(repetition_penalty=0.6),
     dict(suppress_tokens=[5, 9, 11]),
+    dict(suppress_tokens=[*range(3, 12), 14], no_repeat_ngram=1, min_length=3),
 ]
 
 
@@ -226,6 +227,7 @@ CONTRADICTIONS = [
     dict(temperature=0.7),
     dict(top_k=3),
     dict(search="sample", coverage_penalty=1.0),
+    dict(coverage_penalty=0.4, beam_size=1),
     dict(search="sample", n_best=2),
     dict(search="mbr", samples=1),
     dict(min_length=9, max_length=9),
@@ -243,6 +245,12 @@ CONTRADICTIONS = [
 def test_contradictory_options_are_refused_by_name(options):
     with pytest.raises(InputError, match=r"^generation\.(" + "|".join(options) + ")="):
         GenerationConfig(**options)
+
+
+def test_suppressed_ids_must_be_of_the_vocabulary(lively, sources_of):
+    assert generate(lively(0), sources_of(1), GenerationConfig(suppress_tokens=[14]))[0].error is None
+    with pytest.raises(InputError, match=r"^generation\.suppress_tokens=\[3, 15\] .*ends at 14"):
+        generate(lively(0), sources_of(1), GenerationConfig(suppress_tokens=[3, 15]))
 
 
 def test_every_option_has_a_help_text():

@@ -115,6 +115,13 @@ class GenerationConfig:
             self.suppress_tokens,
             "must be ids, and not 2, which ends a target",
         )
+        require(
+            self.coverage_penalty == 0 or (self.search == "beam" and self.beam_size > 1),
+            "generation.coverage_penalty",
+            self.coverage_penalty,
+            f"ranks the hypotheses of a beam, and there is none with search: {self.search}, beam_size: "
+            f"{self.beam_size}; leave it 0",
+        )
         if self.search == "beam":
             require(
                 self.n_best <= self.beam_size,
@@ -137,17 +144,20 @@ class GenerationConfig:
                 self.n_best,
                 f"must be at most samples ({self.samples})",
             )
-            require(
-                self.coverage_penalty == 0,
-                "generation.coverage_penalty",
-                self.coverage_penalty,
-                f"is for search: beam, and search is {self.search}; leave it 0",
-            )
         require(
             self.search != "mbr" or self.samples >= 2,
             "generation.samples",
             self.samples,
             "must be at least 2 with search: mbr, which compares them",
+        )
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse ids that a vocabulary of a size does not have."""
+        require(
+            max(self.suppress_tokens, default=0) < size,
+            "generation.suppress_tokens",
+            self.suppress_tokens,
+            f"must be ids of the model's vocabulary, which ends at {size - 1}",
         )
 
 

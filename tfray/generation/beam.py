@@ -15,18 +15,12 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.board import Board
 from tfray.generation.constraints import choose_with_phrases, unmet
+from tfray.generation.ranking import length_penalty
 from tfray.generation.rows import Hypothesis
 from tfray.generation.select import best_tokens
 from tfray.tokens.special import EOS_ID
 
 NEVER = float("-inf")
-
-
-def length_penalty(lengths: Tensor, config: GenerationConfig) -> Tensor:
-    """Return what scores are divided by: length^a, or ((5 + length) / 6)^a (Wu et al. 2016, equation 14)."""
-    lengths = lengths.double()
-    base = (5 + lengths) / 6 if config.length_normalization == "gnmt" else lengths
-    return base**config.length_penalty
 
 
 class Beam:

@@ -19,7 +19,9 @@ from tfray.tokens.special import EOS_ID
 Models = Transformer | Network | Sequence[Transformer | Network]
 WINDOW_ROWS = 16_384
 NO_MEMORY = "out_of_memory: the row alone needs more memory than there is"
-NOTHING_FOUND = "constraint: the search found no target that meets all that is asked for; use a larger beam"
+NOTHING_FOUND = (
+    "constraint: the search found no target that meets all that is asked for; ask for less, or use a larger beam"
+)
 
 
 def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
@@ -36,12 +38,14 @@ def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
 
 
 def networks_of(models: Models, config: GenerationConfig) -> list[Network]:
-    """Return the networks that decide together; raises InputError where their vocabularies differ."""
+    """Return the networks that decide together; raises InputError where their vocabularies differ, or have not the
+    ids that are to be suppressed."""
     each = [models] if isinstance(models, Transformer | Network) else list(models)
     networks = [prepare(model, config) for model in each]
     sizes = [network.architecture.vocab_size for network in networks]
     if len(set(sizes)) > 1:
         raise InputError(f"models with vocabularies of {sizes} cannot decide together; they need one tokenizer")
+    config.check_vocabulary(sizes[0])
     return networks
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tfray.config import GenerationConfig
+from tfray.generation.constraints import unmet
 from tfray.model.architecture import Architecture
-from tfray.tokens.special import EOS_ID, PAD_ID
+from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 
 @dataclass(frozen=True)
@@ -103,23 +104,46 @@ def find_contradiction(request: Request, architecture: Architecture, config: Gen
         return f"length: the target must have {least} tokens at least, and {limit - 1} and an end at most"
     if len(request.prefix) + 1 > limit:
         return f"prefix: its {len(request.prefix)} tokens leave no room in a target of {limit}"
-    banned = set(config.suppress_tokens) | {EOS_ID, PAD_ID}
+    if request.must and len(request.source) > architecture.max_length and config.long_sources == "split":
+        return "constraint: must-phrases have no place in a source that is split"
+    return find_impossible(request, limit, config)
+
+
+def find_impossible(request: Request, limit: int, config: GenerationConfig) -> str | None:
+    """Return why a row's prefix and phrases cannot be had together in a target of so many tokens, or None."""
+    if any(not phrase for phrase in [*request.must, *request.must_not]):
+        return "constraint: a phrase is empty"
+    ending = next((list(phrase) for phrase in request.must_not if EOS_ID in phrase), None)
+    if ending is not None:
+        return f"constraint: must_not forbids {ending}, and id {EOS_ID} ends every target"
+    banned = {PAD_ID, BOS_ID, EOS_ID, *config.suppress_tokens}
     for name, phrases in (("prefix", [request.prefix]), ("must", request.must)):
         for phrase in phrases:
             if banned & set(phrase):
-                return f"constraint: {name} asks for the id {min(banned & set(phrase))}, which is suppressed"
+                return f"constraint: {name} asks for the id {min(banned & set(phrase))}, which never occurs in a target"
             hit = next((list(other) for other in request.must_not if contains(phrase, other)), None)
             if hit is not None:
                 return f"constraint: {name} asks for {list(phrase)}, must_not forbids {hit} in it"
-    if request.must and len(request.source) > architecture.max_length and config.long_sources == "split":
-        return "constraint: must-phrases have no place in a source that is split"
-    if any(not phrase for phrase in [*request.must, *request.must_not]):
-        return "constraint: a phrase is empty"
+        twice = repeated(phrases, config.no_repeat_ngram)
+        if twice is not None:
+            return f"constraint: {name} repeats {twice}, which no_repeat_ngram={config.no_repeat_ngram} forbids"
     if request.must and (config.search != "beam" or config.beam_size == 1):
         return "constraint: must-phrases need beam search with a beam of 2 at least"
-    longest = max([len(phrase) for phrase in request.must], default=0)
-    if longest + 1 > limit:
-        return f"constraint: a phrase of {longest} tokens does not fit into a target of {limit}"
+    missing, room = unmet(request.must, request.prefix), limit - len(request.prefix)
+    if missing + 1 > room:
+        return f"constraint: must needs {missing} tokens and an end, and the target has room for {room}"
+    return None
+
+
+def repeated(phrases: Sequence[Sequence[int]], size: int) -> list[int] | None:
+    """Return an n-gram that stands twice in phrases, which do not overlap in a target; None for a size of 0."""
+    seen: set[tuple[int, ...]] = set()
+    for phrase in phrases:
+        for start in range(len(phrase) - size + 1 if size else 0):
+            ngram = tuple(phrase[start : start + size])
+            if ngram in seen:
+                return list(ngram)
+            seen.add(ngram)
     return None
 
 
