@@ -18,7 +18,8 @@ class GenerationConfig:
     beam_size: int = 4
     """Hypotheses kept for each row; 1 is greedy search."""
     n_best: int = 1
-    """Hypotheses that come back for each row, the best first; at most beam_size."""
+    """Hypotheses that come back for each row, the best first; at most beam_size, or samples. What is drawn comes back
+    once, however often it was drawn: with search: sample in the order in which a beam ranks, with mbr by likeness."""
     length_penalty: float = 1.0
     """Exponent a of the length by which a finished hypothesis' log-probability is divided:
     0 prefers short targets, 1 is the mean per token."""
