@@ -138,6 +138,20 @@ def test_values_do_not_depend_on_units_order_batch_or_restart(run: Run, model_fo
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
 
 
+def test_rows_of_several_files_have_chances_of_their_own_whatever_stands_beside_them(
+    run: Run, model_folder: str, tmp_path: Path
+) -> None:
+    first, second = (write(tmp_path / name) for name in ("a.parquet", "b.parquet"))
+    settings = dict(search="sample", beam_size=1)
+    both = run(make_job(model_folder, [first, second], tmp_path / "1", **settings), 1, 7)["prediction"].to_pylist()
+    count = len(TABLE)
+    assert sum(one != other for one, other in zip(both[:count], both[count:], strict=True)) > count // 2
+    alone = run(make_job(model_folder, [second], tmp_path / "2", **settings), 2, 30)["prediction"].to_pylist()
+    assert alone == both[count:]
+    job = make_job(model_folder, [first, second], tmp_path / "2", **settings, mode="append")
+    assert sorted(run(job, 3, 7)["prediction"].to_pylist()) == sorted(both)
+
+
 def test_a_later_start_opens_no_input_that_is_done(
     run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ class GenerationConfig:
     min_p: float = 0.0
     """Sampling: draw among tokens at least this times as probable as the most probable; 0 switches it off."""
     seed: int = 1
-    """Seed of sampling; a row's samples follow from it and from the row's number alone."""
+    """Seed of sampling; a row's samples follow from it, from its file's path and from its number in the file alone."""
     min_length: int = 0
     """Shortest target in tokens, its end not counted."""
     min_length_ratio: float = 0.0

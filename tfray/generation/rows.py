@@ -24,7 +24,7 @@ class Request:
     must_not: Sequence[Sequence[int]] = ()
     """Phrases that the target must not contain."""
     number: int | None = None
-    """Seeds the row's samples together with `seed`. Default: the row's place in the call."""
+    """Seeds the row's samples together with `seed`; 64 bits. Default: the row's place in the call."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Hypothesis:
     """False where the longest length was reached before eos."""
     rank: float = 0.0
     """What hypotheses are ranked by: the score divided by the length penalty, plus the coverage penalty."""
+    pieces: tuple[Hypothesis, ...] = ()
+    """Of a source that was split: what each piece contributes."""
 
 
 @dataclass(frozen=True)

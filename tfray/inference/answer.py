@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tfray.generation import scoring
+from tfray.generation.draws import number_of
 from tfray.generation.generate import NO_MEMORY, prepare
 from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
@@ -20,8 +21,6 @@ from tfray.inference.attempts import GUILTY, open_attempts
 from tfray.inference.handover import Answered, Encoded
 from tfray.inference.search import search_targets
 from tfray.model.precision import prepare_cpu
-
-PIECE_BITS = 32  # a piece's number, for its samples: the row's number, and above these bits its place in the row
 
 
 class AnswerUnit:
@@ -100,9 +99,9 @@ class AnswerUnit:
 
     def generate(self, encoded: Encoded, rows: list[int]) -> list[list[Output] | str]:
         """Return the outputs of each row's pieces, or the error of one of them."""
-        first = encoded.unit.first_row
+        path, first = encoded.unit.path, encoded.unit.first_row
         requests = [
-            Request(ids.tolist(), number=first + row + (place << PIECE_BITS))
+            Request(ids.tolist(), number=number_of(path, first + row, place))
             for row in rows
             for place, ids in enumerate(encoded.pieces[row])
         ]

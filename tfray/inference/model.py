@@ -22,7 +22,7 @@ from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
 from tfray.errors import InputError
 from tfray.generation import scoring
-from tfray.generation.generate import networks_of
+from tfray.generation.generate import as_seen, networks_of
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
 from tfray.inference.search import search_targets
@@ -41,7 +41,8 @@ class Target:
     is_finished: bool
     """False where the longest length was reached before its end."""
     alignment: Tensor | None = None
-    """Attention of each target token to each source token, (target, source), ends included; on request."""
+    """Attention of each target token to each source token that the search saw, (target, source), ends included; of a
+    source that was split piece by piece, each with its ends, and 0 from one to another; on request."""
 
 
 @dataclass(frozen=True)
@@ -130,26 +131,30 @@ class Model:
         outputs = search_targets(self.networks, self.tokenizer, requests, config)
         results = [Result(error=error) for error in errors]
         for row, request, output in zip(usable, requests, outputs, strict=True):
-            results[row] = self.result_of(request, output, alignments)
+            seen = as_seen(request.source, self.longest, config) if alignments else []
+            results[row] = self.result_of(output, seen)
         return results
 
     def target_ids(self, text: str) -> list[int]:
         """Return the ids of a target text, without its end."""
         return self.ids_of([text])[0]
 
-    def result_of(self, request: Request, output: Output, alignments: bool) -> Result:
+    def result_of(self, output: Output, seen: list[Sequence[int]]) -> Result:
+        """Return an output as text; with alignments where it is given what the search saw of the source."""
         texts = self.tokenizer.decode_batch([hypothesis.ids for hypothesis in output.hypotheses])
-        looks = self.alignments(request.source, output.hypotheses) if alignments else [None] * len(texts)
+        looks = self.alignments(seen, output.hypotheses) if seen else [None] * len(texts)
         targets = [
             Target(text, hypothesis.score, hypothesis.is_finished, look)
             for text, hypothesis, look in zip(texts, output.hypotheses, looks, strict=True)
         ]
         return Result(targets, output.error, output.truncated)
 
-    def alignments(self, source: Sequence[int], hypotheses: list[Hypothesis]) -> list[Tensor]:
-        """Return the first model's attention for each hypothesis."""
-        targets = [[*hypothesis.ids, *([EOS_ID] if hypothesis.is_finished else [])] for hypothesis in hypotheses]
-        return scoring.align(self.networks[0], [source] * len(targets), targets)
+    def alignments(self, seen: list[Sequence[int]], hypotheses: list[Hypothesis]) -> list[Tensor]:
+        """Return the first model's attention for each hypothesis, to the pieces of its source."""
+        parts = [part for hypothesis in hypotheses for part in hypothesis.pieces or (hypothesis,)]
+        targets = [[*part.ids, *([EOS_ID] if part.is_finished else [])] for part in parts]
+        found = iter(scoring.align(self.networks[0], seen * len(hypotheses), targets))
+        return [torch.block_diag(*[next(found) for _ in seen]) for _ in hypotheses]
 
     def answers(self, texts: Sequence[str]) -> list[str]:
         """Return each text's best label, or its best target ('' where there is none)."""
