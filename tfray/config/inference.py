@@ -68,7 +68,8 @@ class GenerationConfig:
     """Padded tokens decoded together at most, of sources and of all hypotheses at their longest; 0: as
     memory allows. Does not change any result."""
     memory_gb: float = 0.0
-    """Memory for rows that are decoded together, in gigabytes; 0: half of what is free."""
+    """Memory for rows that are decoded together, in gigabytes; 0: half of what is free, shared by the models of a
+    machine."""
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     """Arithmetic of the model, as in training.precision; int8: 8-bit weights and products, on a CPU, where
     they cost no more quality than most_loss."""

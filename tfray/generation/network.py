@@ -53,6 +53,8 @@ class Network:
         )
         self.shortages = 0
         """How often memory ran out, and fewer rows were worked on at a time."""
+        self.models_here = 1
+        """How many models share the device's memory, this one counted."""
         self.graphs_pay: bool | None = None
         """Whether steps are sooner done as CUDA graphs; None until it was measured."""
         self.tables = self.position_tables(max(64, architecture.max_length))

@@ -26,7 +26,8 @@ from tfray.model.precision import prepare_cpu
 class AnswerUnit:
     """Stage: loads the model once, from the object store."""
 
-    def __init__(self, assignment: Assignment, weights: np.ndarray) -> None:
+    def __init__(self, assignment: Assignment, weights: np.ndarray, models: int = 1) -> None:
+        """models: of the job, in all."""
         self.assignment = assignment
         use_gpu = torch.cuda.is_available() and assignment.inference.use_gpu != "no"
         self.device = torch.device("cuda" if use_gpu else "cpu")
@@ -36,6 +37,9 @@ class AnswerUnit:
         self.tokenizer = assignment.folder.tokenizer
         model = assignment.folder.load_model(weights.tobytes())
         self.network = prepare(model.to(self.device), assignment.generation)
+        if self.device.type == "cpu":
+            here = (os.cpu_count() or 1) // assignment.inference.cpus_per_actor
+            self.network.models_here = max(1, min(models, here))
         self.ways: dict[str, Callable[[Encoded, list[int]], list]] = {
             "generate": self.generate,
             "classify": self.classify,
