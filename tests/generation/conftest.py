@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tfray.config import GenerationConfig
-from tfray.generation.rows import Hypothesis, Request, contains
+from tfray.generation.rows import Hypothesis, Request
+from tfray.generation.soundness import contains
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID

@@ -12,7 +12,8 @@ import torch
 from tfray.config import GenerationConfig
 from tfray.errors import InputError
 from tfray.generation.generate import generate
-from tfray.generation.rows import Request, contains, longest_target, shortest_target
+from tfray.generation.rows import Request, longest_target, shortest_target
+from tfray.generation.soundness import contains
 
 OPTIONS: list[dict[str, Any]] = [
     dict(),

@@ -12,7 +12,8 @@ from tfray.generation.draws import number_of
 from tfray.generation.engine import Engine, width_of
 from tfray.generation.memory import budget_bytes, slots_for
 from tfray.generation.network import Network
-from tfray.generation.rows import Hypothesis, Output, Request, find_error
+from tfray.generation.rows import Hypothesis, Output, Request
+from tfray.generation.soundness import find_error
 from tfray.model.precision import choose_dtype
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import EOS_ID
