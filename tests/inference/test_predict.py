@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.inference.conftest import WORDS, Run, make_job, make_model
 from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
 from tfray.errors import InputError, TooManyErrors
+from tfray.generation import engine
 from tfray.inference import predict as job_module
 from tfray.inference.planning import plan_rows
 from tfray.inference.summary import format_result
@@ -150,6 +152,21 @@ def test_rows_of_several_files_have_chances_of_their_own_whatever_stands_beside_
     assert alone == both[count:]
     job = make_job(model_folder, [first, second], tmp_path / "2", **settings, mode="append")
     assert sorted(run(job, 3, 7)["prediction"].to_pylist()) == sorted(both)
+
+
+def test_the_models_of_a_machine_share_its_memory(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plan = set(), engine.plan_groups
+
+    def watched(rows: Any, networks: Any, *rest: Any) -> Any:
+        seen.add(networks[0].models_here)
+        return plan(rows, networks, *rest)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(engine, "plan_groups", watched)
+    run(make_job(model_folder, write(tmp_path / "a.parquet"), tmp_path / "out"))
+    assert seen == {2}, "as many as the cluster has room for"
 
 
 def test_a_later_start_opens_no_input_that_is_done(
