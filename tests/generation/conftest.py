@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from tfray.config import GenerationConfig
 from tfray.generation.rows import Hypothesis, Request
+from tfray.generation.soundness import contains
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
@@ -94,6 +96,31 @@ def obvious_rank(score: float, length: int, looks: Tensor, config: GenerationCon
     return score / base**config.length_penalty + config.coverage_penalty * coverage
 
 
+def obvious_missing(phrases: Sequence[Sequence[int]], ids: list[int]) -> int:
+    """Return how many tokens of phrases, which have no token in common, are still to come."""
+    waiting = [list(phrase) for phrase in phrases if not contains(ids, phrase)]
+    begun = [count for phrase in waiting for count in range(len(phrase)) if ids[len(ids) - count :] == phrase[:count]]
+    return sum(map(len, waiting)) - max(begun, default=0)
+
+
+def obvious_deal(
+    candidates: list[tuple[list[int], float, int]], phrases: Sequence[Sequence[int]], size: int, room: int
+) -> tuple[list, list]:
+    """Return those of (ids, score, token), the best first, that end, and the beginnings that go on: competing with
+    those that have met as many tokens of the phrases, and dealt out in turn, the fullest first."""
+    banks: dict[int, list] = {}
+    for ids, score, token in candidates:
+        missing = obvious_missing(phrases, [*ids, token])
+        if missing == 0 or (token != EOS_ID and missing + 1 < room):
+            banks.setdefault(missing, []).append((ids, score, token))
+    ends = [candidate for candidate in banks.get(0, [])[:size] if candidate[2] == EOS_ID]
+    open_ones = [[candidate for candidate in banks[missing] if candidate[2] != EOS_ID] for missing in sorted(banks)]
+    dealt = []
+    while len(dealt) < size and any(open_ones):
+        dealt += [bank.pop(0) for bank in open_ones if bank]
+    return ends, sorted(dealt[:size], key=lambda candidate: -candidate[1])
+
+
 def obvious_search(
     models: Transformer | list[Transformer], source: list[int] | Request, config: GenerationConfig
 ) -> list[Hypothesis]:
@@ -103,7 +130,8 @@ def obvious_search(
     beginnings: list[tuple[list[int], float]] = [([], 0.0)]
     ended: list[Hypothesis] = []
     looks = torch.empty(0)
-    for _ in range(limit_of(models[0], request, config)):
+    limit = limit_of(models[0], request, config)
+    for step in range(limit):
         candidates = []
         seen = []
         for place, (ids, score) in enumerate(beginnings):
@@ -111,25 +139,23 @@ def obvious_search(
             seen.append(looks)
             candidates += [(-score - float(more), place, token) for token, more in enumerate(log_probs) if more > NEVER]
         candidates.sort()
-        following = []
-        for number, (negative, place, token) in enumerate(candidates):
-            ids = beginnings[place][0]
-            if token != EOS_ID:
-                following.append(([*ids, token], -negative))
-            elif number < config.beam_size:
-                rank = obvious_rank(-negative, len(ids) + 1, seen[place], config)
-                ended.append(Hypothesis(ids, -negative, True, rank))
+        looks_of = {tuple(ids): looks for (ids, _), looks in zip(beginnings, seen, strict=True)}
+        extended = [(beginnings[place][0], -negative, token) for negative, place, token in candidates]
+        ends, going_on = obvious_deal(extended, request.must, config.beam_size, limit - step)
+        for ids, score, _ in ends:
+            rank = obvious_rank(score, len(ids) + 1, looks_of[tuple(ids)], config)
+            ended.append(Hypothesis(ids, score, True, rank))
         if config.beam_size == 1 and ended:
             break
         if config.early_stopping == "beam" and len(ended) >= config.beam_size:
             break
-        beginnings = following[: config.beam_size]
+        beginnings = [([*ids, token], score) for ids, score, token in going_on]
         if not beginnings:
             break
     ended.sort(key=lambda hypothesis: -hypothesis.rank)
     unfinished = []
     for ids, score in beginnings:
-        if len(ended) < config.n_best:
+        if len(ended) < config.n_best and not obvious_missing(request.must, ids):
             looks = obvious_log_probs(models, request, ids[:-1], config)[1]
             unfinished.append(Hypothesis(ids, score, False, obvious_rank(score, len(ids), looks, config)))
     unfinished.sort(key=lambda hypothesis: -hypothesis.rank)

@@ -12,7 +12,8 @@ import torch
 from tfray.config import GenerationConfig
 from tfray.errors import InputError
 from tfray.generation.generate import generate
-from tfray.generation.rows import Request, contains, longest_target, shortest_target
+from tfray.generation.rows import Request, longest_target, shortest_target
+from tfray.generation.soundness import contains
 
 OPTIONS: list[dict[str, Any]] = [
     dict(),
@@ -31,16 +32,19 @@ OPTIONS: list[dict[str, Any]] = [
     dict(repetition_penalty=1.7),
     dict(repetition_penalty=0.6),
     dict(suppress_tokens=[5, 9, 11]),
+    dict(suppress_tokens=[*range(3, 12), 14], no_repeat_ngram=1, min_length=3),
 ]
 
 
 def check(models, sources, config, obvious) -> None:
     for source, output in zip(sources, generate(models, sources, config), strict=True):
-        if output.error:
-            assert shortest_target(len(source), config) + 1 > longest_target(len(source), 14, config)
-            assert output.error.startswith("length: ")
+        length = len(source.source if isinstance(source, Request) else source)
+        if shortest_target(length, config) + 1 > longest_target(length, 14, config):
+            assert output.error is not None and output.error.startswith("length: ")
             continue
         expected = obvious(models, source, config)
+        if not expected:
+            assert output.error is not None and output.error.startswith("constraint: ")
         assert [h.ids for h in output.hypotheses] == [h.ids for h in expected]
         assert [h.is_finished for h in output.hypotheses] == [h.is_finished for h in expected]
         assert [h.score for h in output.hypotheses] == pytest.approx([h.score for h in expected], abs=1e-3)
@@ -151,6 +155,38 @@ def test_a_wide_beam_with_phrases_finds_the_best_target_that_contains_them(seed,
         assert output.best.score == pytest.approx(true_score(model, source, best), abs=1e-3)
 
 
+MANNERS: list[dict[str, Any]] = [
+    dict(),
+    dict(length_penalty=0.0),
+    dict(early_stopping="beam"),
+    dict(no_repeat_ngram=1),
+    dict(no_repeat_ngram=2, min_length=7),
+]
+
+
+@pytest.mark.parametrize("beam_size", [2, 3, 6])
+@pytest.mark.parametrize("options", MANNERS, ids=str)
+def test_phrases_are_met_as_the_obvious_search_meets_them(options, beam_size, lively, obvious, sources_of):
+    config = GenerationConfig(**{"max_length_extra": 5, "n_best": 2, **options}, beam_size=beam_size, precision="fp32")
+    phrases = [[[7, 8], [12]], [[3, 9, 4]], [[5], [6], [9, 10]], [[13]], ()]
+    prefixes = [(), (), (4, 7), (3,)]
+    requests = [
+        Request(source, must=phrases[row % 5], prefix=prefixes[row % 4]) for row, source in enumerate(sources_of(20))
+    ]
+    assert sum(bool(request.must and request.prefix) for request in requests) > 6
+    check(lively(3, max_length=14), requests, config, obvious)
+
+
+@pytest.mark.parametrize("beam_size", [4, 5, 8])
+def test_a_target_that_has_met_its_phrases_ends_though_others_without_them_are_more_probable(beam_size, lively):
+    config = GenerationConfig(beam_size=beam_size, max_length=20, precision="fp32")
+    for seed in range(4):
+        model, source = lively(seed, vocab_size=50, end=3.0), [5, 9, 12, 2]
+        assert generate(model, [source], config)[0].best.is_finished
+        output = generate(model, [Request(source, must=[[49]])], config)[0]
+        assert output.best.is_finished and 49 in output.best.ids
+
+
 def test_a_narrow_beam_meets_every_phrase_and_leaves_other_rows_alone(lively, sources_of):
     model, config = lively(2), GenerationConfig(beam_size=4, batch_rows=5, precision="fp32")
     sources = sources_of(12)
@@ -192,6 +228,7 @@ CONTRADICTIONS = [
     dict(temperature=0.7),
     dict(top_k=3),
     dict(search="sample", coverage_penalty=1.0),
+    dict(coverage_penalty=0.4, beam_size=1),
     dict(search="sample", n_best=2),
     dict(search="mbr", samples=1),
     dict(min_length=9, max_length=9),
@@ -209,6 +246,12 @@ CONTRADICTIONS = [
 def test_contradictory_options_are_refused_by_name(options):
     with pytest.raises(InputError, match=r"^generation\.(" + "|".join(options) + ")="):
         GenerationConfig(**options)
+
+
+def test_suppressed_ids_must_be_of_the_vocabulary(lively, sources_of):
+    assert generate(lively(0), sources_of(1), GenerationConfig(suppress_tokens=[14]))[0].error is None
+    with pytest.raises(InputError, match=r"^generation\.suppress_tokens=\[3, 15\] .*ends at 14"):
+        generate(lively(0), sources_of(1), GenerationConfig(suppress_tokens=[3, 15]))
 
 
 def test_every_option_has_a_help_text():

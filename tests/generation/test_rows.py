@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tfray.config import GenerationConfig
@@ -25,7 +28,7 @@ BAD = [
     (Request([3, 2], must=[[4, 5, 6]], must_not=[[5, 6]]), BEAM, "constraint: must asks for"),
     (Request([3, 2], prefix=[4, 5], must_not=[[5]]), BEAM, "constraint: prefix asks for"),
     (Request([3, 2], must=[[4, 2]]), BEAM, "constraint: must asks for the id 2"),
-    (Request([3, 2], must=[[4] * 25]), BEAM, "constraint: a phrase of 25 tokens"),
+    (Request([3, 2], must=[[4] * 25]), BEAM, "constraint: must needs 25 tokens and an end"),
     (
         Request([3, 2], must=[[4]]),
         GenerationConfig(beam_size=1, precision="fp32"),
@@ -34,16 +37,39 @@ BAD = [
     (Request([3, 2], prefix=[4] * 24), BEAM, "prefix: its 24 tokens leave no room"),
     (Request([3, 2]), GenerationConfig(min_length=30, precision="fp32"), "length: the target must have 30"),
     (Request([3, 2]), GenerationConfig(memory_gb=1e-9, precision="fp32"), "too_large: a row of 2 source tokens"),
-    (
-        Request([3, 2]),
-        GenerationConfig(suppress_tokens=list(range(3, 15)), min_length=1, precision="fp32"),
-        "constraint: the search found no target",
-    ),
+    (Request([3, 2], must=[[4, 1]]), BEAM, "constraint: must asks for the id 1, which never occurs"),
+    (Request([3, 2], must_not=[[5], [2]]), BEAM, "constraint: must_not forbids [2], and id 2 ends every target"),
     (
         Request([3, 2], must=[[4, 5, 6], [7, 8, 9]]),
-        GenerationConfig(beam_size=2, max_length=5, precision="fp32"),
-        "constraint: the search found no target",
+        GenerationConfig(beam_size=2, max_length=6, precision="fp32"),
+        "constraint: must needs 6 tokens and an end, and the target has room for 6",
     ),
+    (
+        Request([3, 2], prefix=[4, 5], must=[[5, 6, 7]]),
+        GenerationConfig(beam_size=2, max_length=4, precision="fp32"),
+        "constraint: must needs 2 tokens and an end, and the target has room for 2",
+    ),
+    (
+        Request([3, 2], must=[[4, 4]]),
+        GenerationConfig(no_repeat_ngram=1, precision="fp32"),
+        "constraint: must repeats [4], which no_repeat_ngram=1 forbids",
+    ),
+    (
+        Request([3, 2], must=[[4, 5, 6], [3, 4, 5]]),
+        GenerationConfig(no_repeat_ngram=2, precision="fp32"),
+        "constraint: must repeats [4, 5], which no_repeat_ngram=2 forbids",
+    ),
+    (
+        Request([3, 2], prefix=[4, 4]),
+        GenerationConfig(no_repeat_ngram=1, beam_size=1, precision="fp32"),
+        "constraint: prefix repeats [4], which no_repeat_ngram=1 forbids",
+    ),
+]
+SEARCHES: list[dict[str, Any]] = [
+    dict(beam_size=1),
+    dict(beam_size=3, n_best=2),
+    dict(search="sample", samples=3),
+    dict(search="sample", samples=2, top_p=0.9),
 ]
 
 
@@ -52,6 +78,36 @@ def test_a_bad_row_gets_a_typed_error(request_, config, message, lively):
     output = generate(lively(1), [request_], config)[0]
     assert output.error is not None and output.error.startswith(message)
     assert output.hypotheses == [] and not output.hit_max_length
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+@pytest.mark.parametrize(
+    "dead_end",
+    [
+        dict(suppress_tokens=list(range(3, 15)), min_length=1),
+        dict(suppress_tokens=list(range(5, 15)), no_repeat_ngram=1, min_length=3),
+    ],
+    ids=["at once", "later"],
+)
+def test_a_row_in_which_nothing_may_follow_gets_an_error_in_every_search(dead_end, search, lively):
+    config = GenerationConfig(**search, **dead_end, precision="fp32")
+    for output in generate(lively(1), [[3, 2], [5, 6, 2]], config):
+        assert output.error is not None and output.error.startswith("constraint: the search found no target")
+        assert output.hypotheses == []
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=str)
+def test_what_cannot_go_on_is_dropped_and_the_rest_stays(search, lively):
+    """Of the words 3 and 4, each once: 3 4 is forbidden, so that 3 is a dead end."""
+    config = GenerationConfig(**search, no_repeat_ngram=1, min_length=2, suppress_tokens=list(range(5, 15)))
+    if config.search == "sample":
+        config = replace(config, temperature=50.0)
+    rows = generate(lively(2), [Request([7, 2], must_not=[[3, 4]], number=row) for row in range(12)], config)
+    found = [hypothesis.ids for output in rows for hypothesis in output.hypotheses]
+    assert all(ids == [4, 3] for ids in found)
+    assert found or search == dict(beam_size=1)
+    if config.search == "sample":
+        assert 0 < len(found) < 12 * config.samples
 
 
 def test_companions_of_bad_rows_get_what_they_get_alone(lively, sources_of):

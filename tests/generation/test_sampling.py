@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tfray.config import GenerationConfig
-from tfray.generation.draws import draw, keep_likely, uniform
+from tfray.generation.draws import draw, keep_likely, number_of, uniform
 from tfray.generation.generate import generate
-from tfray.generation.risk import least_risk
 from tfray.generation.rows import Hypothesis, Output, Request
+from tfray.generation.samples import least_risk, most_probable
 
 FILTERS = [
     dict(),
@@ -114,11 +114,45 @@ def test_the_sample_of_least_risk_is_the_one_most_like_all_samples():
     def utility(candidate, reference):
         return len(set(candidate) & set(reference)) / max(len(candidate), len(reference))
 
-    found = least_risk(output, utility, n_best=3)
+    def table(targets):
+        return [[utility(one, other) for other in targets] for one in targets]
+
+    found = least_risk(output, table, n_best=3)
     means = {tuple(ids): sum(utility(ids, other) for other in samples) / 4 for ids in samples}
     expected = sorted(means, key=lambda ids: -means[ids])
     assert [tuple(h.ids) for h in found.hypotheses] == expected
     assert [h.rank for h in found.hypotheses] == [means[ids] for ids in expected]
     assert found.best.score == 0.0
     broken = Output(error="empty: x")
-    assert least_risk(broken, utility) is broken
+    assert least_risk(broken, table) is broken
+
+
+def test_of_samples_the_best_come_back_first_each_once_and_those_that_end_before_the_others():
+    drawn = [([3], -2.0, True), ([4], -1.0, True), ([3], -2.0, True), ([5], -0.5, False), ([6], -2.0, True)]
+    output = Output([Hypothesis(ids, 9.0, is_finished, rank) for ids, rank, is_finished in drawn])
+    assert [h.ids for h in most_probable(output, 9).hypotheses] == [[4], [3], [6], [5]]
+    assert [h.ids for h in most_probable(output, 2).hypotheses] == [[4], [3]]
+    assert most_probable(output).best.ids == [4]
+
+
+def test_a_sample_ranks_as_it_would_in_a_beam(lively, sources_of):
+    config = GenerationConfig(search="sample", samples=2, length_penalty=0.7, precision="fp32")
+    for output in generate(lively(4), sources_of(10), config):
+        for sample in output.hypotheses:
+            assert sample.rank == pytest.approx(sample.score / (len(sample.ids) + sample.is_finished) ** 0.7)
+
+
+def test_each_row_of_each_file_and_each_piece_of_it_has_a_number_of_its_own():
+    names = [(path, row, piece) for path in ("a", "a1", "b/a") for row in range(200) for piece in range(20)]
+    assert len({number_of(*name) for name in names}) == len(names)
+    assert number_of("a", 7, 1) == number_of("a", 7, 1)
+    assert all(-(2**63) <= number_of(*name) < 2**63 for name in names)
+
+
+def test_the_pieces_of_a_source_have_chances_that_no_other_row_has(lively):
+    """All pieces are alike; what differs is their chance."""
+    config = GenerationConfig(search="sample", long_sources="split", precision="fp32")
+    requests = [Request([*[7] * 44, 2], number=number) for number in (3, 4, 3 + (1 << 32))]
+    outputs = generate(lively(4, max_length=16), [*requests, Request([*[7] * 15, 2], number=3)], config)
+    found = [tuple(part.ids) for output in outputs for part in output.best.pieces or (output.best,)]
+    assert len(found) == 10 and len(set(found)) == 10

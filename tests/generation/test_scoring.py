@@ -27,6 +27,11 @@ def test_token_scores_are_the_training_models_log_probabilities(lively, sources_
         assert one.token_log_probs == pytest.approx(other.token_log_probs, abs=1e-4)
 
 
+def test_a_target_without_tokens_has_no_perplexity(lively):
+    [empty] = score(Network(lively(3)), [[5, 2]], [[]])
+    assert empty.log_prob == 0 and math.isnan(empty.perplexity)
+
+
 @torch.no_grad()
 def test_class_probabilities_are_the_next_tokens_restricted_to_the_labels(lively, sources_of):
     model, sources, labels = lively(3), sources_of(11), [9, 4, 12]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from sacrebleu.metrics.chrf import CHRF
 
 import tfray
 from tfray.checkpoint.folder import save_model_folder
 from tfray.config import ModelConfig, TextConfig, TokensConfig
 from tfray.errors import InputError
+from tfray.generation import scoring
+from tfray.generation.generate import generate, split_source
+from tfray.generation.rows import Request
 from tfray.inference.search import chrf_utility
 from tfray.model.architecture import resolve
 from tfray.model.transformer import Transformer
@@ -97,33 +102,114 @@ def test_the_score_of_a_found_target_is_its_search_score(model):
 def test_what_a_text_is_without_control_characters_decides_whether_it_is_empty(model):
     assert model.generate(["\x00 ", "one"])[0].error == "empty_source: the source has no visible character"
     assert model.target_ids(" nine\x00  ten ") == model.target_ids("nine ten")
-    with pytest.raises(InputError, match="text number 1: empty_text"):
-        model.embed(["one", "\x00"])
+    assert model.errors(["one", "\x00"]) == [None, "empty_text: the text has no visible character"]
 
 
-def test_least_risk_is_found_by_chrf(model):
-    found = model.generate(TEXTS, search="mbr", samples=6, n_best=2, seed=3)
-    samples = model.generate(TEXTS, search="sample", samples=6, seed=3)
-    utility = chrf_utility(model.tokenizer.decode_batch)
-    for result, drawn in zip(found, samples, strict=True):
-        ids = [model.target_ids(target.text) for target in drawn.n_best]
-        assert result.text in {target.text for target in drawn.n_best}
-        assert all(0 <= utility(one, other) <= 100 for one in ids for other in ids)
-    one, two = (model.target_ids(text) for text in ("one two three", "ten"))
-    assert utility(one, one) == pytest.approx(100) and utility(one, two) < 50
+def test_least_risk_is_the_highest_mean_chrf_to_all_samples(model):
+    found = model.generate(TEXTS, search="mbr", samples=6, n_best=6, seed=3)
+    requests = [Request(source, number=row) for row, source in enumerate(model.encode(TEXTS))]
+    config = replace(model.config, search="sample", samples=6, seed=3)
+    for result, drawn in zip(found, generate(model.networks, requests, config), strict=True):
+        texts = model.tokenizer.decode_batch([hypothesis.ids for hypothesis in drawn.hypotheses])
+        means = {one: sum(CHRF().sentence_score(one, [other]).score for other in texts) / 6 for one in texts}
+        assert len(means) > 1
+        ranked = [means[target.text] for target in result.n_best]
+        assert ranked == pytest.approx(sorted(means.values(), reverse=True))
 
 
-def test_embeddings_and_scores_refuse_what_they_cannot_read(model):
-    assert model.embed(TEXTS).shape == (4, 32)
-    torch.testing.assert_close(model.embed(TEXTS)[2], model.embed([TEXTS[2]])[0])
-    with pytest.raises(InputError, match="text number 1 has"):
-        model.embed(["one", "one " * 300])
+@pytest.mark.parametrize("texts", [["one two three", "ten", "one two", ""], ["a b", "", " "], ["狗跑。", "狗跑得快。"]])
+def test_chrf_is_that_of_sacrebleu(texts):
+    table = chrf_utility(lambda batch: [texts[place] for (place,) in batch])([[place] for place in range(len(texts))])
+    for one, line in zip(texts, table, strict=True):
+        assert line == pytest.approx([CHRF().sentence_score(one, [other]).score for other in texts])
+
+
+def test_of_samples_n_best_come_back_the_best_first_and_none_twice(model):
+    for result in model.generate(TEXTS, search="sample", samples=8, n_best=3, length_penalty=0.0, top_k=2, seed=5):
+        scores = [target.score for target in result.n_best if target.is_finished]
+        assert 1 <= len(result.n_best) <= 3 and scores == sorted(scores, reverse=True)
+    for result in model.generate(TEXTS, search="sample", samples=8, n_best=8, top_k=1):
+        assert len(result.n_best) == 1
+
+
+def test_texts_that_cannot_be_used_get_none_or_nan_and_the_others_what_they_get_alone(model, caplog):
+    texts = ["one", "", "two three", "one " * 300]
+    found = model.embed(texts)
+    assert torch.equal(found[[0, 2]], model.embed(["one", "two three"]))
+    assert found[[1, 3]].isnan().all()
+    assert "2 of 4 texts cannot be used; number 1: empty_text" in caplog.text
+    assert [error and error.partition(":")[0] for error in model.errors(texts)] == [
+        None,
+        "empty_text",
+        None,
+        "too_long",
+    ]
+    pairs = [("one", "two"), ("", "two"), ("one", ""), ("one", "two " * 300), ("three", "four")]
+    scores = model.score(pairs)
+    assert [score is None for score in scores] == [False, True, True, True, False]
+    assert [scores[0], scores[4]] == model.score([pairs[0], pairs[4]])
+    assert model.embed(["", ""]).isnan().all() and model.score([("", "one")]) == [None]
+    assert model.embed([]).shape == (0, 32) and model.score([]) == []
     with pytest.raises(InputError, match="has no labels"):
         model.classify(TEXTS)
 
 
+def test_long_texts_are_cut_where_that_is_asked_for(folder):
+    cutting = tfray.load(folder, threads=1, precision="fp32", long_sources="truncate")
+    long = "one " * 300
+    [ids] = cutting.encode([long])
+    expected = scoring.embed(cutting.networks[0], [[*ids[: cutting.longest - 1], 2]])
+    assert torch.equal(cutting.embed([long]), expected)
+    assert cutting.score([(long, "one")]) == [None], "a score is of the whole"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(texts="one two"), r"^texts='one two' must be a list; write \['one two'\]"),
+        (dict(prefixes="two"), r"^prefixes='two' must be a list"),
+        (dict(prefixes=["two"]), r"^len\(prefixes\)=1 must be 4: one for each text"),
+        (dict(must="nine"), r"^must='nine' must be a list"),
+        (dict(must=["nine"] * 4), r"^must\[0\]='nine' must be a list; write \['nine'\]"),
+        (dict(must_not=[["one"], [], [], "two"]), r"^must_not\[3\]='two' must be a list"),
+        (dict(must_not=[["one"]] * 5), r"^len\(must_not\)=5 must be 4"),
+        (dict(precision="bf16"), r"^precision='bf16' is chosen where a model is loaded.*with 'fp32'"),
+        (dict(suppress_tokens=[5000]), r"^generation.suppress_tokens=\[5000\] must be ids"),
+    ],
+)
+def test_misleading_arguments_are_refused_by_name(arguments, message, model):
+    with pytest.raises(InputError, match=message):
+        model.generate(**{"texts": TEXTS, **arguments})
+
+
+def test_alignments_are_to_the_source_that_the_search_saw(model):
+    long = " ".join(WORDS.split() * 6)
+    length = len(model.encode([long])[0])
+    assert length > model.longest
+    [cut] = model.generate([long], long_sources="truncate", alignments=True)
+    assert cut.truncated
+    [ids] = model.encode([long])
+    seen = [*ids[: model.longest - 1], 2]
+    [whole] = generate(model.networks, [seen], replace(model.config, n_best=1))
+    labels = [*whole.best.ids, *[2] * whole.best.is_finished]
+    assert torch.equal(cut.n_best[0].alignment, scoring.align(model.networks[0], [seen], [labels])[0])
+    [split] = model.generate([long], long_sources="split", alignments=True)
+    pieces = split_source(ids, model.longest)
+    look = split.n_best[0].alignment
+    assert look.shape[1] == sum(map(len, pieces))
+    torch.testing.assert_close(look.sum(1), torch.ones(len(look)))
+    start = row = 0
+    for piece, output in zip(pieces, generate(model.networks, pieces, model.config), strict=True):
+        labels = [*output.best.ids, *[2] * output.best.is_finished]
+        block = look[row : row + len(labels), start : start + len(piece)]
+        torch.testing.assert_close(block, scoring.align(model.networks[0], [piece], [labels])[0])
+        start, row = start + len(piece), row + len(labels)
+    assert row == len(look)
+
+
 def test_classification_gives_every_label_its_probability(tmp_path):
     model = tfray.load(make_model(tmp_path / "model", ["bad", "good", "so so"]), threads=1)
+    assert model.classify(["one", " "])[1] is None
     for row in model.classify(TEXTS):
         assert set(row) == {"bad", "good", "so so"}
         assert sum(row.values()) == pytest.approx(1, abs=1e-5)

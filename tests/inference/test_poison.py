@@ -32,8 +32,8 @@ if any(name.endswith("default_worker.py") for name in sys.orig_argv):
     def poisoned_encode(self, texts):
         return die() if any("poison" in text for text in texts) else real_encode(self, texts)
 
-    def poisoned_unit(assignment, weights):
-        unit = real_unit(assignment, weights)
+    def poisoned_unit(*arguments):
+        unit = real_unit(*arguments)
         generate = unit.generate
 
         def poisoned(encoded, rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
 from tfray.corpus import jsonl
 from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
+from tfray.generation import engine
 from tfray.inference import predict as job_module
 from tfray.inference import write as write_module
 from tfray.inference.answer import AnswerUnit
@@ -141,6 +143,35 @@ def test_values_do_not_depend_on_units_order_batch_or_restart(run: Run, model_fo
             run(job, seed, 4, most_units=2)
     tables.append(run(job, 5, 4))
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
+
+
+def test_rows_of_several_files_have_chances_of_their_own_whatever_stands_beside_them(
+    run: Run, model_folder: str, tmp_path: Path
+) -> None:
+    first, second = (write(tmp_path / name) for name in ("a.parquet", "b.parquet"))
+    settings = dict(search="sample", beam_size=1)
+    both = run(make_job(model_folder, [first, second], tmp_path / "1", **settings), 1, 7)["prediction"].to_pylist()
+    count = len(TABLE)
+    assert sum(one != other for one, other in zip(both[:count], both[count:], strict=True)) > count // 2
+    alone = run(make_job(model_folder, [second], tmp_path / "2", **settings), 2, 30)["prediction"].to_pylist()
+    assert alone == both[count:]
+    job = make_job(model_folder, [first, second], tmp_path / "2", **settings, mode="append")
+    assert sorted(run(job, 3, 7)["prediction"].to_pylist()) == sorted(both)
+
+
+def test_the_models_of_a_machine_share_its_memory(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plan = set(), engine.plan_groups
+
+    def watched(rows: Any, networks: Any, *rest: Any) -> Any:
+        seen.add(networks[0].models_here)
+        return plan(rows, networks, *rest)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(engine, "plan_groups", watched)
+    run(make_job(model_folder, write(tmp_path / "a.parquet"), tmp_path / "out"))
+    assert seen == {2}, "as many as the cluster has room for"
 
 
 def test_a_later_start_opens_no_input_that_is_done(

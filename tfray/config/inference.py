@@ -18,7 +18,8 @@ class GenerationConfig:
     beam_size: int = 4
     """Hypotheses kept for each row; 1 is greedy search."""
     n_best: int = 1
-    """Hypotheses that come back for each row, the best first; at most beam_size."""
+    """Hypotheses that come back for each row, the best first; at most beam_size, or samples. What is drawn comes back
+    once, however often it was drawn: with search: sample in the order in which a beam ranks, with mbr by likeness."""
     length_penalty: float = 1.0
     """Exponent a of the length by which a finished hypothesis' log-probability is divided:
     0 prefers short targets, 1 is the mean per token."""
@@ -41,7 +42,7 @@ class GenerationConfig:
     min_p: float = 0.0
     """Sampling: draw among tokens at least this times as probable as the most probable; 0 switches it off."""
     seed: int = 1
-    """Seed of sampling; a row's samples follow from it and from the row's number alone."""
+    """Seed of sampling; a row's samples follow from it, from its file's path and from its number in the file alone."""
     min_length: int = 0
     """Shortest target in tokens, its end not counted."""
     min_length_ratio: float = 0.0
@@ -67,7 +68,8 @@ class GenerationConfig:
     """Padded tokens decoded together at most, of sources and of all hypotheses at their longest; 0: as
     memory allows. Does not change any result."""
     memory_gb: float = 0.0
-    """Memory for rows that are decoded together, in gigabytes; 0: half of what is free."""
+    """Memory for rows that are decoded together, in gigabytes; 0: half of what is free, shared by the models of a
+    machine."""
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     """Arithmetic of the model, as in training.precision; int8: 8-bit weights and products, on a CPU, where
     they cost no more quality than most_loss."""
@@ -115,6 +117,13 @@ class GenerationConfig:
             self.suppress_tokens,
             "must be ids, and not 2, which ends a target",
         )
+        require(
+            self.coverage_penalty == 0 or (self.search == "beam" and self.beam_size > 1),
+            "generation.coverage_penalty",
+            self.coverage_penalty,
+            f"ranks the hypotheses of a beam, and there is none with search: {self.search}, beam_size: "
+            f"{self.beam_size}; leave it 0",
+        )
         if self.search == "beam":
             require(
                 self.n_best <= self.beam_size,
@@ -137,17 +146,20 @@ class GenerationConfig:
                 self.n_best,
                 f"must be at most samples ({self.samples})",
             )
-            require(
-                self.coverage_penalty == 0,
-                "generation.coverage_penalty",
-                self.coverage_penalty,
-                f"is for search: beam, and search is {self.search}; leave it 0",
-            )
         require(
             self.search != "mbr" or self.samples >= 2,
             "generation.samples",
             self.samples,
             "must be at least 2 with search: mbr, which compares them",
+        )
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse ids that a vocabulary of a size does not have."""
+        require(
+            max(self.suppress_tokens, default=0) < size,
+            "generation.suppress_tokens",
+            self.suppress_tokens,
+            f"must be ids of the model's vocabulary, which ends at {size - 1}",
         )
 
 

@@ -15,18 +15,12 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.board import Board
 from tfray.generation.constraints import choose_with_phrases, unmet
+from tfray.generation.ranking import length_penalty
 from tfray.generation.rows import Hypothesis
 from tfray.generation.select import best_tokens
 from tfray.tokens.special import EOS_ID
 
 NEVER = float("-inf")
-
-
-def length_penalty(lengths: Tensor, config: GenerationConfig) -> Tensor:
-    """Return what scores are divided by: length^a, or ((5 + length) / 6)^a (Wu et al. 2016, equation 14)."""
-    lengths = lengths.double()
-    base = (5 + lengths) / 6 if config.length_normalization == "gnmt" else lengths
-    return base**config.length_penalty
 
 
 class Beam:
@@ -66,14 +60,14 @@ class Beam:
         # Twice the beam, so that enough are left when all that end are taken out.
         totals, places = order.values[:, : 2 * size], order.indices[:, : 2 * size]
         parents, tokens = places // each, ids.view(rows, -1).gather(1, places)
+        for slot, request in enumerate(board.requests[:rows]):
+            if request.must:
+                self.allocate(slot, log_probs, totals, parents, tokens)
         is_end = tokens == EOS_ID
         # An end counts only among the beam_size best, as any other candidate would.
         self.collect(is_end[:, :size] & (totals[:, :size] > NEVER), parents, totals)
         kept = is_end.byte().sort(dim=-1, stable=True).indices[:, :size]
         totals, parents, tokens = (part.gather(1, kept) for part in (totals, parents, tokens))
-        for slot, request in enumerate(board.requests[:rows]):
-            if request.must:
-                self.allocate(slot, log_probs, totals, parents, tokens)
         board.scores[:rows] = totals
         board.extend(tokens, parents)
         if self.looked is not None:
@@ -82,7 +76,7 @@ class Beam:
         return parents, self.done_slots()
 
     def allocate(self, slot: int, log_probs: Tensor, totals: Tensor, parents: Tensor, tokens: Tensor) -> None:
-        """Replace a row's choice by one that keeps room for the phrases that it must contain."""
+        """Replace a row's candidates by those that keep room for the phrases that it must contain."""
         board = self.board
         own = log_probs[slot * self.size : (slot + 1) * self.size]
         ids = board.history[slot, :, : board.taken[slot]].tolist()
@@ -116,11 +110,9 @@ class Beam:
         for slot, ids, length, score, rank in zip(
             slots.tolist(), histories, lengths.tolist(), scores.tolist(), normalized.tolist(), strict=True
         ):
-            ids = ids[: length - 1]
-            if not unmet(self.board.requests[slot].must, ids):
-                self.ended[slot].append(Hypothesis(ids, score, True, rank))
-                self.counts[slot] += 1
-                changed.add(slot)
+            self.ended[slot].append(Hypothesis(ids[: length - 1], score, True, rank))
+            self.counts[slot] += 1
+            changed.add(slot)
         for slot in changed:
             # Stable: of equal ranks the one that ended first, then the one in the better place.
             self.ended[slot] = sorted(self.ended[slot], key=lambda hypothesis: -hypothesis.rank)[: self.config.n_best]

@@ -1,18 +1,23 @@
 """Phrases that a target must contain: dynamic beam allocation (Post and Vilar 2018, algorithm 2).
 
 Beginnings compete only with those that have met as many of the constraints' tokens; the beam is dealt out
-evenly over these banks, the fullest first.
+evenly over these banks, the fullest first. So do ends: with beginnings that have met all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from torch import Tensor
 
-from tfray.tokens.special import EOS_ID
+from tfray.generation.select import best_tokens
+from tfray.tokens.special import EOS_ID, PAD_ID
 
+NEVER = float("-inf")
 Phrases = Sequence[Sequence[int]]
+Candidate = tuple[float, int, int]
+"""Score, parent, token."""
 
 
 def unmet(phrases: Phrases, ids: Sequence[int]) -> int:
@@ -46,38 +51,47 @@ def begun(waiting: list[list[int]], ids: Sequence[int]) -> int:
     )
 
 
-def next_tokens(phrases: Phrases, ids: Sequence[int]) -> set[int]:
-    """Return the tokens that bring a beginning nearer to its phrases."""
-    before = unmet(phrases, ids)
-    return {token for phrase in phrases for token in phrase if unmet(phrases, [*ids, token]) < before}
-
-
 def choose_with_phrases(
     phrases: Phrases, ids: list[list[int]], scores: list[float], log_probs: Tensor, room: int
-) -> list[tuple[float, int, int]]:
-    """Return (score, parent, token) of a row's next beginnings, as many as the beam has, the best first.
+) -> list[Candidate]:
+    """Return a row's next candidates, twice as many as the beam has: those that end, then the beginnings that go
+    on, the best first each.
 
-    log_probs: (beam, vocab); room: tokens left; a beginning that cannot meet its phrases any more is
+    log_probs: (beam, vocab); room: tokens left; a beginning that cannot meet its phrases any more, and end, is
     worth nothing.
     """
-    size, never = len(ids), float("-inf")
-    candidates: dict[tuple[int, int], tuple[float, int]] = {}
-    top = log_probs.topk(min(size + 1, log_probs.shape[1]), dim=-1).indices.tolist()
+    size = len(ids)
+    banks = fill_banks(phrases, ids, scores, log_probs, room)
+    # An end counts among the best of those that have met all phrases.
+    ends = [candidate for candidate in banks.get(0, [])[:size] if candidate[2] == EOS_ID]
+    lines = [[candidate for candidate in banks[missing] if candidate[2] != EOS_ID] for missing in sorted(banks)]
+    dealt = [candidate for turn in zip_longest(*lines) for candidate in turn if candidate is not None][:size]
+    chosen = ends + sorted(dealt, key=in_order)
+    return chosen + [(NEVER, 0, PAD_ID)] * (2 * size - len(chosen))
+
+
+def fill_banks(
+    phrases: Phrases, ids: list[list[int]], scores: list[float], log_probs: Tensor, room: int
+) -> dict[int, list[Candidate]]:
+    """Return candidates by how many tokens of the phrases are still to come after them, the best first."""
+    size, banks = len(ids), dict[int, list[Candidate]]()
+    wanted = sorted({EOS_ID, *(token for phrase in phrases for token in phrase)})
+    # In each bank as many as the beam has are enough: they are among these, or have a wanted token.
+    values, tokens = (part.tolist() for part in best_tokens(log_probs, size + len(wanted)))
+    asked = log_probs[:, wanted].tolist()
     for parent, (beginning, score) in enumerate(zip(ids, scores, strict=True)):
-        if score == never:
-            continue
-        for token in {*top[parent], *next_tokens(phrases, beginning)} - {EOS_ID}:
-            total = score + float(log_probs[parent, token])
+        best, others = zip(tokens[parent], values[parent], strict=True), zip(wanted, asked[parent], strict=True)
+        for token, log_prob in (dict(best) | dict(others)).items():
+            total = score + log_prob
+            if total == NEVER:
+                continue
             missing = unmet(phrases, [*beginning, token])
-            if total > never and missing <= room - 1:
-                candidates[parent, token] = (total, missing)
-    banks: dict[int, list[tuple[float, int, int]]] = {}
-    for (parent, token), (total, missing) in sorted(candidates.items(), key=lambda item: (-item[1][0], item[0])):
-        banks.setdefault(missing, []).append((total, parent, token))
-    chosen: list[tuple[float, int, int]] = []
-    while len(chosen) < size and any(banks.values()):
-        for missing in sorted(banks):
-            if banks[missing] and len(chosen) < size:
-                chosen.append(banks[missing].pop(0))
-    chosen.sort(key=lambda item: (-item[0], item[1], item[2]))
-    return chosen + [(never, 0, EOS_ID)] * (size - len(chosen))
+            if not missing or (missing < room - 1 and token != EOS_ID):
+                banks.setdefault(missing, []).append((total, parent, token))
+    return {missing: sorted(bank, key=in_order) for missing, bank in banks.items()}
+
+
+def in_order(candidate: Candidate) -> tuple[float, int, int]:
+    """Return what candidates are sorted by: the best first, equal ones by parent and token."""
+    total, parent, token = candidate
+    return -total, parent, token

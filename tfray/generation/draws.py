@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
 from tfray.config import GenerationConfig
 
 GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64
-DRAW_WITH_TOP = 256
+
+
+def number_of(*parts: int | str) -> int:
+    """Return a number of 64 bits for what parts name together, such as a row of a file: the same ever after."""
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
 def uniform(seed: int, rows: Tensor, samples: Tensor, steps: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from tfray.config import GenerationConfig
 from tfray.errors import InputError
+from tfray.generation.draws import number_of
 from tfray.generation.engine import Engine, width_of
 from tfray.generation.memory import budget_bytes, slots_for
 from tfray.generation.network import Network
-from tfray.generation.rows import Hypothesis, Output, Request, find_error
+from tfray.generation.rows import Hypothesis, Output, Request
+from tfray.generation.soundness import find_error
 from tfray.model.precision import choose_dtype
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import EOS_ID
@@ -19,7 +21,9 @@ from tfray.tokens.special import EOS_ID
 Models = Transformer | Network | Sequence[Transformer | Network]
 WINDOW_ROWS = 16_384
 NO_MEMORY = "out_of_memory: the row alone needs more memory than there is"
-NOTHING_FOUND = "constraint: the search found no target that meets all that is asked for; use a larger beam"
+NOTHING_FOUND = (
+    "constraint: the search found no target that meets all that is asked for; ask for less, or use a larger beam"
+)
 
 
 def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
@@ -36,12 +40,14 @@ def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
 
 
 def networks_of(models: Models, config: GenerationConfig) -> list[Network]:
-    """Return the networks that decide together; raises InputError where their vocabularies differ."""
+    """Return the networks that decide together; raises InputError where their vocabularies differ, or have not the
+    ids that are to be suppressed."""
     each = [models] if isinstance(models, Transformer | Network) else list(models)
     networks = [prepare(model, config) for model in each]
     sizes = [network.architecture.vocab_size for network in networks]
     if len(set(sizes)) > 1:
         raise InputError(f"models with vocabularies of {sizes} cannot decide together; they need one tokenizer")
+    config.check_vocabulary(sizes[0])
     return networks
 
 
@@ -77,23 +83,22 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
     longest = min(network.architecture.max_length for network in networks)
     for row, request in window:
         error = next((e for e in (find_error(request, n.architecture, config) for n in networks) if e), None)
-        length = min(len(request.source), longest)
-        if error is None and slots_for(length, networks, config, width_of(config), budget) < 1:
+        own = as_seen(request.source, longest, config) if error is None else []
+        length = max(map(len, own), default=0)
+        if own and slots_for(length, networks, config, width_of(config), budget) < 1:
             error = (
                 f"too_large: a row of {length} source tokens with {width_of(config)} hypotheses does not fit into "
                 f"{budget / 2**30:.2f} GB"
             )
         if error is not None:
             yield row, Output(error=error)
-        elif len(request.source) > longest and config.long_sources == "truncate":
-            truncated.add(row)
-            sound.append((row, replace(request, source=[*request.source[: longest - 1], EOS_ID])))
-        elif len(request.source) > longest:
-            own = split_request(request, row, longest)
+        elif len(own) > 1:
             pieces[row] = [-1 - len(sound) - place for place in range(len(own))]
-            sound += zip(pieces[row], own, strict=True)
+            sound += zip(pieces[row], split_request(request, row, own), strict=True)
         else:
-            sound.append((row, request))
+            if len(request.source) > longest:
+                truncated.add(row)
+            sound.append((row, replace(request, source=own[0])))
     owner = {piece: row for row, own in pieces.items() for piece in own}
     parts: dict[int, list[Hypothesis] | None] = {}
     for row, hypotheses in engine.run(sound):
@@ -114,16 +119,23 @@ def output_of(hypotheses: list[Hypothesis] | None, truncated: bool = False) -> O
     return Output(hypotheses, None if hypotheses else NOTHING_FOUND, truncated)
 
 
-def split_request(request: Request, row: int, longest: int) -> list[Request]:
-    """Return a long row's pieces; the first has its prefix, and each has its own chance."""
+def as_seen(source: Sequence[int], longest: int, config: GenerationConfig) -> list[Sequence[int]]:
+    """Return a source as the search sees it: whole, cut to the longest, or in pieces."""
+    if len(source) <= longest:
+        return [source]
+    return split_source(source, longest) if config.long_sources == "split" else [[*source[: longest - 1], EOS_ID]]
+
+
+def split_request(request: Request, row: int, pieces: Sequence[Sequence[int]]) -> list[Request]:
+    """Return a long row's pieces as requests; the first has its prefix, and each has its own chance."""
     number = row if request.number is None else request.number
     return [
-        replace(request, source=part, prefix=request.prefix if place == 0 else (), number=number + (place << 32))
-        for place, part in enumerate(split_source(request.source, longest))
+        replace(request, source=part, prefix=() if place else request.prefix, number=number_of(number, place))
+        for place, part in enumerate(pieces)
     ]
 
 
-def split_source(source: Sequence[int], longest: int) -> list[list[int]]:
+def split_source(source: Sequence[int], longest: int) -> list[Sequence[int]]:
     """Return a long source in pieces of about equal length, each with its own eos."""
     body = list(source[:-1]) if source[-1] == EOS_ID else list(source)
     count = -(-len(body) // (longest - 1))
@@ -139,6 +151,7 @@ def join(pieces: list[list[Hypothesis]]) -> list[Hypothesis]:
             sum(part.score for part in parts),
             all(part.is_finished for part in parts),
             sum(part.rank for part in parts),
+            parts,
         )
         for parts in zip(*pieces, strict=False)
     ]

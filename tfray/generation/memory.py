@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from tfray.config import GenerationConfig
+from tfray.generation.available import available_bytes
 from tfray.generation.cache import FIRST_LENGTH, round_up
 from tfray.generation.network import Network
 from tfray.generation.rows import Request, longest_target
@@ -21,7 +21,7 @@ from tfray.generation.rows import Request, longest_target
 logger = logging.getLogger(__name__)
 
 SHARE = 0.5  # of the memory that is free, for slots; the rest is for weights' copies, chunks and the allocator
-
+DRAW_BYTES = 64  # for each token of the vocabulary: probabilities in fp64, their order, their sums
 
 SHORTAGES = (MemoryError, RuntimeError)  # torch.OutOfMemoryError is one of the latter, and so is what a CPU raises
 
@@ -33,8 +33,9 @@ class Group(NamedTuple):
     rows: list[tuple[int, Request]]
 
 
-def row_bytes(source: int, target: int, width: int, networks: Sequence[Network]) -> int:
-    """Return about the bytes that a row of so many source and target tokens needs while it has a slot."""
+def row_bytes(source: int, target: int, width: int, networks: Sequence[Network], draws: bool = False) -> int:
+    """Return about the bytes that a row of so many source and target tokens needs while it has a slot, and where
+    tokens are drawn."""
     total = 0
     for network in networks:
         shape, size = network.architecture, network.embedding.element_size()
@@ -42,7 +43,7 @@ def row_bytes(source: int, target: int, width: int, networks: Sequence[Network])
         tokens = round_up(source) * 2 + target_length * width  # the source's once more while it waits
         cache = 2 * len(network.decoder) * shape.d_model * tokens * size
         bias = 2 * width * target_length * width * size
-        scores = width * shape.vocab_size * (size + 8)
+        scores = width * shape.vocab_size * (size + 8 + DRAW_BYTES * draws)
         total += cache + bias + scores + width * shape.d_ff * 8
     return total
 
@@ -52,22 +53,20 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 4 << 30
+    return available_bytes()
 
 
-def budget_bytes(config: GenerationConfig, device: torch.device) -> int:
-    """Return the bytes that slots may take: memory_gb, or half of what is free."""
-    return int(config.memory_gb * 2**30) if config.memory_gb else int(SHARE * free_bytes(device))
+def budget_bytes(config: GenerationConfig, device: torch.device, models: int = 1) -> int:
+    """Return the bytes that slots may take: memory_gb, or half of what is free, shared by so many models."""
+    return int(config.memory_gb * 2**30) if config.memory_gb else int(SHARE * free_bytes(device) / models)
 
 
 def slots_for(source: int, networks: Sequence[Network], config: GenerationConfig, width: int, budget: int) -> int:
     """Return how many rows of a source length fit at a time, 0 where not even one does."""
     longest = min(network.architecture.max_length for network in networks)
     target = longest_target(source, longest, config)
-    slots = min(config.batch_rows, budget // row_bytes(source, target, width, networks))
+    needed = row_bytes(source, target, width, networks, draws=config.search != "beam")
+    slots = min(config.batch_rows, budget // needed)
     if config.max_tokens:
         # A single row may be longer than the budget of a batch.
         slots = min(slots, max(1, config.max_tokens // (round_up(source) + width * target)))
@@ -78,7 +77,7 @@ def plan_groups(
     ordered: Sequence[tuple[int, Request]], networks: Sequence[Network], config: GenerationConfig, width: int
 ) -> Iterator[Group]:
     """Yield groups of rows, given the longest first: a new one where twice as many fit at a time."""
-    budget = budget_bytes(config, networks[0].device)
+    budget = budget_bytes(config, networks[0].device, networks[0].models_here)
     rows: list[tuple[int, Request]] = []
     slots = 0
     for item in ordered:

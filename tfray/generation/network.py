@@ -7,6 +7,7 @@ states are two-dimensional, (rows x positions, d_model), as the products want th
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,7 @@ from tfray.model.positions import frequencies, sinusoids
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import PAD_ID
 
-MANY_QUERIES = 96  # longer sources are worth a matrix product
+MANY_QUERIES = 96  # a longer source is worth matrix products of its own
 
 
 class Network:
@@ -52,6 +53,8 @@ class Network:
         )
         self.shortages = 0
         """How often memory ran out, and fewer rows were worked on at a time."""
+        self.models_here = 1
+        """How many models share the device's memory, this one counted."""
         self.graphs_pay: bool | None = None
         """Whether steps are sooner done as CUDA graphs; None until it was measured."""
         self.tables = self.position_tables(max(64, architecture.max_length))
@@ -64,9 +67,9 @@ class Network:
         angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(self.head_dim))
         return angles.cos().to(self.device, self.dtype), angles.sin().to(self.device, self.dtype)
 
-    def kernels(self, length: int = 0) -> ctypes.CDLL | None:
-        """Return the compiled kernels where they serve this network and pay at a length."""
-        return native.kernels(self.device) if self.dtype == torch.float32 and length <= MANY_QUERIES else None
+    def kernels(self) -> ctypes.CDLL | None:
+        """Return the compiled kernels where they serve this network."""
+        return native.kernels(self.device) if self.dtype == torch.float32 else None
 
     def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
         """Return what keys and values are kept in: halves where products are not exact anyhow."""
@@ -127,7 +130,7 @@ class Network:
         hidden = self.embed(ids, positions)
         bias = bias_of(mask, self.dtype)[:, None]  # (rows, query, key)
         for layer in self.encoder:
-            hidden = self.attend_self(layer, hidden, positions, bias, (len(sources), length), places)
+            hidden = self.attend_self(layer, hidden, positions, bias, (len(sources), length), places, lengths)
             hidden = self.feed_forward(layer, hidden)
         return self.encoder_norm(hidden), lengths
 
@@ -139,17 +142,19 @@ class Network:
         bias: Tensor,
         shape: tuple[int, int],
         places: Tensor | None = None,
+        lengths: list[int] | None = None,
     ) -> Tensor:
-        """Return hidden states after self-attention; `places`: where they stand in (rows x length), if not all."""
+        """Return hidden states after self-attention; of sources with their lengths, and where they stand in
+        (rows x length)."""
         attention = layer.self_attention
 
         def gather(states: Tensor) -> tuple[Linear, Tensor]:
             joint = attention.inner(states)
             if self.is_rotary:
                 joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
-            kernels = self.kernels(shape[1] if places is not None else 0)
+            kernels = self.kernels()
             if kernels is not None:
-                return attention.output, self.attend_natively(kernels, joint, shape, places)
+                return attention.output, self.attend_natively(kernels, joint, shape, lengths)
             if places is not None:
                 joint = joint.new_zeros(shape[0] * shape[1], joint.shape[1]).index_copy_(0, places, joint)
             query, keys, values = joint.view(*shape, 3, self.heads, self.head_dim).unbind(2)
@@ -159,17 +164,40 @@ class Network:
         return self.around(hidden, attention.norm, gather)
 
     def attend_natively(
-        self, kernels: ctypes.CDLL, joint: Tensor, shape: tuple[int, int], places: Tensor | None
+        self, kernels: ctypes.CDLL, joint: Tensor, shape: tuple[int, int], lengths: list[int] | None
     ) -> Tensor:
         """Return what self-attention gathers: of sources, or of targets as a search does it, to the last bit."""
-        (rows, length), size = shape, (self.heads, self.head_dim)
+        if lengths is None:
+            if not self.is_exact:  # as a cache keeps keys and values
+                kept = joint[:, self.heads * self.head_dim :]
+                kept.copy_(kept.to(self.cache_dtype(kernels)))
+            output = joint.new_empty(len(joint), self.heads * self.head_dim)
+            native.call(kernels.attend_target, joint, output, shape[0], self.heads, self.head_dim, shape[1])
+            return output
+        parts, start = [], 0
+        # Which way a source goes follows from its own length: its answer must not depend on its companions.
+        for is_long, group in itertools.groupby(lengths, lambda length: length > MANY_QUERIES):
+            own = list(group)
+            states = joint[start : start + sum(own)]
+            if is_long:
+                parts += map(self.attend_alone, states.split(own))
+            else:
+                parts.append(self.attend_short(kernels, states, own))
+            start += len(states)
+        return torch.cat(parts)
+
+    def attend_short(self, kernels: ctypes.CDLL, joint: Tensor, lengths: list[int]) -> Tensor:
+        """Return what self-attention gathers of short sources, one after another, by the kernels."""
         output = joint.new_empty(len(joint), self.heads * self.head_dim)
-        if places is None:
-            native.call(kernels.attend_target, joint, output, rows, *size, length)
-        else:
-            starts = F.pad((places // length).bincount(minlength=rows).cumsum(0), (1, 0))
-            native.call(kernels.attend_source, joint, starts, output, rows, *size, length)
+        starts = torch.tensor([0, *itertools.accumulate(lengths)])
+        shape = (len(lengths), self.heads, self.head_dim, max(lengths))
+        native.call(kernels.attend_source, joint, starts, output, *shape)
         return output
+
+    def attend_alone(self, joint: Tensor) -> Tensor:
+        """Return what self-attention gathers of one source, by torch's products."""
+        query, keys, values = joint.view(1, -1, 3, self.heads, self.head_dim).unbind(2)
+        return attend(query, keys.transpose(1, 2), values.transpose(1, 2), joint.new_zeros(1, 1, len(joint)))[0]
 
     def project_memory(self, memory: Tensor) -> Tensor:
         """Return every layer's keys and values of the memory, (tokens, layers, 2, heads, head_dim)."""
@@ -191,7 +219,7 @@ class Network:
         mask = torch.arange(source, device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         bias = bias_of(mask, self.dtype)[:, None]
         keys_values = memory.new_zeros(rows, source, len(self.decoder), 2, self.heads, self.head_dim)
-        keys_values[mask] = self.project_memory(memory)
+        keys_values[mask] = self.project_memory(memory).to(self.cache_dtype(self.kernels())).to(memory.dtype)
         looks = torch.zeros(rows, length, source, device=self.device) if with_looks else None
         for number, layer in enumerate(self.decoder):
             hidden = self.attend_self(layer, hidden, positions, causal, (rows, length))

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tfray.config import GenerationConfig
-from tfray.model.architecture import Architecture
-from tfray.tokens.special import EOS_ID, PAD_ID
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Request:
     must_not: Sequence[Sequence[int]] = ()
     """Phrases that the target must not contain."""
     number: int | None = None
-    """Seeds the row's samples together with `seed`. Default: the row's place in the call."""
+    """Seeds the row's samples together with `seed`; 64 bits. Default: the row's place in the call."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class Hypothesis:
     """False where the longest length was reached before eos."""
     rank: float = 0.0
     """What hypotheses are ranked by: the score divided by the length penalty, plus the coverage penalty."""
+    pieces: tuple[Hypothesis, ...] = ()
+    """Of a source that was split: what each piece contributes."""
 
 
 @dataclass(frozen=True)
@@ -70,60 +70,3 @@ def longest_target(source_length: int, longest: int, config: GenerationConfig) -
 def shortest_target(source_length: int, config: GenerationConfig) -> int:
     """Return the fewest tokens of a source's target, eos not counted."""
     return max(config.min_length, -int(-config.min_length_ratio * source_length // 1))
-
-
-def find_error(request: Request, architecture: Architecture, config: GenerationConfig) -> str | None:
-    """Return what makes a row unusable, `kind: message`, or None."""
-    source, vocab = request.source, architecture.vocab_size
-    if not len(source):
-        return "empty: the source has no tokens, not even an end"
-    for name, ids in [
-        ("source", source),
-        ("prefix", request.prefix),
-        *(("must", phrase) for phrase in request.must),
-        *(("must_not", phrase) for phrase in request.must_not),
-    ]:
-        wrong = next((token for token in ids if not 0 <= token < vocab), None)
-        if wrong is not None:
-            return f"bad_id: {name} has the id {wrong}, the vocabulary ends at {vocab - 1}"
-    if all(token == PAD_ID for token in source):
-        return "empty: the source is padding alone"
-    if PAD_ID in source:
-        return "bad_id: the source has padding (id 0) among its tokens"
-    if len(source) > architecture.max_length and config.long_sources == "refuse":
-        return f"too_long: the source has {len(source)} tokens, the model takes {architecture.max_length}"
-    return find_contradiction(request, architecture, config)
-
-
-def find_contradiction(request: Request, architecture: Architecture, config: GenerationConfig) -> str | None:
-    """Return why what is asked of a row cannot be had together, or None."""
-    length = min(len(request.source), architecture.max_length)
-    limit, least = longest_target(length, architecture.max_length, config), shortest_target(length, config)
-    if least + 1 > limit:
-        return f"length: the target must have {least} tokens at least, and {limit - 1} and an end at most"
-    if len(request.prefix) + 1 > limit:
-        return f"prefix: its {len(request.prefix)} tokens leave no room in a target of {limit}"
-    banned = set(config.suppress_tokens) | {EOS_ID, PAD_ID}
-    for name, phrases in (("prefix", [request.prefix]), ("must", request.must)):
-        for phrase in phrases:
-            if banned & set(phrase):
-                return f"constraint: {name} asks for the id {min(banned & set(phrase))}, which is suppressed"
-            hit = next((list(other) for other in request.must_not if contains(phrase, other)), None)
-            if hit is not None:
-                return f"constraint: {name} asks for {list(phrase)}, must_not forbids {hit} in it"
-    if request.must and len(request.source) > architecture.max_length and config.long_sources == "split":
-        return "constraint: must-phrases have no place in a source that is split"
-    if any(not phrase for phrase in [*request.must, *request.must_not]):
-        return "constraint: a phrase is empty"
-    if request.must and (config.search != "beam" or config.beam_size == 1):
-        return "constraint: must-phrases need beam search with a beam of 2 at least"
-    longest = max([len(phrase) for phrase in request.must], default=0)
-    if longest + 1 > limit:
-        return f"constraint: a phrase of {longest} tokens does not fit into a target of {limit}"
-    return None
-
-
-def contains(ids: Sequence[int], phrase: Sequence[int]) -> bool:
-    """Say whether a phrase occurs in ids."""
-    width = len(phrase)
-    return width > 0 and any(list(ids[start : start + width]) == list(phrase) for start in range(len(ids) - width + 1))

@@ -1,4 +1,7 @@
-"""Search without competition: greedy, and sampling of one or several hypotheses a row."""
+"""Search without competition: greedy, and sampling of one or several hypotheses a row.
+
+A hypothesis that nothing may follow is dropped, as in a beam.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.board import Board
 from tfray.generation.draws import draw, uniform
+from tfray.generation.ranking import length_penalty
 from tfray.generation.rows import Hypothesis
 from tfray.generation.select import best_token
 from tfray.tokens.special import EOS_ID
+
+NEVER = float("-inf")
 
 
 class Single:
@@ -43,19 +49,21 @@ class Single:
         board.scores[:rows] += values.double().masked_fill(~is_open, 0.0)
         board.extend(tokens, None)
         self.lengths[:rows] += is_open
-        is_open &= tokens != EOS_ID
+        is_open &= (tokens != EOS_ID) & (board.scores[:rows] > NEVER)
         done = ~is_open.any(1) | (board.positions[:rows] >= board.limits[:rows])
         return None, done.nonzero().flatten().tolist()
 
     def finish(self, slots: list[int]) -> list[list[Hypothesis]]:
-        """Return the hypotheses of rows that are done; the greedy one, or the samples in their order."""
+        """Return the hypotheses of rows that are done; the greedy one, or the samples in the order of drawing."""
         history = self.board.history[slots, :, : int(self.lengths[slots].max())].tolist()
-        lengths, open_ones = self.lengths[slots].tolist(), self.is_open[slots].tolist()
-        scores = self.board.scores[slots].tolist()
+        lengths, scores = self.lengths[slots], self.board.scores[slots]
+        ranks = scores / length_penalty(lengths, self.config)
+        parts = (part.tolist() for part in (lengths, scores, ranks, self.is_open[slots]))
         return [
             [
-                Hypothesis(ids[: length - (not is_open)], score, not is_open, score)
-                for ids, length, score, is_open in zip(*row, strict=True)
+                Hypothesis(ids[: length - (not is_open)], score, not is_open, rank)
+                for ids, length, score, rank, is_open in zip(*row, strict=True)
+                if score > NEVER
             ]
-            for row in zip(history, lengths, scores, open_ones, strict=True)
+            for row in zip(history, *parts, strict=True)
         ]

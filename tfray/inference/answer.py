@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tfray.generation import scoring
+from tfray.generation.draws import number_of
 from tfray.generation.generate import NO_MEMORY, prepare
 from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
@@ -21,13 +22,12 @@ from tfray.inference.handover import Answered, Encoded
 from tfray.inference.search import search_targets
 from tfray.model.precision import prepare_cpu
 
-PIECE_BITS = 32  # a piece's number, for its samples: the row's number, and above these bits its place in the row
-
 
 class AnswerUnit:
     """Stage: loads the model once, from the object store."""
 
-    def __init__(self, assignment: Assignment, weights: np.ndarray) -> None:
+    def __init__(self, assignment: Assignment, weights: np.ndarray, models: int = 1) -> None:
+        """models: of the job, in all."""
         self.assignment = assignment
         use_gpu = torch.cuda.is_available() and assignment.inference.use_gpu != "no"
         self.device = torch.device("cuda" if use_gpu else "cpu")
@@ -37,6 +37,9 @@ class AnswerUnit:
         self.tokenizer = assignment.folder.tokenizer
         model = assignment.folder.load_model(weights.tobytes())
         self.network = prepare(model.to(self.device), assignment.generation)
+        if self.device.type == "cpu":
+            here = (os.cpu_count() or 1) // assignment.inference.cpus_per_actor
+            self.network.models_here = max(1, min(models, here))
         self.ways: dict[str, Callable[[Encoded, list[int]], list]] = {
             "generate": self.generate,
             "classify": self.classify,
@@ -100,9 +103,9 @@ class AnswerUnit:
 
     def generate(self, encoded: Encoded, rows: list[int]) -> list[list[Output] | str]:
         """Return the outputs of each row's pieces, or the error of one of them."""
-        first = encoded.unit.first_row
+        path, first = encoded.unit.path, encoded.unit.first_row
         requests = [
-            Request(ids.tolist(), number=first + row + (place << PIECE_BITS))
+            Request(ids.tolist(), number=number_of(path, first + row, place))
             for row in rows
             for place, ids in enumerate(encoded.pieces[row])
         ]

@@ -8,6 +8,8 @@ for result in model.generate(["A dog runs.", "Two men talk."], n_best=3):
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,15 +20,18 @@ from torch import Tensor
 
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig
+from tfray.config.rules import require
 from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
 from tfray.errors import InputError
 from tfray.generation import scoring
-from tfray.generation.generate import networks_of
+from tfray.generation.generate import as_seen, networks_of
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
 from tfray.inference.search import search_targets
 from tfray.tokens.special import EOS_ID
+
+logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = 100_000
 
@@ -41,7 +46,8 @@ class Target:
     is_finished: bool
     """False where the longest length was reached before its end."""
     alignment: Tensor | None = None
-    """Attention of each target token to each source token, (target, source), ends included; on request."""
+    """Attention of each target token to each source token that the search saw, (target, source), ends included; of a
+    source that was split piece by piece, each with its ends, and 0 from one to another; on request."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +116,17 @@ class Model:
     ) -> list[Result]:
         """Return what each source text gets.
 
-        prefixes: how each target begins; must, must_not: phrases that each target contains or does not.
-        Options are those of GenerationConfig, such as beam_size=1, n_best=4, search="sample".
+        prefixes: how each target begins; must, must_not: phrases that each target contains or does not, a list of
+        them for each text. Options are those of GenerationConfig, such as beam_size=1, n_best=4, search="sample".
         """
-        config = replace(self.config, **options)
+        check_list("texts", texts)
+        for name, values in (("prefixes", prefixes), ("must", must), ("must_not", must_not)):
+            if values is not None:
+                check_list(name, values, len(texts))
+        for name, lists in (("must", must), ("must_not", must_not)):
+            for row, phrases in enumerate(lists or ()):
+                check_list(f"{name}[{row}]", phrases)
+        config = self.changed(options)
         errors = [unusable("source", text, MAX_CHARACTERS) for text in self.normalize(texts)]
         usable = [row for row, error in enumerate(errors) if error is None]
         sources = self.encode([texts[row] for row in usable])
@@ -130,71 +143,130 @@ class Model:
         outputs = search_targets(self.networks, self.tokenizer, requests, config)
         results = [Result(error=error) for error in errors]
         for row, request, output in zip(usable, requests, outputs, strict=True):
-            results[row] = self.result_of(request, output, alignments)
+            seen = as_seen(request.source, self.longest, config) if alignments else []
+            results[row] = self.result_of(output, seen)
         return results
+
+    def changed(self, options: dict[str, Any]) -> GenerationConfig:
+        """Return the model's configuration with other options; raises InputError for those of loading."""
+        config = replace(self.config, **options)
+        require(
+            config.precision == self.config.precision,
+            "precision",
+            config.precision,
+            f"is chosen where a model is loaded, and this one was with {self.config.precision!r}; load it again",
+        )
+        return config
 
     def target_ids(self, text: str) -> list[int]:
         """Return the ids of a target text, without its end."""
         return self.ids_of([text])[0]
 
-    def result_of(self, request: Request, output: Output, alignments: bool) -> Result:
+    def result_of(self, output: Output, seen: list[Sequence[int]]) -> Result:
+        """Return an output as text; with alignments where it is given what the search saw of the source."""
         texts = self.tokenizer.decode_batch([hypothesis.ids for hypothesis in output.hypotheses])
-        looks = self.alignments(request.source, output.hypotheses) if alignments else [None] * len(texts)
+        looks = self.alignments(seen, output.hypotheses) if seen else [None] * len(texts)
         targets = [
             Target(text, hypothesis.score, hypothesis.is_finished, look)
             for text, hypothesis, look in zip(texts, output.hypotheses, looks, strict=True)
         ]
         return Result(targets, output.error, output.truncated)
 
-    def alignments(self, source: Sequence[int], hypotheses: list[Hypothesis]) -> list[Tensor]:
-        """Return the first model's attention for each hypothesis."""
-        targets = [[*hypothesis.ids, *([EOS_ID] if hypothesis.is_finished else [])] for hypothesis in hypotheses]
-        return scoring.align(self.networks[0], [source] * len(targets), targets)
+    def alignments(self, seen: list[Sequence[int]], hypotheses: list[Hypothesis]) -> list[Tensor]:
+        """Return the first model's attention for each hypothesis, to the pieces of its source."""
+        parts = [part for hypothesis in hypotheses for part in hypothesis.pieces or (hypothesis,)]
+        targets = [[*part.ids, *([EOS_ID] if part.is_finished else [])] for part in parts]
+        found = iter(scoring.align(self.networks[0], seen * len(hypotheses), targets))
+        return [torch.block_diag(*[next(found) for _ in seen]) for _ in hypotheses]
 
     def answers(self, texts: Sequence[str]) -> list[str]:
         """Return each text's best label, or its best target ('' where there is none)."""
         if self.task == "classification":
-            return [next(iter(row)) for row in self.classify(texts)]
+            return ["" if row is None else next(iter(row)) for row in self.classify(texts)]
         return [result.text or "" for result in self.generate(texts)]
 
-    def takes(self, text: str) -> bool:
-        """Say whether a text is neither empty nor too long."""
-        error = unusable("text", self.normalize([text])[0], MAX_CHARACTERS)
-        return error is None and len(self.encode([text])[0]) <= self.longest
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score | None]:
+        """Return the log-probability of each (source, target), whole and by token; the model is the first one.
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-        """Return the log-probability of each (source, target), whole and by token; the model is the first one."""
-        sources = self.fitting([source for source, _ in pairs], "source")
-        targets = self.fitting([target for _, target in pairs], "target")
-        return scoring.score(self.networks[0], sources, targets, self.config.batch_rows)
+        None where a side cannot be used; the log says why.
+        """
+        sources, errors = self.usable([source for source, _ in pairs], "source", may_cut=False)
+        targets, others = self.usable([target for _, target in pairs], "target", may_cut=False)
+        report(others | errors, "pair", len(pairs))
+        rows = [row for row in sources if row in targets]
+        found = scoring.score(
+            self.networks[0], [sources[row] for row in rows], [targets[row] for row in rows], self.config.batch_rows
+        )
+        scores = dict(zip(rows, found, strict=True))
+        return [scores.get(row) for row in range(len(pairs))]
 
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Return each text's probability of every label, the most probable first; mean over the models."""
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
+        """Return each text's probability of every label, the most probable first; mean over the models.
+
+        None where a text cannot be used; the log says why.
+        """
         labels = self.tokenizer.label_ids
         if not labels:
             raise InputError(f"{self.folders[0].folder!r} was trained for {self.task}: it has no labels to classify by")
-        sources = self.fitting(texts, "text")
+        sources = self.readable(texts)
         found = [
-            scoring.classify(network, sources, list(labels.values()), self.config.batch_rows)
+            scoring.classify(network, list(sources.values()), list(labels.values()), self.config.batch_rows)
             for network in self.networks
         ]
-        rows = torch.stack(found).mean(0).tolist()
-        return [dict(sorted(zip(labels, row, strict=True), key=lambda item: -item[1])) for row in rows]
+        rows = dict(zip(sources, torch.stack(found).mean(0).tolist(), strict=True))
+        return [
+            dict(sorted(zip(labels, rows[row], strict=True), key=lambda item: -item[1])) if row in rows else None
+            for row in range(len(texts))
+        ]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Return the mean of the encoder's memory over each text's tokens, (texts, d_model)."""
-        return scoring.embed(self.networks[0], self.fitting(texts, "text"), self.config.batch_rows)
+        """Return the mean of the encoder's memory over each text's tokens, (texts, d_model).
 
-    def fitting(self, texts: Sequence[str], name: str) -> list[list[int]]:
-        """Return the ids of texts; raises InputError where one is too long or empty."""
-        for number, text in enumerate(self.normalize(texts)):
-            error = unusable(name, text, MAX_CHARACTERS)
-            if error is not None:
-                raise InputError(f"{name} number {number}: {error}")
-        found = self.encode(texts)
-        for number, ids in enumerate(found):
-            if len(ids) > self.longest:
-                raise InputError(
-                    f"{name} number {number} has {len(ids)} tokens, the model takes {self.longest}; shorten it"
-                )
-        return found
+        A row of nan where a text cannot be used; the log says why.
+        """
+        sources = self.readable(texts)
+        found = scoring.embed(self.networks[0], list(sources.values()), self.config.batch_rows)
+        embeddings = found.new_full((len(texts), found.shape[1]), math.nan)
+        embeddings[list(sources)] = found
+        return embeddings
+
+    def errors(self, texts: Sequence[str]) -> list[str | None]:
+        """Return why texts cannot be used, `kind: message`; None for each that can."""
+        _, errors = self.usable(texts)
+        return [errors.get(row) for row in range(len(texts))]
+
+    def readable(self, texts: Sequence[str]) -> dict[int, list[int]]:
+        """Return the ids of texts that the model takes, by their numbers; the log says why it takes no others."""
+        check_list("texts", texts)
+        sources, errors = self.usable(texts)
+        report(errors, "text", len(texts))
+        return sources
+
+    def usable(
+        self, texts: Sequence[str], name: str = "text", may_cut: bool = True
+    ) -> tuple[dict[int, list[int]], dict[int, str]]:
+        """Return the ids of texts that the model takes, and why it does not take the others, by their numbers."""
+        judged = [unusable(name, text, MAX_CHARACTERS) for text in self.normalize(texts)]
+        errors = {row: error for row, error in enumerate(judged) if error is not None}
+        rows = [row for row in range(len(texts)) if row not in errors]
+        found = dict(zip(rows, self.encode([texts[row] for row in rows]), strict=True))
+        for row in [row for row, ids in found.items() if len(ids) > self.longest]:
+            if may_cut and self.config.long_sources == "truncate":
+                found[row] = [*found[row][: self.longest - 1], EOS_ID]
+            else:
+                length = len(found.pop(row))
+                errors[row] = f"too_long: the {name} has {length} tokens, the model takes {self.longest}"
+        return found, errors
+
+
+def check_list(name: str, values: Sequence[Any], count: int | None = None) -> None:
+    """Raise InputError where one text stands for a list, or a list has not as many entries as there are texts."""
+    require(not isinstance(values, str), name, values, f"must be a list; write [{values!r}] for one")
+    require(count in (None, len(values)), f"len({name})", len(values), f"must be {count}: one for each text")
+
+
+def report(errors: dict[int, str], name: str, count: int) -> None:
+    """Tell people what of some texts or pairs cannot be used."""
+    if errors:
+        first = min(errors)
+        logger.warning("%d of %d %ss cannot be used; number %d: %s", len(errors), count, name, first, errors[first])

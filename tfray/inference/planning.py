@@ -30,7 +30,7 @@ def choose_task(wanted: str, trained: str) -> Task:
 
 
 def check_task(task: Task, folder: ModelFolder, job: PredictJob) -> None:
-    """Raise InputError where the model cannot do what is wanted, or a setting is of another task."""
+    """Raise InputError where the model cannot do what is wanted, or a setting is of another task or model."""
     if task == "classify" and not folder.tokenizer.label_ids:
         raise InputError(
             f"task='classify' needs labels, and {folder.folder!r} was trained for {folder.task}; leave the task out"
@@ -40,6 +40,7 @@ def check_task(task: Task, folder: ModelFolder, job: PredictJob) -> None:
         raise InputError(
             f"generation.n_best={job.generation.n_best} is more than the model's {labels} labels; use {labels} at most"
         )
+    job.generation.check_vocabulary(folder.architecture.vocab_size)
     if job.target_column and task != "score":
         raise InputError(
             f"target_column={job.target_column!r} is for task='score', and the task is {task!r}; leave it out"

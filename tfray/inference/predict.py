@@ -40,7 +40,7 @@ from tfray.units.stream import WorkLost, flow
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 IRRELEVANT = ("batch_rows", "max_tokens", "memory_gb", "most_loss")  # of generation: these change no result
 RESULTS = ("prefix", "provenance", "token_scores", "embedding_type", "max_characters", "sentences", "language",
            "schemas")  # of inference: these do  # fmt: skip

@@ -60,7 +60,8 @@ def compare(folders: list[ModelFolder], config: GenerationConfig, pairs: Sequenc
 
     cpu = torch.device("cpu")
     exact, quantized = (Model(folders, replace(config, precision=name), cpu) for name in ("fp32", "int8"))
-    usable = [(source, reference) for source, reference in pairs if exact.takes(source)]
+    errors = exact.errors([source for source, _ in pairs])
+    usable = [pair for pair, error in zip(pairs, errors, strict=True) if error is None]
     if not usable:
         raise InputError("none of the rows on which the quality of int8 is to be measured can be used; name others")
     sources, references = ([*side] for side in zip(*usable, strict=True))

@@ -41,16 +41,16 @@ def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> 
     helpers, share = (1, spare), 1.0 if pool.gpus else HELPER_SHARE
     return [
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
-        Step(answer_unit, (assignment,), (pool.fewest, pool.most), pool.cpus, pool.gpus, shared=weights),
+        Step(answer_unit, (assignment, pool.most), (pool.fewest, pool.most), pool.cpus, pool.gpus, shared=weights),
         Step(WriteUnit, (assignment,), helpers, cpus=share),
     ]
 
 
-def answer_unit(assignment: Assignment, weights: np.ndarray) -> Callable[[Encoded], Answered]:
-    """Return the stage with the model; its actors alone import torch, which takes seconds."""
+def answer_unit(assignment: Assignment, models: int, weights: np.ndarray) -> Callable[[Encoded], Answered]:
+    """Return the stage with the model, one of so many; its actors alone import torch, which takes seconds."""
     from tfray.inference.answer import AnswerUnit
 
-    return AnswerUnit(assignment, weights)
+    return AnswerUnit(assignment, weights, models)
 
 
 def check_room(job: PredictJob) -> None:

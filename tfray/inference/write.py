@@ -150,11 +150,15 @@ class WriteUnit:
 
 
 def join_parts(parts: list[list[str]], outputs: list[Output]) -> tuple[list[str], list[float]]:
-    """Return the n-th texts of all pieces as one, and the sums of their scores, as many as every piece has."""
-    count = min(map(len, parts))
+    """Return the n-th texts of all pieces as one, and the sums of their scores; of a piece that has fewer, its last."""
+    pieces = [
+        [(text, hypothesis.score) for text, hypothesis in zip(texts, output.hypotheses, strict=False)]
+        for texts, output in zip(parts, outputs, strict=True)
+    ]
+    lines = [[piece[min(place, len(piece) - 1)] for piece in pieces] for place in range(max(map(len, pieces)))]
     return (
-        [join_sentences([texts[place] for texts in parts]) for place in range(count)],
-        [sum(output.hypotheses[place].score for output in outputs) for place in range(count)],
+        [join_sentences([text for text, _ in line]) for line in lines],
+        [sum(score for _, score in line) for line in lines],
     )
 
 
