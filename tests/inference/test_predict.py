@@ -23,11 +23,13 @@ from tfray.checkpoint.folder import open_model_folder
 from tfray.corpus import jsonl
 from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
 from tfray.generation import engine
+from tfray.generation.rows import Hypothesis, Output
 from tfray.inference import predict as job_module
 from tfray.inference import write as write_module
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.planning import plan_rows
 from tfray.inference.summary import format_result
+from tfray.inference.write import join_parts
 from tfray.storage import places, reading
 
 TEXT = st.lists(st.sampled_from([*WORDS.split(), "café", "狗。", "Mr. X. One!", "</s>"]), max_size=12).map(" ".join)
@@ -172,6 +174,13 @@ def test_the_models_of_a_machine_share_its_memory(
     monkeypatch.setattr(engine, "plan_groups", watched)
     run(make_job(model_folder, write(tmp_path / "a.parquet"), tmp_path / "out"))
     assert seen == {2}, "as many as the cluster has room for"
+
+
+def test_the_nth_targets_of_all_sentences_are_joined_the_last_of_those_that_have_fewer() -> None:
+    found = [[("a", -1.0), ("b", -2.0), ("c", -3.0)], [("x", -0.5)], [("y", -1.5), ("z", -2.5)]]
+    outputs = [Output([Hypothesis([], score, True) for _, score in each]) for each in found]
+    texts, scores = join_parts([[text for text, _ in each] for each in found], outputs)
+    assert texts == ["a x y", "b x z", "c x z"] and scores == [-3.0, -5.0, -6.0]
 
 
 def test_a_later_start_opens_no_input_that_is_done(

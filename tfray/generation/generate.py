@@ -52,7 +52,10 @@ def networks_of(models: Models, config: GenerationConfig) -> list[Network]:
 
 
 def generate(models: Models, sources: Sequence[Sequence[int] | Request], config: GenerationConfig) -> list[Output]:
-    """Return each source's output; sources end with eos. Several models decide by their mean probability."""
+    """Return each source's output; sources end with eos. Several models decide by their mean probability.
+
+    What is drawn (search: sample, mbr) comes back whole, in the order of drawing; `samples` chooses from it.
+    """
     outputs: list[Output | None] = [None] * len(sources)
     for row, output in stream(models, sources, config):
         outputs[row] = output
