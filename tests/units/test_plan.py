@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray import storage
-from tfray.corpus.read import declare_schema, read_unit
+from tfray.corpus.read import DamagedFile, declare_schema, read_unit
 from tfray.errors import InputError
 from tfray.units.plan import (
     BYTES_PER_ROW,
@@ -115,16 +115,44 @@ def test_units_hold_about_so_many_bytes_where_rows_are_long(tmp_path: Path) -> N
         (".gz", lambda data: gzip.compress(data[:1001]) + gzip.compress(data[1001:])),  # as `cat` makes them
     ],
 )
-def test_a_compressed_file_is_one_unit_with_every_line(
-    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+@pytest.mark.parametrize("most_pieces", [1, 2, 7, 100])
+def test_a_compressed_file_is_cut_into_as_many_units_as_is_said_with_every_line(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], most_pieces: int
 ) -> None:
     lines = [f"line {index} ä" for index in range(500)]
     path = tmp_path / f"lines.txt{ending}"
     path.write_bytes(compress("\n".join(lines).encode()))
     files = find_files([str(path)])
-    units = plan_units(files, 1, 2)
-    assert len(units) == 1
+    units = plan_units(files, 1, 2, most_pieces=most_pieces)
+    assert len(units) == most_pieces
     assert read_all(units, files) == lines
+    if most_pieces > 1:
+        assert [unit.first_row for unit in units] == [sum(unit.rows for unit in units[:n]) for n in range(len(units))]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "a.tsv.gz"])
+def test_pieces_of_compressed_records_have_their_columns_and_numbers(tmp_path: Path, name: str) -> None:
+    mark = {"csv": ",", "tsv": "\t"}.get(name.split(".")[1])
+    lines = [f"line {n}{mark}{n}" if mark else json.dumps({"source": f"line {n}", "n": str(n)}) for n in range(300)]
+    data = "".join(f"{line}\n" for line in [*([f"source{mark}n"] if mark else []), *lines]).encode()
+    packed = gzip.compress(data) if name.endswith("gz") else pa.compress(data, "zstd", asbytes=True)
+    (tmp_path / name).write_bytes(packed)
+    files = find_files([f"{tmp_path}/{name}"])
+    units = plan_units(files, 1, 40, most_pieces=100)
+    schema = declare_schema(files, {"source", "n"})
+    rows = [read_unit(unit, schema, {"source", "n"}) for unit in units]
+    assert len(units) > 7 and [row.first_row for row in rows] == [unit.first_row for unit in units]
+    assert [len(row.table) for row in rows] == [unit.rows for unit in units]
+    assert [n for row in rows for n in row.table["n"].to_pylist()] == [str(n) for n in range(300)]
+
+
+def test_a_compressed_file_that_breaks_off_is_one_unit_up_to_there(tmp_path: Path) -> None:
+    lines = [f"line {index} {random.Random(index).random()}" for index in range(5000)]
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-5000])
+    files = find_files([str(tmp_path)])
+    (unit,) = plan_units(files, 1, 10, most_pieces=100)
+    with pytest.raises(DamagedFile):
+        read_unit(unit, declare_schema(files, {"source"}), {"source"})
 
 
 def test_unit_names_are_unique_and_the_same_each_time(tmp_path: Path) -> None:

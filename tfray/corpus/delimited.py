@@ -70,7 +70,7 @@ def blocks_of(records: Iterator[Fields], header: list[str], names: list[str], ki
 
 def read_tsv_fields(unit: Unit | InputFile) -> Iterator[Fields]:
     """Yield the fields of each line of a unit (of a whole file), header included."""
-    start, stop = (unit.start, unit.stop) if isinstance(unit, Unit) else (0, None)
+    start, stop = (unit.start, unit.end) if isinstance(unit, Unit) else (0, None)
     for lines in read_lines(unit.path, unit.compression, start, stop):
         for index, line in enumerate(lines.without_returns().texts):
             yield line_fields(line), lines.errors.get(index)
@@ -120,7 +120,7 @@ class LineFeed:
     @staticmethod
     def read(file: Unit | InputFile) -> Iterator[tuple[str, str | None]]:
         """Yield each line with its line feed, or nothing and the error."""
-        start, stop = (file.start, file.stop) if isinstance(file, Unit) else (0, None)
+        start, stop = (file.start, file.end) if isinstance(file, Unit) else (0, None)
         for lines in read_lines(file.path, file.compression, start, stop):
             for index, line in enumerate(lines.texts):
                 yield ("", lines.errors[index]) if line is None else (as_text(line) + "\n", None)

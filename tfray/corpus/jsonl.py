@@ -28,7 +28,7 @@ SCAN: Callable[[str, int], tuple[object, int]] = DECODER.scan_once  # type: igno
 def read_jsonl(unit: Unit, names: list[str], are_all: bool = False) -> Iterator[Block]:
     """Yield a unit's objects, the named fields as columns; where these are all, an object with another has an error."""
     known = set(names)
-    for lines in read_lines(unit.path, unit.compression, unit.start, unit.stop):
+    for lines in read_lines(unit.path, unit.compression, unit.start, unit.end):
         columns: dict[str, list] = {name: [] for name in names}
         errors: dict[int, str] = {}
         for start in range(0, len(lines.texts), PARSED_TOGETHER):

@@ -47,7 +47,7 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: str, compression: str | None, start: int = 0, stop: int | None = None) -> Iterator[Lines]:
-    """Yield a file's lines in blocks, of an uncompressed file those from byte start (where a line begins) to stop.
+    """Yield a file's lines in blocks, those from byte start (where a line begins) to stop.
 
     Raises DamagedFile after the last line that can be read.
     """
@@ -74,14 +74,14 @@ def read_chunks(path: str, compression: str | None, start: int, stop: int | None
     """Yield a file's uncompressed bytes; raises DamagedFile where they end too early or cannot be uncompressed."""
     position = start
     try:
-        for chunk in storage.read_chunks(path, compression, start, None if compression else stop):
+        for chunk in storage.read_chunks(path, compression, start, stop):
             position += len(chunk)
             yield chunk
     except StorageFailure:
         raise
     except storage.READ_ERRORS as error:
         raise DamagedFile(path, str(error)) from error
-    if stop is not None and not compression and position < stop:
+    if stop is not None and position < stop:
         raise DamagedFile(path, "it has shrunk since the job was planned")
 
 
@@ -116,7 +116,7 @@ def end_line(parts: list[bytes], length: int, has_mark: bool) -> tuple[bytes | N
 
 def read_text(unit: Unit, names: list[str]) -> Iterator[Block]:
     """Yield a plain text unit's lines as `source`, with those of its target side as `target`."""
-    sources = read_lines(unit.path, unit.compression, unit.start, unit.stop)
+    sources = read_lines(unit.path, unit.compression, unit.start, unit.end)
     if unit.target_path is None:
         for lines in sources:
             yield text_block({"source": lines})

@@ -16,6 +16,7 @@ from tfray.inference.columns import Task, input_schema, output_schema
 from tfray.units.plan import InputFile, Unit, find_files, plan_units
 
 SMALLEST_UNIT, LARGEST_UNIT = 512, 65_536  # rows; fewer leave slots of the engine empty
+MOST_PIECES = 256  # of a compressed file: to uncompress the half of 10 GB takes about ten seconds
 UNIT_SECONDS = 60.0
 CORE_RATE, GPU_RATE = 60e9, 5e12  # operations a second while decoding, by order of magnitude
 BYTES_PER_TOKEN = 4
@@ -88,7 +89,10 @@ def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]
     largest = job.inference.unit_rows or LARGEST_UNIT
     most_bytes = None if job.inference.unit_rows else bytes_a_unit(job, folder, task)
     before = known.units if known else []
-    units = plan_units(files, min(SMALLEST_UNIT, largest), largest, most_bytes=most_bytes, first_index=len(before))
+    smallest = min(SMALLEST_UNIT, largest)
+    units = plan_units(
+        files, smallest, largest, most_bytes=most_bytes, most_pieces=MOST_PIECES, first_index=len(before)
+    )
     return Plan([*before, *units], known.rows if known else rows, texts)
 
 

@@ -27,6 +27,8 @@ class LineIndex(NamedTuple):
     offsets: np.ndarray  # int64: the byte at which each begins
     has_open_lines: bool = False
     """Some line has an odd number of double quotes: in CSV, a record that goes over lines."""
+    bytes: int = 0
+    """Of the file, uncompressed."""
 
     def place(self, number: int) -> tuple[int, int]:
         """Return number and byte of the last known beginning at or before a line."""
@@ -111,4 +113,5 @@ def join_ranges(futures: list[Future[Range]]) -> LineIndex | None:
     lines = ended + (not ranges[-1].is_closed if ranges else 0)
     all_numbers, all_offsets = join_arrays(numbers), join_arrays(offsets)
     begins = all_numbers < lines  # no line begins after the last line end of a file
-    return LineIndex(int(lines), all_numbers[begins], all_offsets[begins], has_open_lines)
+    size = ranges[-1].stop if ranges else 0
+    return LineIndex(int(lines), all_numbers[begins], all_offsets[begins], has_open_lines, size)

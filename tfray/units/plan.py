@@ -1,8 +1,9 @@
 """Input files -> units: by footers, sizes and, for lines, where they begin.
 
-A unit is (file, row range) of Parquet, or (file, byte range) of uncompressed lines; it is read,
-worked on and written as one, into one output file with a name that follows from the unit. Where a
-file cannot be cut (compressed, or CSV with records that go over lines), the unit is the whole file.
+A unit is (file, row range) of Parquet, or (file, byte range) of lines; it is read, worked on and
+written as one, into one output file with a name that follows from the unit. Where a file cannot be
+cut (CSV with records that go over lines), the unit is the whole file. A compressed file can, but who
+reads a piece uncompresses all that stands before it: it is worth it where the work on rows is slow.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class InputFile:
     @property
     def has_lines(self) -> bool:
         """It can be cut where its lines begin; CSV only if no record goes over lines."""
-        return self.format != "parquet" and not self.compression
+        return self.format != "parquet"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ class Unit:
     format: Format
     compression: str | None
     start: int
-    """First row of Parquet, first byte otherwise."""
+    """First row of Parquet, first byte otherwise, uncompressed."""
     stop: int
+    """The row or byte after the last; of a compressed file that is one unit, its size."""
     first_row: int
     """Number in the file of the unit's first row, from 0."""
     rows: int
@@ -103,6 +105,8 @@ class Unit:
     """Parallel text: the byte of the target side from which to read, ..."""
     target_skip: int = 0
     """... and the lines to leave out there."""
+    is_piece: bool = False
+    """Of a compressed file."""
     run: str = ""
     """Fingerprint of what else its result follows from, where units of several runs may meet in one folder."""
 
@@ -111,6 +115,11 @@ class Unit:
         """The name of what the unit becomes; follows from its number, file, range and run alone."""
         named = [self.index, self.path, self.start, self.stop, *filter(None, [self.run])]
         return f"part-{self.index:06d}-{storage.fingerprint(named)[:8]}"
+
+    @property
+    def end(self) -> int | None:
+        """The byte at which to stop reading lines; none where a compressed file is read to its end."""
+        return None if self.compression and not self.is_piece else self.stop
 
     @property
     def output_name(self) -> str:
@@ -178,10 +187,12 @@ def plan_units(
     most_bytes: float | None = None,
     corpus: str = "",
     first_index: int = 0,
+    most_pieces: int = 1,
 ) -> list[Unit]:
     """Return units of smallest to largest rows, about `wanted` of them; a function of the arguments alone.
 
     most_bytes: about so many bytes of input a unit at most, as far as `smallest` allows.
+    most_pieces: of a compressed file, whatever its units then hold.
 
     Raises InputError for parallel text whose sides differ in length.
     """
@@ -192,12 +203,12 @@ def plan_units(
     fitting = largest if most_bytes is None else math.ceil(sum(rows) * most_bytes / max(1, size))
     unit_rows = max(smallest, min(largest, fitting, math.ceil(sum(rows) / wanted)))
     stride = max(1, unit_rows // 16)  # finer costs memory, coarser makes units uneven
-    indexes = index_files(places_to_count(files, rows, unit_rows), stride)
+    indexes = index_files(places_to_count(files, rows, unit_rows, most_pieces), stride)
     check_lengths(files, indexes)
     ranges = [
         unit
         for file, file_rows in zip(files, rows, strict=True)
-        for unit in cut(file, file_rows, unit_rows, largest, stride, indexes)
+        for unit in cut(file, file_rows, unit_rows, largest, stride, indexes, most_pieces)
     ]
     return [replace(unit, index=first_index + index, corpus=corpus) for index, unit in enumerate(ranges)]
 
@@ -224,11 +235,14 @@ def estimate_rows(file: InputFile) -> int:
     return math.ceil(file.bytes * head.count(b"\n") / max(1, len(head))) or 1
 
 
-def places_to_count(files: list[InputFile], rows: list[int], unit_rows: int) -> list[tuple[str, str | None]]:
+def places_to_count(
+    files: list[InputFile], rows: list[int], unit_rows: int, most_pieces: int
+) -> list[tuple[str, str | None]]:
     """Return the files whose lines must be counted, with their compressions: those to cut, and parallel text."""
     places = []
     for file, file_rows in zip(files, rows, strict=True):
-        if file.target_path or (file.has_lines and file_rows > unit_rows):
+        is_cut = file.has_lines and file_rows > unit_rows and (most_pieces > 1 or not file.compression)
+        if file.target_path or is_cut:
             places += [(path, split_compression(path)[1]) for path in file.paths]
     return places
 
@@ -245,24 +259,34 @@ def check_lengths(files: list[InputFile], indexes: dict[str, LineIndex | None]) 
 
 
 def cut(
-    file: InputFile, rows: int, unit_rows: int, largest: int, stride: int, indexes: dict[str, LineIndex | None]
+    file: InputFile,
+    rows: int,
+    unit_rows: int,
+    largest: int,
+    stride: int,
+    indexes: dict[str, LineIndex | None],
+    most_pieces: int,
 ) -> Iterator[Unit]:
-    """Yield a file's units, none above unit_rows rows where it can be cut."""
+    """Yield a file's units, none above unit_rows rows where it can be cut into as many."""
     if file.format == "parquet":
         for start, stop in pairwise(cut_groups(file.row_groups, unit_rows, largest)):
             yield make_unit(file, (start, stop), start, stop - start, rows)
         return
     index = indexes.get(file.path)
     goes_over_lines = file.format == "csv" and index is not None and index.has_open_lines
-    if index is None or not index.lines or not file.has_lines or goes_over_lines or compression_of_target(file):
+    is_compressed = any(split_compression(path)[1] for path in file.paths)
+    is_whole = is_compressed and (most_pieces == 1 or file.target_path is not None)
+    if index is None or not index.lines or goes_over_lines or is_whole:
         yield make_unit(file, (0, file.bytes), 0, index.lines if index else rows, index.lines if index else rows)
         return
     # A place in the index lies at most stride - 1 lines before the line that is looked for.
     pieces = max(1, math.ceil(index.lines / (unit_rows - stride + 1)))
+    pieces = min(pieces, most_pieces) if is_compressed else pieces
     bounds = sorted({index.place(index.lines * piece // pieces) for piece in range(pieces)})
-    for (first, start), (last, stop) in pairwise([*bounds, (index.lines, file.bytes)]):
+    for (first, start), (last, stop) in pairwise([*bounds, (index.lines, index.bytes)]):
         first_row = max(0, first - file.has_header)
         unit = make_unit(file, (start, stop), first_row, last - file.has_header - first_row, index.lines)
+        unit = replace(unit, is_piece=is_compressed)
         target = indexes.get(file.target_path or "")
         if target:
             number, offset = target.place(first)
@@ -283,11 +307,6 @@ def cut_groups(groups: tuple[int, ...], unit_rows: int, largest: int) -> list[in
         if pieces > 1:
             bounds.append(row)
     return bounds if bounds[-1] == row else [*bounds, row]
-
-
-def compression_of_target(file: InputFile) -> str | None:
-    """Return the compression of parallel text's target side."""
-    return split_compression(file.target_path)[1] if file.target_path else None
 
 
 def make_unit(file: InputFile, span: tuple[int, int], first_row: int, rows: int, of_rows: int) -> Unit:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tfray import storage
 from tfray.units.plan import Unit
 
-TYPES = {"int": pa.int64(), "str": pa.string(), "Format": pa.string(), "str | None": pa.string()}
+TYPES = {"int": pa.int64(), "str": pa.string(), "Format": pa.string(), "str | None": pa.string(), "bool": pa.bool_()}
 UNIT_SCHEMA = pa.schema([(field.name, TYPES[str(field.type)]) for field in fields(Unit)])
 ROWS_KEY = b"tfray.rows"
 
