@@ -324,6 +324,15 @@ def test_a_prefix_makes_room_for_columns_of_the_same_name(run: Run, model_folder
     assert table["score"].to_pylist() == [1] and "our_prediction" in table.column_names
 
 
+def test_a_note_beside_the_data_is_not_predicted_but_named(run: Run, model_folder: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a.parquet")
+    (tmp_path / "in" / "README.md").write_text("what this is")
+    with pytest.raises(InputError, match=r"README\.md.*glob"):
+        run(make_job(model_folder, tmp_path / "in", tmp_path / "out"))
+    assert len(run(make_job(model_folder, tmp_path / "in" / "*.parquet", tmp_path / "out"))) == len(TABLE)
+
+
 def test_a_file_that_is_not_parquet_among_those_that_are_is_named(run: Run, model_folder: str, tmp_path: Path) -> None:
     write(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("not Parquet")

@@ -77,6 +77,7 @@ def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]
     Raises InputError for a file that cannot be used.
     """
     files = find_files(paths)
+    check_formats(files)
     if all(file.is_empty for file in files):
         return known or plan_nothing(job, task, files)
     texts = known.texts if known and known.units else choose_texts(job, task, files)
@@ -94,6 +95,17 @@ def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]
         files, smallest, largest, most_bytes=most_bytes, most_pieces=MOST_PIECES, first_index=len(before)
     )
     return Plan([*before, *units], known.rows if known else rows, texts)
+
+
+def check_formats(files: list[InputFile]) -> None:
+    """Raise InputError where plain text stands among files with columns: most often it is no input at all."""
+    texts = [file.path for file in files if file.format == "text"]
+    others = [file.path for file in files if file.format != "text"]
+    if texts and others:
+        raise InputError(
+            f"input {texts[0]!r} counts as plain text, by its ending, and {others[0]!r} has columns; name the files to "
+            "predict by a glob (--input 'DIR/*.parquet'), or predict the plain text into a folder of its own"
+        )
 
 
 def bytes_a_unit(job: PredictJob, folder: ModelFolder, task: Task) -> float:
