@@ -244,7 +244,8 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(
 def test_ctrl_c_ends_training_with_a_word_about_how_to_go_on(
     whole_run: subprocess.CompletedProcess[str], digits: Path, tmp_path: Path
 ) -> None:
-    arguments = ["train", "--tokens_folder", digits / "run" / "tokens", "--out", tmp_path / "out", *SMALL[:4]]
+    place = ["--tokens_folder", digits / "run" / "tokens", "--out", tmp_path / "out"]
+    arguments = ["train", *place, *SMALL[:4], "--training.epochs", 1000]  # it is still at work when the second comes
     process = start(*arguments, "--training.log_every", 10, log=tmp_path / "log")
     wait_for(lambda: "source +" in (tmp_path / "log").read_text(), process, tmp_path / "log")
     second = tfray(*arguments)
