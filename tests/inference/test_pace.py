@@ -62,13 +62,18 @@ def test_the_time_left_is_known_within_15_percent_after_a_tenth(
                 assert predicted == pytest.approx(real, rel=0.15), f"seed {seed}, after {done} of {units}"
 
 
-def test_models_that_are_added_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, pace = Clock(), Pace(1)
+@pytest.mark.parametrize(
+    ("expected", "come", "units"), [(1, 3, 30), (4, 2, 60)], ids=["some are added", "some never come"]
+)
+def test_models_count_as_they_are_at_work(
+    expected: int, come: int, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, pace = Clock(), Pace(expected)
     monkeypatch.setattr(pace_module, "time", clock)
-    for record in work(3, 30, 1):
+    for record in work(come, units, 1):
         clock.now = record["came"]
         pace.take(record)
-    assert pace.rate == pytest.approx(3 * 500 / 60, rel=0.1)
+    assert pace.rate == pytest.approx(come * 500 / 60, rel=0.1)
 
 
 def test_nothing_is_said_before_a_unit_is_done_and_a_model_that_is_gone_counts_no_more(
@@ -83,12 +88,3 @@ def test_nothing_is_said_before_a_unit_is_done_and_a_model_that_is_gone_counts_n
     clock.now = 50
     pace.take({"began": 10.0, "seconds": 10.0, "worker": "a", "unit_rows": 100})
     assert pace.rate == pytest.approx(10)
-
-
-def test_models_that_never_come_are_not_counted_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, pace = Clock(), Pace(4)
-    monkeypatch.setattr(pace_module, "time", clock)
-    for record in work(2, 60, 1):
-        clock.now = record["came"]
-        pace.take(record)
-    assert pace.rate == pytest.approx(2 * 500 / 60, rel=0.1)

@@ -211,6 +211,7 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
             assignment = assignment._replace(ticket=lock.ticket, start=uuid.uuid4().hex)
             steps = make_steps(job, assignment, weights)
             pace = pace or Pace(steps[1].actors[0])
+            is_lost = False
             try:
                 for record in flow(remaining[:UNITS_AT_ONCE], steps, waiting_bytes(remaining, steps)):
                     losses = 0
@@ -222,20 +223,21 @@ def run_units(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: As
                     lock.check()
                     tally.check()
             except WorkLost as loss:
-                losses += 1
+                losses, is_lost = losses + 1, True
                 if losses == LOSSES_IN_A_ROW:
                     raise
                 logger.warning("predictions: Ray has lost more than it can mend; going on (%s)", loss)
-            else:
-                check_recorded(ledger, remaining)
-            remaining = ledger.remaining(units)
+            left = ledger.remaining(units)
+            if not is_lost:
+                check_recorded(ledger, remaining, left)
+            remaining = left
 
 
-def check_recorded(ledger: Ledger, units: list[Unit]) -> None:
+def check_recorded(ledger: Ledger, before: list[Unit], left: list[Unit]) -> None:
     """Raise InputError where none of the units that were worked on has a record: a job must not go on for ever."""
-    if len(ledger.remaining(units)) == len(units):
+    if len(left) == len(before):
         raise InputError(
-            f"out={ledger.out!r} has no record of {len(units):,} units that were worked on; choose a folder that all "
+            f"out={ledger.out!r} has no record of {len(left):,} units that were worked on; choose a folder that all "
             "machines of the cluster share, or one in an object store"
         )
 

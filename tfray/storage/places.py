@@ -95,23 +95,28 @@ def file_info(path: str) -> pyarrow.fs.FileInfo:
 def look(path: str, find: Callable[[pyarrow.fs.FileSystem, str], Result]) -> Result:
     """Return what is found at a place; raises StorageFailure where that cannot be known."""
     fs, inner = filesystem(path)
+    return known(path, lambda: retried(path, lambda: find(fs, inner)))
+
+
+def known(path: str, read: Callable[[], Result]) -> Result:
+    """Return what a read gives; raises StorageFailure where it fails, if not for want of the file."""
     try:
-        return retried(path, lambda: find(fs, inner))
+        return read()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise failed(path, error) from error
 
 
-def retried(path: str, read: Callable[[], Result]) -> Result:
-    """Return what a read gives; on another machine, what fails is tried again a little later."""
-    for failures in range(1, TRIES):
+def retried(path: str, read: Callable[[], Result], tries: int | None = None) -> Result:
+    """Return what a read gives; what fails is tried again a little later, by default on another machine alone."""
+    for failures in range(1, tries or (TRIES if is_remote(path) else 1)):
         try:
             return read()
         except FileNotFoundError:
             raise
         except OSError as error:
-            if not is_remote(path) or not may_pass(path, error):
+            if not may_pass(path, error):
                 raise
             time.sleep(pause(failures))
     return read()

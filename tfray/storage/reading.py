@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import IO, cast
 
 import pyarrow as pa
 
-from tfray.storage.places import Result, failed, filesystem, may_pass, pause, retried
+from tfray.storage.places import Result, filesystem, known, retried
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED_BYTES = 64 << 10  # less, for what is read with a damaged place is lost with it
@@ -68,18 +67,16 @@ class PatientFile:
 
     def persist(self, read: Callable[[pa.NativeFile], Result]) -> Result:
         """Return what a read gives; raises StorageFailure where it fails for too long."""
-        for failures in range(1, PATIENT_TRIES + 1):
+
+        def attempt() -> Result:
             try:
                 self.file = self.file or open_input(self.path)
                 return read(self.file)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
+            except OSError:
                 self.file = None
-                if failures == PATIENT_TRIES or not may_pass(self.path, error):
-                    raise failed(self.path, error) from error
-                time.sleep(pause(failures))
-        raise AssertionError("no end")
+                raise
+
+        return known(self.path, lambda: retried(self.path, attempt, PATIENT_TRIES))
 
     def read(self, size: int = -1) -> bytes:
         position = self.position
