@@ -7,12 +7,15 @@ import os
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
 from tfray.errors import InputError
+from tfray.model.architecture import Architecture
+from tfray.tokens.shards import TokenFolder
 from tfray.training import validator as validator_file
 from tfray.training.validation import Decoder, Finding, Weights
 from tfray.training.validator import ActorValidator, Room, choose_place
@@ -88,21 +91,37 @@ def finish(validator: ActorValidator) -> list[Finding]:
     return found
 
 
-@pytest.mark.ray
-def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged(tmp_path: Path, write_tokens):
-    import ray
+class Subject(NamedTuple):
+    """What is judged, and how."""
 
+    tokens: TokenFolder
+    architecture: Architecture
+    config: TrainingConfig
+    weights: Weights
+
+
+@pytest.fixture
+def subject(tmp_path: Path, write_tokens) -> Subject:
+    """Return random weights of a small model over words."""
     shared = helpers()
     tokens = shared.write_words(tmp_path, write_tokens)
     architecture = shared.architecture_for(tokens.tokenizer)
-    decoder = Decoder(tokens, architecture, shared.CONFIG, torch.device("cpu"))
+    return Subject(tokens, architecture, shared.CONFIG, shared.random_weights(architecture))
+
+
+@pytest.mark.ray
+def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged(subject: Subject):
+    import ray
+
+    tokens, architecture, config, weights = subject
+    decoder = Decoder(tokens, architecture, config, torch.device("cpu"))
 
     def weights_of(step: int) -> Weights:
-        return {name: weight * (1 + step / 10) for name, weight in shared.random_weights(architecture).items()}
+        return {name: weight * (1 + step / 10) for name, weight in weights.items()}
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator = ActorValidator(tokens, architecture, config)
         assert validator.poll(0) == [] and validator.awaited is None
         for step in (1, 2, 3):  # far faster than the actor starts
             validator.offer(step, weights_of(step))
@@ -128,17 +147,14 @@ def test_the_newest_weights_wait_and_answers_are_of_the_weights_that_were_judged
 
 @pytest.mark.ray
 def test_weights_that_cannot_be_scored_are_named_and_training_goes_on(
-    tmp_path: Path, write_tokens, caplog: pytest.LogCaptureFixture
+    subject: Subject, caplog: pytest.LogCaptureFixture
 ):
     import ray
 
-    shared = helpers()
-    tokens = shared.write_words(tmp_path, write_tokens)
-    architecture = shared.architecture_for(tokens.tokenizer)
-    weights = shared.random_weights(architecture)
+    tokens, architecture, config, weights = subject
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator = ActorValidator(tokens, architecture, config)
         validator.offer(1, {"no such weight": torch.zeros(1)})
         assert finish(validator) == []
         assert "validation of step 1 has no scores, and training goes on without: RuntimeError: " in caplog.text
@@ -164,18 +180,16 @@ class Deadly:
 
 @pytest.mark.ray
 def test_an_actor_that_dies_each_time_hangs_nothing(
-    tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     import ray
 
-    shared = helpers()
-    tokens = shared.write_words(tmp_path, write_tokens)
-    architecture = shared.architecture_for(tokens.tokenizer)
+    tokens, architecture, config, weights = subject
     monkeypatch.setattr(validator_file, "Work", Deadly)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        validator = ActorValidator(tokens, architecture, shared.CONFIG)
-        validator.offer(1, shared.random_weights(architecture))
+        validator = ActorValidator(tokens, architecture, config)
+        validator.offer(1, weights)
         assert finish(validator) == []
         assert "validation of step 1 has no scores" in caplog.text
     finally:
@@ -184,21 +198,18 @@ def test_an_actor_that_dies_each_time_hangs_nothing(
 
 @pytest.mark.ray
 def test_an_actor_lost_for_good_leaves_the_newest_weights_to_the_worker(
-    tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     import ray
     from ray.cluster_utils import Cluster
 
-    shared = helpers()
-    tokens = shared.write_words(tmp_path, write_tokens)
-    architecture = shared.architecture_for(tokens.tokenizer)
-    weights = shared.random_weights(architecture)
+    tokens, architecture, config, weights = subject
     monkeypatch.setattr(validator_file, "START_SECONDS", 2.0)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     node = cluster.add_node(num_cpus=1)
     ray.init(cluster.address, log_to_driver=False, configure_logging=False)
     try:
-        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator = ActorValidator(tokens, architecture, config)
         validator.offer(1, weights)
         assert [finding.step for finding in finish(validator)] == [1]
         cluster.remove_node(node)
@@ -212,22 +223,19 @@ def test_an_actor_lost_for_good_leaves_the_newest_weights_to_the_worker(
 
 @pytest.mark.ray
 def test_an_actor_that_never_finds_room_leaves_the_newest_weights_to_the_worker(
-    tmp_path: Path, write_tokens, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
 ):
     import ray
 
-    shared = helpers()
-    tokens = shared.write_words(tmp_path, write_tokens)
-    architecture = shared.architecture_for(tokens.tokenizer)
-    weights = shared.random_weights(architecture)
+    tokens, architecture, config, weights = subject
     monkeypatch.setattr(validator_file, "START_SECONDS", 0.5)
     ray.init(num_cpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
-        validator = ActorValidator(tokens, architecture, shared.CONFIG)
+        validator = ActorValidator(tokens, architecture, config)
         validator.offer(1, weights)
         validator.offer(2, weights)
         (finding,) = finish(validator)
-        decoder = Decoder(tokens, architecture, shared.CONFIG, torch.device("cpu"))
+        decoder = Decoder(tokens, architecture, config, torch.device("cpu"))
         assert (finding.step, finding.metrics) == (2, decoder.scores(decoder.decode(weights)))
     finally:
         ray.shutdown()
