@@ -199,12 +199,12 @@ def test_layers_can_be_compiled_as_one_graph_each_and_learn_the_same(
 
 
 def growths() -> list[int]:
-    """Return by how many bytes each of five stretches of 60 steps makes the process grow."""
+    """Return by how many bytes each of five stretches of 200 steps of a lane makes the process grow."""
     state = new_state(1, torch.bfloat16)
     process = psutil.Process()
     sizes = []
     for stretch in range(6):
-        train(state, range(stretch * 60, stretch * 60 + 60))
+        train(state, range(stretch * 200, stretch * 200 + 200), workers=LANES)
         sizes.append(process.memory_info().rss)
     return [after - before for before, after in itertools.pairwise(sizes)]
 
@@ -212,4 +212,4 @@ def growths() -> list[int]:
 def test_memory_does_not_grow_over_many_steps():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh_process:
         found = fresh_process.submit(growths).result()
-    assert min(found) < 100_000, f"every stretch of 60 steps makes it grow, by {found} bytes"
+    assert min(found) < 200_000, f"every stretch makes it grow, by {found} bytes"
