@@ -21,7 +21,8 @@ from tfray import storage
 from tfray.corpus.read import declare_schema, read_unit
 from tfray.errors import InputError, StorageFailure
 from tfray.storage import places
-from tfray.units.plan import find_files, plan_units
+from tfray.units.files import find_files
+from tfray.units.plan import plan_units
 
 CONTENT = b"".join(b"line %d\n" % number for number in range(300_000))  # more than fsspec reads at once
 

@@ -12,7 +12,7 @@ from tfray.inference.predict import predict
 from tfray.tokens.output import TEST_TEXT
 from tfray.tokens.tokenize import tokenize
 from tfray.training.train import train
-from tfray.units.plan import find_files
+from tfray.units.files import find_files
 
 logger = logging.getLogger(__name__)
 

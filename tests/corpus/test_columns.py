@@ -11,7 +11,7 @@ import pytest
 
 from tfray.corpus.columns import check_columns, choose_columns, choose_source, missing_columns
 from tfray.errors import InputError
-from tfray.units.plan import InputFile, find_files
+from tfray.units.files import InputFile, find_files
 
 
 def jsonl(folder: Path, *records: dict) -> list[InputFile]:

@@ -27,7 +27,8 @@ from tfray.corpus.lines import LONGEST_LINE
 from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_blocks, read_unit
 from tfray.errors import InputError, StorageFailure
 from tfray.storage import places, reading
-from tfray.units.plan import InputFile, find_files, plan_units
+from tfray.units.files import InputFile, find_files
+from tfray.units.plan import plan_units
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 LINE_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\t"), max_size=20)
@@ -431,7 +432,8 @@ def test_a_line_that_is_too_long_is_one_row_with_an_error(tmp_path: Path) -> Non
 MEASURE = """
 import resource, sys
 from tfray.corpus.read import declare_schema, read_blocks
-from tfray.units.plan import find_files, plan_units
+from tfray.units.files import find_files
+from tfray.units.plan import plan_units
 files = find_files([sys.argv[1]])
 schema = declare_schema(files, {"source"})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

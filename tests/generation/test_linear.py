@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tfray.generation import linear
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear, choose_linear, few_kinds
 
 KINDS = [("fp32", BlockedLinear, 1e-5), ("bf16", HalfLinear, 0.05), ("int8", QuantizedLinear, 0.1)]
@@ -33,3 +34,25 @@ def test_every_row_is_multiplied_and_no_other_comes_back(precision, kind, tolera
         found, expected = (each(weight, bias, activation)(states, added) for each in (kind, PlainLinear))
         assert found.shape == expected.shape
         torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+class TooNarrow(PlainLinear):
+    """Sums that do not fit, as those of bytes on older processors."""
+
+    def __call__(self, states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return super().__call__(states, residual).clamp(-8, 8)
+
+
+class Missing:
+    """A product that this processor does not have."""
+
+    def __init__(self, *_: object) -> None:
+        raise RuntimeError("needs avx512bw")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_where_products_are_wrong_or_missing_generation_computes_in_fp32_and_says_so(precision, monkeypatch, caplog):
+    monkeypatch.setattr(linear, "HalfLinear", TooNarrow)
+    monkeypatch.setattr(linear, "QuantizedLinear", Missing)
+    assert choose_linear(precision, torch.device("cpu")) is BlockedLinear
+    assert f"no sound products in {precision}: generation computes in fp32" in caplog.text

@@ -10,42 +10,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig
 from tfray.errors import InputError
-from tfray.training.judge import Judge, check_metric
+from tfray.training.judge import check_metric, judged
 
 SCORES = st.floats(0, 100) | st.just(math.nan) | st.just(math.inf)
 
 
+def after(metric: str, best_score: float | None, best_step: int = 0, stale: int = 0) -> Progress:
+    """Return progress that has come to a best validation and others since."""
+    return Progress(best_metric=metric, best_score=best_score, best_step=best_step, stale_validations=stale)
+
+
 @given(st.sampled_from(["loss", "bleu", "accuracy"]), st.lists(SCORES, max_size=12))
 def test_the_best_is_the_first_of_the_lowest_losses_or_highest_scores(metric: str, scores: list[float]):
-    judge, verdicts = Judge(metric), []
+    progress, verdicts = Progress(best_metric=metric), []
     for step, score in enumerate(scores, 1):
-        judge, is_best = judge.judge(step, {metric: score, "other": 1.0})
+        progress, is_best = judged(progress, step, {metric: score, "other": 1.0})
         verdicts.append(is_best)
     finite = [(score, step) for step, score in enumerate(scores, 1) if math.isfinite(score)]
     if not finite:
-        assert judge == Judge(metric, stale_validations=len(scores))
+        assert progress == Progress(best_metric=metric, stale_validations=len(scores))
         assert not any(verdicts)
         return
     best = min(score for score, _ in finite) if metric == "loss" else max(score for score, _ in finite)
     step = next(step for score, step in finite if score == best)
-    assert judge == Judge(metric, best, step, len(scores) - step)
+    assert progress == after(metric, best, step, len(scores) - step)
     assert verdicts[step - 1] and not any(verdicts[step:])
 
 
 def test_a_finding_without_the_metric_changes_nothing():
-    judge = Judge("bleu", 30.0, 500, 1)
-    assert judge.judge(600, {"loss": 0.1, "perplexity": 1.1}) == (judge, False)
+    progress = after("bleu", 30.0, 500, 1)
+    assert judged(progress, 600, {"loss": 0.1, "perplexity": 1.1}) == (progress, False)
 
 
 def test_without_validation_data_the_newest_is_the_best():
-    assert Judge("loss", stale_validations=3).judge(600, {}) == (Judge("loss", None, 600, 0), True)
+    assert judged(after("loss", None, 0, 3), 600, {}) == (after("loss", None, 600, 0), True)
 
 
 def test_a_best_loss_that_a_checkpoint_has_as_infinite_is_none_yet():
-    assert Judge("loss", math.inf).judge(1, {"loss": 9.0})[1]
-    assert Judge("bleu", math.inf).judge(1, {"bleu": 0.0})[1]
+    assert judged(after("loss", math.inf), 1, {"loss": 9.0})[1]
+    assert judged(after("bleu", math.inf), 1, {"bleu": 0.0})[1]
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,8 @@ from hypothesis import strategies as st
 from tfray import storage
 from tfray.corpus.read import DamagedFile, declare_schema, read_unit
 from tfray.errors import InputError
-from tfray.units.plan import (
-    BYTES_PER_ROW,
-    COMPRESSION_RATIO,
-    SAMPLE_BYTES,
-    InputFile,
-    Unit,
-    amount,
-    cut_groups,
-    estimate_rows,
-    find_files,
-    plan_units,
-)
+from tfray.units.files import COMPRESSION_RATIO, InputFile, find_files
+from tfray.units.plan import BYTES_PER_ROW, SAMPLE_BYTES, Unit, amount, cut_groups, estimate_rows, plan_units
 
 LINES = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\ufeff"), max_size=12)

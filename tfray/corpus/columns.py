@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from tfray.corpus.read import DamagedFile, file_schema
 from tfray.errors import InputError, StorageFailure
-from tfray.units.plan import InputFile
+from tfray.units.files import InputFile
 
 Task = Literal["translation", "classification"]
 SOURCE_NAMES = ("source", "text")

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from tfray.corpus.lines import read_lines
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, Block, DamagedFile, is_encodable
 from tfray.errors import InputError
-from tfray.units.plan import InputFile, Unit
+from tfray.units.files import InputFile
+from tfray.units.plan import Unit
 
 LONGEST_RECORD = 1 << 20  # characters
 MOST_LINES = 1000  # of one record

@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from tfray.corpus.lines import Lines, read_lines
 from tfray.corpus.rows import Block, DamagedFile, decode, is_encodable, json_kind
-from tfray.units.plan import InputFile, Unit
+from tfray.units.files import InputFile
+from tfray.units.plan import Unit
 
 SAMPLE_LINES = 1000  # of each file, to find its fields and their types
 SAMPLE_BYTES = 16 << 20

@@ -14,7 +14,8 @@ import pyarrow as pa
 from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, Block, DamagedFile, check_text
 from tfray.errors import StorageFailure
-from tfray.units.plan import Unit, split_compression
+from tfray.units.files import split_compression
+from tfray.units.plan import Unit
 
 LONGEST_LINE = 16 << 20  # bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -17,7 +17,8 @@ from tfray.corpus.lines import read_text
 from tfray.corpus.parquet import is_text, read_parquet
 from tfray.corpus.rows import DamagedFile, Rows, assemble
 from tfray.errors import InputError
-from tfray.units.plan import InputFile, Unit
+from tfray.units.files import InputFile
+from tfray.units.plan import Unit
 
 __all__ = ["DamagedFile", "Rows", "declare_schema", "file_schema", "read_blocks", "read_unit"]
 

@@ -1,13 +1,19 @@
-"""Attention by torch's products, where the compiled kernels do not serve."""
+"""Attention over whole sequences: by torch's products, or by the compiled kernels where they serve."""
 
 from __future__ import annotations
+
+import ctypes
+import itertools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tfray.generation import native
+
 # Products of few short queries take another way, whose last bits depend on the number of keys.
 FEW_QUERIES, NARROW_HEAD = 4, 32
+MANY_QUERIES = 96  # a longer source is worth matrix products of its own
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,3 +35,43 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[T
 def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 0 where the mask is True and -inf elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def attend_sources(kernels: ctypes.CDLL, joint: Tensor, lengths: list[int], heads: int, head_dim: int) -> Tensor:
+    """Return what self-attention gathers of sources without padding, one after another, (tokens, d_model); joint:
+    (tokens, 3 x d_model).
+
+    Which way a source goes follows from its own length: its answer must not depend on its companions.
+    """
+    parts, start = [], 0
+    for is_long, group in itertools.groupby(lengths, lambda length: length > MANY_QUERIES):
+        own = list(group)
+        states = joint[start : start + sum(own)]
+        if is_long:
+            parts += [attend_alone(source, heads, head_dim) for source in states.split(own)]
+        else:
+            parts.append(attend_short(kernels, states, own, heads, head_dim))
+        start += len(states)
+    return torch.cat(parts)
+
+
+def attend_short(kernels: ctypes.CDLL, joint: Tensor, lengths: list[int], heads: int, head_dim: int) -> Tensor:
+    """Return what self-attention gathers of short sources, by the kernels."""
+    output = joint.new_empty(len(joint), heads * head_dim)
+    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    native.call(kernels.attend_source, joint, starts, output, len(lengths), heads, head_dim, max(lengths))
+    return output
+
+
+def attend_alone(joint: Tensor, heads: int, head_dim: int) -> Tensor:
+    """Return what self-attention gathers of one source, by torch's products."""
+    query, keys, values = joint.view(1, -1, 3, heads, head_dim).unbind(2)
+    return attend(query, keys.transpose(1, 2), values.transpose(1, 2), joint.new_zeros(1, 1, len(joint)))[0]
+
+
+def attend_targets(kernels: ctypes.CDLL, joint: Tensor, shape: tuple[int, int], heads: int, head_dim: int) -> Tensor:
+    """Return what causal self-attention gathers of (rows, length) tokens, as a search does it, to the last bit."""
+    rows, length = shape
+    output = joint.new_empty(len(joint), heads * head_dim)
+    native.call(kernels.attend_target, joint, output, rows, heads, head_dim, length)
+    return output

@@ -15,9 +15,9 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.board import Board
 from tfray.generation.constraints import choose_with_phrases, unmet
+from tfray.generation.processors import NextTokens
 from tfray.generation.ranking import length_penalty
 from tfray.generation.rows import Hypothesis
-from tfray.generation.select import best_tokens
 from tfray.tokens.special import EOS_ID
 
 NEVER = float("-inf")
@@ -48,12 +48,12 @@ class Beam:
         if self.looked is not None:
             self.looked[slots] = 0
 
-    def advance(self, log_probs: Tensor, looks: Tensor) -> tuple[Tensor, list[int]]:
+    def advance(self, found: NextTokens, looks: Tensor) -> tuple[Tensor, list[int]]:
         """Extend the beams; return each hypothesis' parent (rows, size), and the slots that are done."""
         board, rows, size = self.board, self.board.rows, self.size
         if self.looked is not None:
             self.looked[:rows, :, : looks.shape[-1]] += looks
-        values, ids = best_tokens(log_probs, 2 * size)
+        values, ids = found.best_few(2 * size)
         each = ids.shape[1]
         totals = (board.scores[:rows, :, None] + values.view(rows, size, each).double()).flatten(1)
         order = totals.sort(dim=-1, descending=True, stable=True)
@@ -62,7 +62,7 @@ class Beam:
         parents, tokens = places // each, ids.view(rows, -1).gather(1, places)
         for slot, request in enumerate(board.requests[:rows]):
             if request.must:
-                self.allocate(slot, log_probs, totals, parents, tokens)
+                self.allocate(slot, found, totals, parents, tokens)
         is_end = tokens == EOS_ID
         # An end counts only among the beam_size best, as any other candidate would.
         self.collect(is_end[:, :size] & (totals[:, :size] > NEVER), parents, totals)
@@ -75,10 +75,10 @@ class Beam:
             self.looked[:rows] = looked.gather(1, parents[..., None].expand_as(looked))
         return parents, self.done_slots()
 
-    def allocate(self, slot: int, log_probs: Tensor, totals: Tensor, parents: Tensor, tokens: Tensor) -> None:
+    def allocate(self, slot: int, found: NextTokens, totals: Tensor, parents: Tensor, tokens: Tensor) -> None:
         """Replace a row's candidates by those that keep room for the phrases that it must contain."""
         board = self.board
-        own = log_probs[slot * self.size : (slot + 1) * self.size]
+        own = found.log_probs(slice(slot * self.size, (slot + 1) * self.size))
         ids = board.history[slot, :, : board.taken[slot]].tolist()
         room = int(board.limits[slot]) - board.taken[slot]
         chosen = choose_with_phrases(board.requests[slot].must, ids, board.scores[slot].tolist(), own, room)

@@ -25,7 +25,7 @@ from tfray.generation.cache import SlotCache, round_up
 from tfray.generation.graphs import steps_of
 from tfray.generation.memory import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.network import Network
-from tfray.generation.processors import next_log_probs
+from tfray.generation.processors import next_tokens
 from tfray.generation.rows import Hypothesis, Request
 from tfray.generation.single import Single
 
@@ -115,7 +115,7 @@ class Batch:
         self.fill(list(range(self.slots)))
         while self.board.rows:
             logits, looks = self.step()
-            parents, done = self.search.advance(next_log_probs(logits, self.board, self.config), looks)
+            parents, done = self.search.advance(next_tokens(logits, self.board, self.config), looks)
             for cache in self.caches:
                 cache.end_step(parents)
             if done:

@@ -182,19 +182,16 @@ void attend_target(const float *joint, float *output, whole rows, whole heads, w
     BY_SIZE(attend_target_sized, joint, output, rows, heads, length)
 }
 
-/* Log-probabilities in place, of logits that are still to be multiplied by each row's scale. */
-void log_softmax_rows(float *logits, const float *scales, whole rows, whole vocab) {
+/* The logarithm of each row's sum of exponentials: a logit less this is a log-probability. */
+void log_sums(const float *logits, float *sums, whole rows, whole vocab) {
     for (whole row = 0; row < rows; row++) {
-        float *line = logits + row * vocab;
-        float scale = scales ? scales[row] : 1.0f, most = -INFINITY, sum = 0;
+        const float *line = logits + row * vocab;
+        float most = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : most)
         for (whole i = 0; i < vocab; i++) most = line[i] > most ? line[i] : most;
-        most *= scale;
 #pragma omp simd reduction(+ : sum)
-        for (whole i = 0; i < vocab; i++) sum += exponential(line[i] * scale - most);
-        float shift = most + logf(sum);
-#pragma omp simd
-        for (whole i = 0; i < vocab; i++) line[i] = line[i] * scale - shift;
+        for (whole i = 0; i < vocab; i++) sum += exponential(line[i] - most);
+        sums[row] = most + logf(sum);
     }
 }
 

@@ -18,7 +18,7 @@ __all__ = ["call", "compiled", "kernels"]
 
 SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h")), SHARED]
 NAMES = [
-    *("quantize_rows", "finish_rows", "normalize_rows", "log_softmax_rows", "best_tokens"),
+    *("quantize_rows", "finish_rows", "normalize_rows", "log_sums", "best_tokens"),
     *("attend_source", "attend_target", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
     *("keep_memory", "keep_memory_half"),
 ]

@@ -7,7 +7,6 @@ states are two-dimensional, (rows x positions, d_model), as the products want th
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -16,16 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tfray.generation import native
-from tfray.generation.attention import attend, bias_of
+from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
 from tfray.generation.cache import SlotCache, round_up
-from tfray.generation.linear import Linear, PlainLinear, Precision
+from tfray.generation.linear import BlockedLinear, Linear, PlainLinear, Precision
 from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
 from tfray.model.layers import DecoderLayer, EncoderLayer
 from tfray.model.positions import frequencies, sinusoids
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import PAD_ID
-
-MANY_QUERIES = 96  # a longer source is worth matrix products of its own
 
 
 class Network:
@@ -36,7 +33,7 @@ class Network:
         self.precision = precision
         self.device = model.output_weight.device
         packer = Packer(architecture, precision, self.device)
-        self.is_exact = precision == "fp32" or packer.kind is PlainLinear
+        self.is_exact = packer.kind in (PlainLinear, BlockedLinear)
         self.dtype = packer.dtype
         self.is_pre_norm = architecture.norm_position == "pre"
         self.is_rotary = architecture.positions == "rotary"
@@ -153,8 +150,13 @@ class Network:
             if self.is_rotary:
                 joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
             kernels = self.kernels()
+            if kernels is not None and lengths is not None:
+                return attention.output, attend_sources(kernels, joint, lengths, self.heads, self.head_dim)
             if kernels is not None:
-                return attention.output, self.attend_natively(kernels, joint, shape, lengths)
+                if not self.is_exact:  # as a cache keeps keys and values
+                    kept = joint[:, self.heads * self.head_dim :]
+                    kept.copy_(kept.to(self.cache_dtype(kernels)))
+                return attention.output, attend_targets(kernels, joint, shape, self.heads, self.head_dim)
             if places is not None:
                 joint = joint.new_zeros(shape[0] * shape[1], joint.shape[1]).index_copy_(0, places, joint)
             query, keys, values = joint.view(*shape, 3, self.heads, self.head_dim).unbind(2)
@@ -162,42 +164,6 @@ class Network:
             return attention.output, gathered if places is None else gathered[places]
 
         return self.around(hidden, attention.norm, gather)
-
-    def attend_natively(
-        self, kernels: ctypes.CDLL, joint: Tensor, shape: tuple[int, int], lengths: list[int] | None
-    ) -> Tensor:
-        """Return what self-attention gathers: of sources, or of targets as a search does it, to the last bit."""
-        if lengths is None:
-            if not self.is_exact:  # as a cache keeps keys and values
-                kept = joint[:, self.heads * self.head_dim :]
-                kept.copy_(kept.to(self.cache_dtype(kernels)))
-            output = joint.new_empty(len(joint), self.heads * self.head_dim)
-            native.call(kernels.attend_target, joint, output, shape[0], self.heads, self.head_dim, shape[1])
-            return output
-        parts, start = [], 0
-        # Which way a source goes follows from its own length: its answer must not depend on its companions.
-        for is_long, group in itertools.groupby(lengths, lambda length: length > MANY_QUERIES):
-            own = list(group)
-            states = joint[start : start + sum(own)]
-            if is_long:
-                parts += map(self.attend_alone, states.split(own))
-            else:
-                parts.append(self.attend_short(kernels, states, own))
-            start += len(states)
-        return torch.cat(parts)
-
-    def attend_short(self, kernels: ctypes.CDLL, joint: Tensor, lengths: list[int]) -> Tensor:
-        """Return what self-attention gathers of short sources, one after another, by the kernels."""
-        output = joint.new_empty(len(joint), self.heads * self.head_dim)
-        starts = torch.tensor([0, *itertools.accumulate(lengths)])
-        shape = (len(lengths), self.heads, self.head_dim, max(lengths))
-        native.call(kernels.attend_source, joint, starts, output, *shape)
-        return output
-
-    def attend_alone(self, joint: Tensor) -> Tensor:
-        """Return what self-attention gathers of one source, by torch's products."""
-        query, keys, values = joint.view(1, -1, 3, self.heads, self.head_dim).unbind(2)
-        return attend(query, keys.transpose(1, 2), values.transpose(1, 2), joint.new_zeros(1, 1, len(joint)))[0]
 
     def project_memory(self, memory: Tensor) -> Tensor:
         """Return every layer's keys and values of the memory, (tokens, layers, 2, heads, head_dim)."""

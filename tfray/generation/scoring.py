@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tfray.generation.memory import SHORTAGES, is_shortage, recover
 from tfray.generation.network import Network
-from tfray.generation.processors import log_softmax
+from tfray.generation.processors import normalize
 from tfray.tokens.special import BOS_ID
 
 CHUNK_TOKENS = 4096
@@ -79,8 +79,8 @@ def score(
         # Row by row: logits of all positions at once would be the largest tensor by far.
         for row, states in zip(rows, hidden, strict=True):
             labels = torch.tensor(targets[row], dtype=torch.long, device=network.device)
-            log_probs = log_softmax(network.logits(states[: len(labels)]).float())
-            scores[row] = Score(log_probs.gather(1, labels[:, None]).squeeze(1).tolist())
+            found = normalize(network.logits(states[: len(labels)]).float())
+            scores[row] = Score((found.scores.gather(1, labels[:, None]) - found.log_sums).squeeze(1).tolist())
 
     work_through(network, pair_lengths(sources, targets), batch_rows, work)
     return [found for found in scores if found is not None]

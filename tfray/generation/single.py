@@ -11,9 +11,9 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.board import Board
 from tfray.generation.draws import draw, uniform
+from tfray.generation.processors import NextTokens
 from tfray.generation.ranking import length_penalty
 from tfray.generation.rows import Hypothesis
-from tfray.generation.select import best_token
 from tfray.tokens.special import EOS_ID
 
 NEVER = float("-inf")
@@ -32,16 +32,17 @@ class Single:
         self.is_open[slots] = True
         self.lengths[slots] = 0
 
-    def advance(self, log_probs: Tensor, looks: Tensor) -> tuple[None, list[int]]:
+    def advance(self, found: NextTokens, looks: Tensor) -> tuple[None, list[int]]:
         """Extend every hypothesis by a token; return the slots of rows that are done."""
         board, rows = self.board, self.board.rows
         if self.config.search == "beam":
-            values, tokens = best_token(log_probs)
+            values, tokens = found.best()
         else:
             seeds = board.numbers[:rows].repeat_interleave(board.width)
             sample = torch.arange(board.width, device=board.device).repeat(rows)
             step = board.positions[:rows].repeat_interleave(board.width)
             chance = uniform(self.config.seed, seeds, sample, step)
+            log_probs = found.log_probs()
             tokens = draw(log_probs, chance, self.config)
             values = log_probs.gather(1, tokens[:, None]).squeeze(1)
         tokens, values = tokens.view(rows, -1), values.view(rows, -1)

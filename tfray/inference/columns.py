@@ -9,7 +9,7 @@ import pyarrow as pa
 from tfray.config import GenerationConfig, InferenceConfig
 from tfray.corpus.read import declare_schema
 from tfray.errors import InputError
-from tfray.units.plan import InputFile
+from tfray.units.files import InputFile
 
 Task = Literal["generate", "classify", "score", "embed"]
 

@@ -13,7 +13,8 @@ from tfray.corpus.columns import check_columns, choose_columns, choose_source
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
 from tfray.inference.columns import Task, input_schema, output_schema
-from tfray.units.plan import InputFile, Unit, find_files, plan_units
+from tfray.units.files import InputFile, find_files
+from tfray.units.plan import Unit, plan_units
 
 SMALLEST_UNIT, LARGEST_UNIT = 512, 65_536  # rows; fewer leave slots of the engine empty
 MOST_PIECES = 256  # of a compressed file: to uncompress the half of 10 GB takes about ten seconds

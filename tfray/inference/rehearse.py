@@ -23,9 +23,10 @@ from tfray.inference.quality import check_quality
 from tfray.inference.sample import sample_rows
 from tfray.inference.write import WriteUnit
 from tfray.report.tables import format_table
+from tfray.units.files import find_files
 from tfray.units.ledger import Ledger
 from tfray.units.place import find_place
-from tfray.units.plan import find_files, plan_units
+from tfray.units.plan import plan_units
 from tfray.units.status import duration
 from tfray.units.stored import read_plan
 

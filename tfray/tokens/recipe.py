@@ -14,7 +14,8 @@ from tfray.corpus.near import load_datasketch
 from tfray.corpus.read import DamagedFile, declare_schema, file_schema, read_blocks
 from tfray.corpus.scripts import check_script
 from tfray.errors import InputError
-from tfray.units.plan import InputFile, Unit, find_files
+from tfray.units.files import InputFile, find_files
+from tfray.units.plan import Unit
 
 
 class LostFile(NamedTuple):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig, require
 from tfray.errors import InputError
 from tfray.tokens.shards import TokenFolder
@@ -14,39 +15,29 @@ METRICS = {"translation": ("loss", "bleu", "chrf"), "classification": ("loss", "
 """What validation measures, by task; of the loss less is better, of the others more."""
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Where the validations stand by one metric."""
+def judged(progress: Progress, step: int, found: Mapping[str, float]) -> tuple[Progress, bool]:
+    """Return progress after a validation of this step's weights, and whether it is the best so far.
 
-    metric: str
-    best_score: float | None = None
-    """None before the first finite one."""
-    best_step: int = 0
-    stale_validations: int = 0
-    """Validations since the best."""
+    Without any validation data (nothing is found) the newest is the best; a finding without the metric, whose
+    part with it is still to come, changes nothing.
+    """
+    if not found:
+        return replace(progress, best_step=step, stale_validations=0), True
+    if progress.best_metric not in found:
+        return progress, False
+    score = found[progress.best_metric]
+    if is_better(progress, score):
+        return replace(progress, best_score=score, best_step=step, stale_validations=0), True
+    return replace(progress, stale_validations=progress.stale_validations + 1), False
 
-    def judge(self, step: int, found: Mapping[str, float]) -> tuple[Judge, bool]:
-        """Return where they stand after a validation of this step's weights, and whether it is the best.
 
-        Without any validation data (nothing is found) the newest is the best; a finding without the metric, whose
-        part with it is still to come, changes nothing.
-        """
-        if not found:
-            return replace(self, best_step=step, stale_validations=0), True
-        if self.metric not in found:
-            return self, False
-        score = found[self.metric]
-        if self.is_better(score):
-            return replace(self, best_score=score, best_step=step, stale_validations=0), True
-        return replace(self, stale_validations=self.stale_validations + 1), False
-
-    def is_better(self, score: float) -> bool:
-        """Say whether a score beats the best so far; one that is not finite never does."""
-        if not math.isfinite(score):
-            return False
-        if self.best_score is None or not math.isfinite(self.best_score):
-            return True
-        return score < self.best_score if self.metric == "loss" else score > self.best_score
+def is_better(progress: Progress, score: float) -> bool:
+    """Say whether a score beats the best so far; one that is not finite never does."""
+    if not math.isfinite(score):
+        return False
+    if progress.best_score is None or not math.isfinite(progress.best_score):
+        return True
+    return score < progress.best_score if progress.best_metric == "loss" else score > progress.best_score
 
 
 def check_metric(config: TrainingConfig, tokens: TokenFolder) -> None:

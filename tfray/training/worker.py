@@ -31,7 +31,7 @@ from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
 from tfray.training.folders import ModelFolders
 from tfray.training.group import ask_to_save_once
-from tfray.training.judge import Judge
+from tfray.training.judge import judged
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
 from tfray.training.parallel import agree_on_precision, make_state
@@ -257,19 +257,10 @@ class Worker:
     def judge(self, findings: Iterable[Finding]) -> None:
         """Log what validation found, and keep the model where it is the best so far."""
         for finding in findings:
-            progress = self.progress
-            judge = Judge(
-                self.job.training.best_metric, progress.best_score, progress.best_step, progress.stale_validations
-            )
-            judge, is_best = judge.judge(finding.step, finding.metrics)
-            if finding.step == progress.step and judge.metric in finding.metrics:
-                self.score = finding.metrics[judge.metric] * (-1 if judge.metric == "loss" else 1)
-            self.progress = replace(
-                progress,
-                best_score=judge.best_score,
-                best_step=judge.best_step,
-                stale_validations=judge.stale_validations,
-            )
+            self.progress, is_best = judged(self.progress, finding.step, finding.metrics)
+            metric = self.progress.best_metric
+            if finding.step == self.progress.step and metric in finding.metrics:
+                self.score = finding.metrics[metric] * (-1 if metric == "loss" else 1)
             if is_best and self.rank == 0:
                 self.folders.write("best", finding.weights, self.progress, finding.step)
             if finding.metrics:

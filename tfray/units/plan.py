@@ -14,71 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError, StorageFailure
+from tfray.units.files import THREADS, Format, InputFile, split_compression, uncompressed
 from tfray.units.lines import LineIndex, index_files
 
-Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
-FORMATS: dict[str, Format] = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-COMPRESSION_RATIO = 3  # of text, about
 BYTES_PER_ROW = 100  # of text that is not looked at, about
 SAMPLE_BYTES = 64 << 10  # of text that is
 MOST_PIECES = 16  # of one row group, unless the largest unit makes more
-THREADS = 16  # which wait for storage
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One input file as its name, footer and size show it."""
-
-    path: str
-    format: Format
-    compression: str | None
-    bytes: int
-    """Size of the file; of Parquet the uncompressed size of all columns."""
-    rows: int | None
-    """Exact; None where only reading tells (text)."""
-    schema: pa.Schema | None = None
-    """Of Parquet only."""
-    row_groups: tuple[int, ...] = ()
-    """Rows of each row group; of Parquet only."""
-    target_path: str | None = None
-    """The target side of parallel text."""
-    damage: str | None = None
-    """Why the file cannot be used; None where nothing is known against it."""
-
-    @property
-    def paths(self) -> list[str]:
-        """The file, and its target side if it is parallel text."""
-        return [self.path, self.target_path] if self.target_path else [self.path]
-
-    @property
-    def is_empty(self) -> bool:
-        """There is no row in it, and nothing wrong with that."""
-        return not self.damage and (self.rows == 0 if self.format == "parquet" else self.bytes == 0)
-
-    @property
-    def has_header(self) -> bool:
-        """Its first line names the columns."""
-        return self.format in ("csv", "tsv")
-
-    @property
-    def has_lines(self) -> bool:
-        """It can be cut where its lines begin; CSV only if no record goes over lines."""
-        return self.format != "parquet"
 
 
 @dataclass(frozen=True)
@@ -127,58 +71,6 @@ class Unit:
         return f"{self.stem}.parquet"
 
 
-def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[InputFile]:
-    """Return the input files behind paths, globs and folders, in order; damaged Parquet says so in `damage`.
-
-    Raises InputError for a missing or unpaired file.
-    """
-    files = [path for pattern in paths for path in storage.expand(pattern)]
-    targets = [path for pattern in target_paths or [] for path in storage.expand(pattern)]
-    if targets and len(targets) != len(files):
-        raise InputError(
-            f"parallel text needs one target file for each source file; got {len(files)} source files "
-            f"({', '.join(files[:3])}) and {len(targets)} target files ({', '.join(targets[:3])})"
-        )
-    with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(describe, files, targets or [None] * len(files)))
-
-
-def describe(path: str, target_path: str | None) -> InputFile:
-    """Return an input file's format, size and schema."""
-    stem, compression = split_compression(path)
-    suffix = "." + stem.rpartition(".")[2]
-    file_format = FORMATS.get(suffix, "text")
-    if target_path is not None and file_format != "text":
-        raise InputError(f"{path!r} is {file_format} and has its own columns; a target file belongs to plain text")
-    if file_format == "parquet":
-        return read_footer(path)
-    return InputFile(path, file_format, compression, storage.file_size(path), None, target_path=target_path)
-
-
-def split_compression(path: str) -> tuple[str, str | None]:
-    """Return a path in lower case without the ending of its compression, and pyarrow's name of that."""
-    stem = (path.partition("?")[0] if storage.is_remote(path) else path).lower()
-    for suffix, name in COMPRESSIONS.items():
-        if stem.endswith(suffix):
-            return stem.removesuffix(suffix), name
-    return stem, None
-
-
-def read_footer(path: str) -> InputFile:
-    """Return a Parquet file as its footer describes it."""
-    try:
-        with storage.open_patiently(path) as file:
-            footer = pq.read_metadata(file)
-        groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
-        rows = tuple(group.num_rows for group in groups)
-        size = sum(group.total_byte_size for group in groups)
-        return InputFile(path, "parquet", None, size, sum(rows), footer.schema.to_arrow_schema(), rows)
-    except StorageFailure:
-        raise
-    except storage.READ_ERRORS as error:
-        return InputFile(path, "parquet", None, 0, None, damage=f"it is not a readable Parquet file: {error}")
-
-
 def plan_units(
     files: list[InputFile],
     smallest: int,
@@ -211,11 +103,6 @@ def plan_units(
         for unit in cut(file, file_rows, unit_rows, largest, stride, indexes, most_pieces)
     ]
     return [replace(unit, index=first_index + index, corpus=corpus) for index, unit in enumerate(ranges)]
-
-
-def uncompressed(file: InputFile) -> int:
-    """Return a file's uncompressed bytes, about."""
-    return file.bytes * (COMPRESSION_RATIO if file.compression else 1)
 
 
 def estimate_rows(file: InputFile) -> int:
