@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from tfray import run as run_file
-from tfray.config import CorpusConfig, RunJob, TrainJob
+from tfray.cluster import connected, connected_once
+from tfray.config import ClusterConfig, CorpusConfig, RunJob, TrainJob
 
 
 def test_settings_that_may_change_reach_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +22,12 @@ def test_settings_that_may_change_reach_the_training(tmp_path: Path, monkeypatch
     corpus = CorpusConfig(train=["a"], test_share=0.1)
     run_file.run(RunJob(out=str(tmp_path), corpus=corpus, allow_change=["training.epochs"]))
     assert isinstance(jobs["train"], TrainJob) and jobs["train"].allow_change == ["training.epochs"]
+
+
+def test_a_ray_that_was_there_before_the_run_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+    ray = SimpleNamespace(is_initialized=lambda: True, shutdown=lambda: ended.append(True))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with connected_once(), connected(ClusterConfig()):
+        pass
+    assert not ended

@@ -173,3 +173,12 @@ def test_lines_are_added_and_folders_removed(tmp_path: Path) -> None:
     storage.remove(str(tmp_path / "folder"))
     storage.remove(str(tmp_path / "not there"))
     assert not storage.exists(str(tmp_path / "folder"))
+
+
+def test_a_question_mark_in_a_local_name_begins_no_options(tmp_path: Path) -> None:
+    folder = storage.join(str(tmp_path), "what?now=1")
+    storage.publish_bytes(storage.join(folder, "a?b.txt"), b"x")
+    (path,) = storage.list_files(folder)
+    assert storage.base_name(path) == "a?b.txt" and storage.base_name(folder) == "what?now=1"
+    assert storage.read_bytes(path) == b"x"
+    assert storage.base_name("s3://bucket/a.txt?region=x") == "a.txt"

@@ -65,7 +65,12 @@ keeping: ContextVar[bool] = ContextVar("keeping", default=False)
 
 @contextlib.contextmanager
 def connected_once() -> Iterator[None]:
-    """Let the first `connected` in the block start Ray, if any does, and only the block's end stop it."""
+    """Let the first `connected` in the block start Ray, if any does, and only the block's end stop it; a Ray that was
+    there before stays."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        yield
+        return
     token = keeping.set(True)
     try:
         yield

@@ -94,12 +94,12 @@ def format_pairs(tokens: TokenFolder, split: str) -> str:
     """Return the first pairs of evenly spread shards, decoded, with their place in the input."""
     paths = spread(tokens.paths(split), EXAMPLES)
     each = -(-EXAMPLES // len(paths))
-    lines = []
+    lines, tokenizer = [], tokens.tokenizer
     for path in paths:
         table = read_pairs([path], ["source_ids", "target_ids", "file", "row"]).slice(0, each)
-        texts = [tokens.tokenizer.decode_batch(table[side].to_pylist()) for side in ("source_ids", "target_ids")]
+        texts = [tokenizer.decode_batch(table[side].to_pylist()) for side in ("source_ids", "target_ids")]
         if tokens.task == "classification":
-            names = {index: name for name, index in tokens.tokenizer.label_ids.items()}
+            names = {index: name for name, index in tokenizer.label_ids.items()}
             texts[1] = [names[index] for index in pc.list_flatten(table["target_ids"]).to_pylist()]
         for source, target, file, row in zip(*texts, table["file"].to_pylist(), table["row"].to_pylist(), strict=True):
             lines.append(f"  {source}\n  -> {target}\n     {file}, row {row}")

@@ -45,11 +45,7 @@ def build(sources: list[Path], flags: list[str]) -> Path:
     """Return the shared library, compiled now or before for this source, compiler flags and processor."""
     made_from = [*(source.read_text() for source in sources), *flags, processor()]
     key = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tfray"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="tfray-"))
+    folder = cache_folder()
     library = folder / f"{sources[0].stem}-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -62,6 +58,21 @@ def build(sources: list[Path], flags: list[str]) -> Path:
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
             os.replace(parts[1], library)  # several processes may build at the same time
     return library
+
+
+def cache_folder() -> Path:
+    """Return where libraries are kept: the user's cache, or where that cannot be written to, a folder in the temporary
+    one that is this user's alone."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tfray"
+    own = Path(tempfile.gettempdir(), f"tfray-{os.getuid()}")
+    for folder in (cache, own):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK) and folder.lstat().st_uid == os.getuid():
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="tfray-"))
 
 
 def processor() -> str:

@@ -23,7 +23,7 @@ from tfray import storage
 from tfray.checkpoint import refusal
 from tfray.checkpoint.checkpoints import Checkpoints, kept_folders, read_weights
 from tfray.checkpoint.state import Progress, complete_checkpoints, newest_progress
-from tfray.errors import CheckpointMismatch, InputError
+from tfray.errors import CheckpointMismatch, InputError, StorageFailure
 
 
 @pytest.fixture(scope="module")
@@ -331,3 +331,22 @@ def test_an_error_that_is_no_ones_fault_but_ours_keeps_its_type(
     checkpoints.save(Progress(step=1), {"weight.odd": torch.zeros(2, dtype=torch.complex64)})
     with pytest.raises(KeyError):
         checkpoints.wait()
+
+
+@pytest.mark.parametrize("name", ["read_json", "read_chunks"])
+def test_what_the_storage_does_not_give_just_now_is_neither_damaged_nor_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    checkpoints = save_steps(tmp_path, 1, 2, keep=2)
+    before, newest = folders(tmp_path), complete_checkpoints(str(tmp_path))[-1]
+
+    def fail(*_: object) -> Any:
+        raise StorageFailure("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, name, fail)
+        with pytest.raises(StorageFailure, match="the network is down"):
+            newest_progress(str(tmp_path))
+        checkpoints.clear(lambda: checkpoints.sweep(newest))
+    assert folders(tmp_path) == before
+    assert newest_progress(str(tmp_path)).step == 2

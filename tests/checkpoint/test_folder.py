@@ -157,3 +157,10 @@ def test_a_folder_that_is_not_there_is_refused_with_the_remedy(tmp_path: Path):
 def test_the_card_tells_what_the_model_is(folder: Path):
     card = (folder / "README.md").read_text()
     assert "translation" in card and "2 + 1 layers" in card and "step: 7" in card
+
+
+def test_a_folder_of_another_format_is_refused_by_both_versions(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": 7}))
+    with pytest.raises(InputError, match=r"config.json' has format_version=7, this tfray reads 1; use the tfray"):
+        open_model_folder(str(folder))

@@ -107,3 +107,9 @@ def test_in_process_int8_needs_pairs_and_on_a_gpu_it_is_refused(model_folder: st
     model = open_model_folder(model_folder).load_model().to("meta")
     with pytest.raises(InputError, match="int8' is for CPUs"):
         prepare(model, GenerationConfig(precision="int8"))
+
+
+def test_references_of_which_none_is_a_label_measure_nothing(label_model: str) -> None:
+    pairs = [(source, str(row % 2)) for row, source in enumerate(SOURCES)]
+    with pytest.raises(InputError, match=r"none of the references \(0, 1\) is a label of the model.*quality_data"):
+        compare([open_model_folder(label_model)], GenerationConfig(), pairs)

@@ -18,10 +18,18 @@ from tests.test_storage_remote import bucket  # noqa: F401 - a fixture
 from tests.tokens.conftest import Run
 from tfray import storage
 from tfray.config import CleanConfig, CorpusConfig, PartConfig, TokenizeJob, TokensConfig
-from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
+from tfray.corpus import columns as columns_module
+from tfray.corpus.read import file_schema
+from tfray.errors import CheckpointMismatch, InputError, StorageFailure, TooManyErrors
 from tfray.report.account import format_account
+from tfray.storage import publish_json, read_json
+from tfray.tokens import recipe as recipe_module
 from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
+from tfray.tokens.stage import TokenizeUnit
+from tfray.units import lock as lock_module
+from tfray.units.lock import LOCK
+from tfray.units.plan import Unit
 
 WORDS = ["a", "man", "Mann", "ein", "dog", "Hund", "zwei", "two", "it's", "2,000", "café", "狗", "</s>"]
 TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
@@ -376,3 +384,40 @@ def test_labels_are_never_held_out_nor_length_checked(tmp_path: Path, run: Run) 
     valid = write_lines(tmp_path / "v.jsonl", [b'{"text": "x", "label": 1}', b'{"text": "y", "label": 0}'])
     tokens = run(make_job(tmp_path / "out", train, {"max_length_ratio": 2}, valid=valid))
     assert tokens.examples("train") and sum(tokens.examples("train")) == 20
+
+
+def test_a_stage_whose_driver_has_lost_the_place_writes_nothing(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "PATIENCE_SECONDS", 0.0)
+    train = write_lines(tmp_path / "a.jsonl", [line((f"a man {n}", f"ein Mann {n}")) for n in range(40)])
+    job = make_job(tmp_path, train, out=str(tmp_path / "out"))
+
+    def lose_place(self: TokenizeUnit, unit: Unit) -> dict:
+        owner = read_json(lock_path)
+        publish_json(lock_path, {**owner, "token": "another"})
+        return call(self, unit)
+
+    lock_path, call = str(tmp_path / "out" / LOCK), TokenizeUnit.__call__
+    monkeypatch.setattr(TokenizeUnit, "__call__", lose_place)
+    with pytest.raises(InputError, match="is worked on by"):
+        run(job)
+    assert not list((tmp_path / "out").glob("train/*")) and not list((tmp_path / "out" / "_units").glob("*"))
+
+
+def test_a_file_that_the_storage_does_not_give_is_not_left_out(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = [write_lines(tmp_path / f"{name}.jsonl", [line(("a man", "ein Mann"))] * 5) for name in "ab"]
+
+    def fail(file: Any, text: set[str]) -> Any:
+        if file.path.endswith("b.jsonl"):
+            raise StorageFailure("b.jsonl cannot be read")
+        return file_schema(file, text)
+
+    for module in (recipe_module, columns_module):
+        monkeypatch.setattr(module, "file_schema", fail)
+    with pytest.raises(StorageFailure, match=r"b\.jsonl"):
+        run(make_job(tmp_path, train, out=str(tmp_path / "out")))
+    with pytest.raises(StorageFailure, match=r"b\.jsonl"):
+        run(make_job(tmp_path, train[::-1], out=str(tmp_path / "out")))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.training import fit
 from tfray.training.fit import place_workers, was_preempted
 from tfray.training.group import GiveUp, WorkerFailed, usable_workers
@@ -100,6 +100,14 @@ def test_an_error_that_comes_again_and_again_is_raised_as_it_is(tmp_path: Path) 
     callback.after_exception(None, {0: WorkerFailed("a bug")})
     with pytest.raises(WorkerFailed, match="a bug"):
         callback.after_exception(None, {0: WorkerFailed("a bug")})
+
+
+def test_a_storage_that_fails_is_a_failure_like_others_and_is_named_at_the_end(tmp_path: Path) -> None:
+    callback = GiveUp(str(tmp_path), 1)
+    failure = StorageFailure("'s3://runs' cannot be read: see that it can be reached")
+    callback.after_exception(None, {0: failure})
+    with pytest.raises(StorageFailure, match="can be reached"):
+        callback.after_exception(None, {0: failure})
 
 
 def test_what_a_restart_cannot_mend_ends_training_at_once(tmp_path: Path) -> None:

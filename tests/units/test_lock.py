@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tfray import storage
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.units import lock as lock_module
 from tfray.units.lock import LOCK, Lock, Owner, read_owner
 
@@ -112,3 +112,42 @@ def test_a_worker_sees_whether_it_writes_where_its_driver_does(tmp_path: Path, m
             lock.ticket._replace(path=str(tmp_path / "own disk" / LOCK)).check()
         with pytest.raises(InputError, match="is worked on by process"):
             lock.ticket._replace(token="of a driver that was killed").check()
+
+
+def test_a_beat_under_way_does_not_bring_back_a_lock_that_was_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.01)
+    beats, write = threading.Event(), Lock.write
+
+    def slow(lock: Lock) -> None:
+        beats.set()
+        time.sleep(0.3)
+        write(lock)
+
+    monkeypatch.setattr(Lock, "write", slow)
+    with Lock(str(tmp_path)):
+        assert beats.wait(30)
+    time.sleep(0.5)
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_stops_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "LOOK_SECONDS", 0.01)
+    failures = [StorageFailure("the network is down")] * 3
+
+    def read(path: str) -> Owner | None:
+        if failures:
+            raise failures.pop()
+        return read_owner(path)
+
+    with Lock(str(tmp_path)) as lock:
+        monkeypatch.setattr(lock_module, "read_owner", read)
+        lock.ticket.check()
+        assert not failures
+        monkeypatch.setattr(lock_module, "PATIENCE_SECONDS", 0.0)
+        failures += [StorageFailure("the network is down")]
+        with pytest.raises(StorageFailure, match="the network is down"):
+            lock.ticket.check()

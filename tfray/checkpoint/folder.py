@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tfray import storage
 from tfray.config import TextConfig
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.model.architecture import Architecture
 from tfray.tokens.shards import TOKENIZER
 from tfray.tokens.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 BYTES_PER_WEIGHT = 4  # fp32
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class ModelFolder:
         try:
             weights = safetensors.torch.load(self.read_weights() if data is None else data)
             model.load_state_dict(weights)
+        except StorageFailure:
+            raise
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             raise InputError(
                 f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {one_line(error)}"
@@ -97,7 +100,7 @@ def save_model_folder(
     import safetensors.torch
 
     config = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "task": task,
         "text": asdict(text or TextConfig()),
         "architecture": asdict(architecture),
@@ -122,6 +125,7 @@ def open_model_folder(folder: str) -> ModelFolder:
     path = storage.join(folder, CONFIG)
     try:
         config = storage.read_json(path)
+        check_version(path, config)
         Architecture(**config["architecture"])
         TextConfig(**config.get("text", {}))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -135,6 +139,15 @@ def open_model_folder(folder: str) -> ModelFolder:
             f"{model_folder.architecture.vocab_size}; they belong to different models"
         )
     return model_folder
+
+
+def check_version(path: str, config: dict) -> None:
+    """Raise InputError where a model folder was written by a version of tfray with another format."""
+    version = config["format_version"]
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path!r} has format_version={version!r}, this tfray reads {FORMAT_VERSION}; use the tfray that wrote it"
+        )
 
 
 def check_weights(path: str) -> None:

@@ -19,7 +19,7 @@ import xxhash
 from tfray import storage
 from tfray.batches.feed import Cursor
 from tfray.checkpoint.group import Group
-from tfray.errors import CheckpointMismatch
+from tfray.errors import CheckpointMismatch, StorageFailure
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +172,8 @@ def is_complete(folder: str) -> bool:
     """Say whether a checkpoint's files are there in their full size; what is in them is not looked at."""
     try:
         parts = read_state(folder).parts
+    except StorageFailure:
+        raise
     except (OSError, ValueError):
         return False
     return not any(size_problem(folder, name, part) for name, part in parts.items())
@@ -186,13 +188,15 @@ def size_problem(folder: str, name: str, part: Part) -> str | None:
 
 
 def part_problem(folder: str, name: str, part: Part) -> str | None:
-    """Return what is wrong with a part, read to its end."""
+    """Return what is wrong with a part, read to its end; raises StorageFailure where that cannot be known."""
     digest = xxhash.xxh3_128()
     try:
         if problem := size_problem(folder, name, part):
             return problem
         for chunk in storage.read_chunks(storage.join(folder, name)):
             digest.update(chunk)
+    except StorageFailure:
+        raise
     except OSError as error:
         return f"{name} cannot be read: {error}"
     return None if digest.hexdigest() == part.xxh3 else f"{name} is not what was written: its checksum differs"
@@ -205,6 +209,8 @@ def verify(folder: str, group: Group) -> Saved | str:
     """
     try:
         saved = read_state(folder)
+    except StorageFailure:
+        raise
     except (OSError, ValueError) as error:
         saved, problems = None, [str(error)]
     else:

@@ -45,6 +45,8 @@ def choose_columns(files: list[InputFile], source: str | None, target: str | Non
             columns = columns_of(file, source, target, task)
             check_columns(file, columns.needed, columns.text)
             return columns
+        except StorageFailure:
+            raise
         except InputError as error:
             refusals.append(error)
     raise most_telling(files, refusals)

@@ -34,7 +34,7 @@ def demo(job: DemoJob) -> str:
         raise InputError(f"out={job.out!r} is an object store; the demo writes to a local folder")
     out = Path(job.out).absolute()
     data = out / "data"
-    if not (data / "test.parquet").exists():
+    if not (data / "train.parquet").exists():  # the last that is written
         write_dates(data)
     scores = run(date_job(job, data))
     return format_result(out, scores, time.monotonic() - begun)

@@ -107,9 +107,10 @@ def read_pairs(job: EvaluateJob) -> Pairs:
 
 def read_rows_with_column(job: EvaluateJob) -> Iterator[tuple]:
     """Yield prediction, error and the value of the reference column."""
+    own = own_columns(job.predictions)
     for part in part_files(job.predictions):
         with open_part(part) as file:
-            own = find_own_columns(job.predictions, file.schema_arrow.names)
+            check_own_columns(job.predictions, own, file.schema_arrow.names)
             column = find_reference_column(file.schema_arrow.names, job.reference_column, part, own)
             yield from read_columns(file, [*own, column])
 
@@ -123,10 +124,10 @@ def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
             f"reference_file={reference_file!r} has {len(lines)} lines for {rows} predictions in "
             f"{folder!r}; it must have one line for each input row, in the same order"
         )
-    position = 0
+    position, own = 0, own_columns(folder)
     for part in part_files(folder):
         with open_part(part) as file:
-            own = find_own_columns(folder, file.schema_arrow.names)
+            check_own_columns(folder, own, file.schema_arrow.names)
             for prediction, error in read_columns(file, own):
                 yield prediction, error, lines[position]
                 position += 1
@@ -159,17 +160,25 @@ def read_columns(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple]:
         yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
-def find_own_columns(folder: str, names: list[str]) -> list[str]:
-    """Return the columns of predictions and errors; raises InputError where the task was one without predictions."""
-    made_from = storage.read_json(storage.join(folder, "_manifest.json")).get("made_from", {})
-    prefix = made_from.get("inference", {}).get("prefix", "")
-    columns = [prefix + name for name in OWN_COLUMNS]
-    if not {*columns} <= {*names}:
+def own_columns(folder: str) -> list[str]:
+    """Return what the columns of predictions and errors are called."""
+    prefix = read_made_from(folder).get("inference", {}).get("prefix", "")
+    return [prefix + name for name in OWN_COLUMNS]
+
+
+def check_own_columns(folder: str, own: list[str], names: list[str]) -> None:
+    """Raise InputError where a file lacks them: the task was one without predictions."""
+    if not {*own} <= {*names}:
+        task = read_made_from(folder).get("task")
         raise InputError(
-            f"predictions={folder!r} holds no predictions to compare, for its task is {made_from.get('task')!r} (no "
-            f"column {columns[0]}); give the 'out' of `tfray predict --task generate` or `classify`"
+            f"predictions={folder!r} holds no predictions to compare, for its task is {task!r} (no column {own[0]}); "
+            "give the 'out' of `tfray predict --task generate` or `classify`"
         )
-    return columns
+
+
+def read_made_from(folder: str) -> dict:
+    """Return what predictions were made from."""
+    return storage.read_json(storage.join(folder, "_manifest.json")).get("made_from", {})
 
 
 def find_reference_column(names: list[str], wanted: str | None, part: str, own: list[str]) -> str:

@@ -59,7 +59,7 @@ class Network:
     def position_tables(self, length: int) -> tuple[Tensor, Tensor]:
         """Return the sinusoids (length, d_model), or the rotations' cosines and sines (length, head_dim / 2)."""
         if not self.is_rotary:
-            table = sinusoids(0, length, self.architecture.d_model).to(self.device, self.dtype)
+            table = sinusoids(length, self.architecture.d_model).to(self.device, self.dtype)
             return table, table
         angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(self.head_dim))
         return angles.cos().to(self.device, self.dtype), angles.sin().to(self.device, self.dtype)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tfray.checkpoint.folder import ModelFolder
-from tfray.config import GenerationConfig
+from tfray.config import GenerationConfig, InferenceConfig
 from tfray.config.rules import require
 from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
@@ -33,7 +33,7 @@ from tfray.tokens.special import EOS_ID
 
 logger = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 100_000
+MAX_CHARACTERS = InferenceConfig.max_characters
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Model:
         """Return the first model's attention for each hypothesis, to the pieces of its source."""
         parts = [part for hypothesis in hypotheses for part in hypothesis.pieces or (hypothesis,)]
         targets = [[*part.ids, *([EOS_ID] if part.is_finished else [])] for part in parts]
-        found = iter(scoring.align(self.networks[0], seen * len(hypotheses), targets))
+        found = iter(scoring.align(self.networks[0], seen * len(hypotheses), targets, self.config.batch_rows))
         return [torch.block_diag(*[next(found) for _ in seen]) for _ in hypotheses]
 
     def answers(self, texts: Sequence[str]) -> list[str]:

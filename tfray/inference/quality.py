@@ -7,20 +7,24 @@ What needs torch is imported when it is needed: other precisions begin without i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig, PredictJob, as_list
+from tfray.corpus.parquet import is_text
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
 from tfray.inference.planning import plan_rows
 from tfray.inference.sample import sample_rows
 from tfray.units.plan import Unit
+
+if TYPE_CHECKING:
+    from tfray.inference.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +69,27 @@ def compare(folders: list[ModelFolder], config: GenerationConfig, pairs: Sequenc
     if not usable:
         raise InputError("none of the rows on which the quality of int8 is to be measured can be used; name others")
     sources, references = ([*side] for side in zip(*usable, strict=True))
+    check_labels(exact, references)
     texts, others = exact.answers(sources), quantized.answers(sources)
     metric = "accuracy" if exact.task == "classification" else "BLEU"
     scores = [quality(metric, found, references) for found in (texts, others)]
     return Comparison(metric, len(usable), scores[0], scores[1], sum(map(str.__eq__, texts, others)) / len(usable))
+
+
+def check_labels(model: Model, references: list[str]) -> None:
+    """Raise InputError where none of the references is a label of a model of labels: nothing could be right."""
+    labels = model.tokenizer.label_ids
+    if labels and not {*labels} & {*references}:
+        raise InputError(
+            f"generation.precision='int8': none of the references ({shown(references)}) is a label of the model "
+            f"({shown(labels)}); name files whose target column has these names by inference.quality_data, or use bf16 "
+            "or fp32"
+        )
+
+
+def shown(names: Iterable[str]) -> str:
+    """Return some of different names."""
+    return ", ".join([*dict.fromkeys(names)][:5])
 
 
 def quality(metric: str, texts: list[str], references: list[str]) -> float:
@@ -116,7 +137,9 @@ def find_pairs(job: PredictJob, units: list[Unit], assignment: Assignment) -> li
     if job.inference.quality_data:
         plan = plan_rows(job, assignment.folder, "score", as_list(job.inference.quality_data))
         units, rows, source, target = plan.units, plan.rows, plan.texts.source, plan.texts.target
-    target = target or next((name for name in TARGETS if name in rows.names and is_text(rows.field(name).type)), None)
+    target = target or next(
+        (name for name in TARGETS if name in rows.names and is_reference(rows.field(name).type)), None
+    )
     if target is None:
         raise InputError(
             "generation.precision='int8' is used only where its loss of quality was measured, and the input has no "
@@ -127,8 +150,6 @@ def find_pairs(job: PredictJob, units: list[Unit], assignment: Assignment) -> li
     return [(text, reference) for text, reference in zip(sources, targets, strict=True) if text and reference]
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Say whether a column is text, in whatever encoding."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+def is_reference(kind: pa.DataType) -> bool:
+    """Say whether a column may hold references: texts, or labels that are numbers."""
+    return is_text(kind) or pa.types.is_integer(kind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,6 @@ from torch.nn import functional as F
 from tfray.model.architecture import Architecture
 from tfray.model.fused import FusedAttention, can_attend
 from tfray.model.positions import rotate
-
-
-class KeyValueStore(Protocol):
-    """The keys and values of the positions decoded so far, in one layer."""
-
-    length: int
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all keys and values, the new ones last."""
-        ...
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
@@ -96,19 +85,12 @@ class SelfAttention(MultiHeadAttention):
         hidden: Tensor,
         mask: Tensor | None = None,
         causal: bool = False,
-        past: KeyValueStore | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return (batch, length, d_model); `past` holds earlier positions, and gets these too.
-
-        The positions are those that follow, from 0 without a past, or the ones given.
-        """
+        """Return (batch, length, d_model); positions are 0, 1, ..., or the ones given."""
         query, keys, values = (self.split(part) for part in self.query_key_value(hidden).chunk(3, dim=-1))
-        start = past.length if past is not None else 0
         if self.is_rotary:
-            query, keys = rotate(query, start, positions), rotate(keys, start, positions)
-        if past is not None:
-            keys, values = past.append(keys, values)
+            query, keys = rotate(query, positions), rotate(keys, positions)
         return self.merge(attend(query, keys, values, mask, causal))
 
 

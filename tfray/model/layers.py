@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfray.model.architecture import Architecture
-from tfray.model.attention import CrossAttention, KeyValueStore, SelfAttention, over_heads
+from tfray.model.attention import CrossAttention, SelfAttention, over_heads
 from tfray.model.dropout import Dropout
 from tfray.model.fused import LayerNorm
 
@@ -87,18 +87,17 @@ class DecoderLayer(nn.Module):
         hidden: Tensor,
         memory_keys_values: tuple[Tensor, Tensor],
         memory_mask: Tensor,
-        past: KeyValueStore | None = None,
         own_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return (batch, target, d_model); with `past`, hidden is the newest position alone.
+        """Return (batch, target, d_model).
 
         `own_mask` and `positions` are those of packed rows; without, a target sees all that is before it.
         """
         visible = None if own_mask is None else over_heads(own_mask)
-        is_causal = past is None and visible is None
+        is_causal = visible is None
         hidden = self.around_self_attention(
-            hidden, lambda states: self.self_attention(states, visible, is_causal, past, positions)
+            hidden, lambda states: self.self_attention(states, visible, is_causal, positions)
         )
         hidden = self.around_cross_attention(
             hidden, lambda states: self.cross_attention(states, *memory_keys_values, memory_mask)

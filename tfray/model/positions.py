@@ -13,12 +13,12 @@ def frequencies(width: int) -> Tensor:
     return torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2, dtype=torch.float32) / width)
 
 
-def sinusoids(start: int, length: int, d_model: int) -> Tensor:
-    """Return the positional encoding of positions start..start+length, (length, d_model).
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """Return the positional encoding of the first positions, (length, d_model).
 
     "Attention Is All You Need", section 3.5: sine in even dimensions, cosine in odd ones.
     """
-    angles = torch.outer(torch.arange(start, start + length, dtype=torch.float32), frequencies(d_model))
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(d_model))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
@@ -30,15 +30,15 @@ def positions_in(segments: Tensor) -> Tensor:
     return places - torch.where(begins, places, 0).cummax(1).values
 
 
-def rotate(states: Tensor, start: int, positions: Tensor | None = None) -> Tensor:
+def rotate(states: Tensor, positions: Tensor | None = None) -> Tensor:
     """Return queries or keys rotated by their positions, (batch, heads, length, head_dim).
 
-    The positions are start, start + 1, ..., or those given, (batch, length).
+    The positions are 0, 1, ..., or those given, (batch, length), of which each is below the length.
 
     RoFormer (Su et al. 2021), equation 34, with the pairs (i, i + head_dim / 2).
     """
     length, head_dim = states.shape[-2:]
-    angles = torch.outer(torch.arange(start, start + length, dtype=torch.float32), frequencies(head_dim))
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(head_dim))
     if positions is not None:
         angles = angles.to(positions.device)[positions][:, None]  # (batch, 1, length, head_dim / 2)
     cosine, sine = (table.to(states) for table in (angles.cos(), angles.sin()))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tfray.model.architecture import Architecture
-from tfray.model.attention import KeyValueStore, together
+from tfray.model.attention import together
 from tfray.model.dropout import Dropout
 from tfray.model.layers import DecoderLayer, EncoderLayer, make_norm
 from tfray.model.positions import positions_in, sinusoids
@@ -34,13 +33,13 @@ class Embedding(nn.Module):
         self.tokens = nn.Embedding(architecture.vocab_size, architecture.d_model, architecture.pad_id)
         self.dropout = Dropout(architecture.dropout)
 
-    def forward(self, ids: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
-        """Return (batch, length, d_model) for ids at positions start, start + 1, ..., or the ones given."""
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return (batch, length, d_model) for ids at positions 0, 1, ..., or the ones given."""
         hidden = self.tokens(ids) * math.sqrt(self.d_model)
         if torch.is_autocast_enabled(ids.device.type):  # the residual stream too is in low precision
             hidden = hidden.to(torch.get_autocast_dtype(ids.device.type))
         if self.is_sinusoidal:
-            table = sinusoids(start, ids.shape[1], self.d_model).to(hidden)
+            table = sinusoids(ids.shape[1], self.d_model).to(hidden)
             hidden = hidden + (table if positions is None else table[positions])
         return self.dropout(hidden)
 
@@ -92,35 +91,19 @@ class Transformer(nn.Module):
         hidden = self.embedding(target_ids, positions=positions)
         own_mask = together(segments, segments).tril()
         visible = together(segments, memory.segments)
-        return self.run_decoder(hidden, self.project_memory(memory), visible, None, own_mask, positions)
-
-    def decode_next(
-        self,
-        last_ids: Tensor,
-        memory_keys_values: list[tuple[Tensor, Tensor]],
-        memory_mask: Tensor,
-        past: Sequence[KeyValueStore],
-    ) -> Tensor:
-        """Return next-token logits after each hypothesis' last token, (hypotheses, vocab).
-
-        `past` holds the keys and values of the tokens before, a layer each, and gets the new ones.
-        """
-        hidden = self.embedding(last_ids[:, None], start=past[0].length)
-        return self.project(self.run_decoder(hidden, memory_keys_values, memory_mask, past)[:, 0])
+        return self.run_decoder(hidden, self.project_memory(memory), visible, own_mask, positions)
 
     def run_decoder(
         self,
         hidden: Tensor,
         memory_keys_values: list[tuple[Tensor, Tensor]],
         memory_mask: Tensor,
-        past: Sequence[KeyValueStore | None] | None = None,
         own_mask: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Return embedded target positions after the decoder stack."""
-        stores = past or [None] * len(self.decoder)
-        for layer, keys_values, store in zip(self.decoder, memory_keys_values, stores, strict=True):
-            hidden = layer(hidden, keys_values, memory_mask, store, own_mask, positions)
+        for layer, keys_values in zip(self.decoder, memory_keys_values, strict=True):
+            hidden = layer(hidden, keys_values, memory_mask, own_mask, positions)
         return self.decoder_norm(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:

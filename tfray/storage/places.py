@@ -68,13 +68,13 @@ def entry(folder: str, name: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """Return the place of a name in a folder; a URI keeps its options (`?endpoint_override=...`)."""
-    base, mark, options = folder.partition("?") if is_remote(folder) else (folder, "", "")
-    return f"{base.rstrip('/')}/{name}{mark}{options}"
+    base, options = split_options(folder)
+    return f"{base.rstrip('/')}/{name}{options}"
 
 
 def base_name(path: str) -> str:
     """Return the last part of a place."""
-    return path.partition("?")[0].rpartition("/")[2]
+    return split_options(path)[0].rpartition("/")[2]
 
 
 def exists(path: str) -> bool:

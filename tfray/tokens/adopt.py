@@ -32,7 +32,7 @@ def adopt_tokenizer(path: str, labels: list[str]) -> Tokenizer:
     path = find_tokenizer(path)
     try:
         data = storage.read_bytes(path)
-        if bare(path).endswith(".model"):
+        if storage.split_options(path)[0].endswith(".model"):
             text = from_sentencepiece(data, path).to_str()
         else:
             text = data.decode()
@@ -52,17 +52,12 @@ def find_tokenizer(path: str) -> str:
     fs, inner = storage.filesystem(path)
     if fs.get_file_info(inner).is_file:
         return path
-    names = {bare(file).rpartition("/")[2]: file for file in storage.list_files(path)}
+    names = {storage.base_name(file): file for file in storage.list_files(path)}
     models = [name for name in names if name.endswith(".model")]
     if TOKENIZER_JSON not in names and len(models) != 1:
         found = f"{len(models)} .model files ({', '.join(models)}); name one" if models else "no .model"
         raise InputError(f"tokens.tokenizer={path!r} holds no {TOKENIZER_JSON} and {found}")
     return names.get(TOKENIZER_JSON) or names[models[0]]
-
-
-def bare(path: str) -> str:
-    """Return a path without a URI's options."""
-    return path.partition("?")[0] if storage.is_remote(path) else path
 
 
 def renumbered(

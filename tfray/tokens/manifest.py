@@ -46,7 +46,7 @@ def finish(job: TokenizeJob, ledger: Ledger, corpora: list[Corpus], units: list[
     storage.remove(storage.join(ledger.folder, WORK))
     for name in (*SPLITS, REJECTED, TEST_TEXT, RECORDS):
         sweep(storage.join(ledger.folder, name))
-    ledger.finish(manifest)
+    ledger.finish({"plan": ledger.manifest["plan"], **manifest})
     return open_tokens(ledger.folder)
 
 

@@ -48,11 +48,15 @@ class UnitOutput:
     def __enter__(self) -> UnitOutput:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        if kind is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stack.__exit__(kind, error, trace)
+            return
+        with self.stack:
             for split in sorted(self.waiting):
                 self.write_shard(split)
-        return self.stack.__exit__(kind, error, trace)
 
     def table(self, source: Ids, target: Ids, lengths: list[np.ndarray], rows: np.ndarray) -> pa.Table:
         """Return a block as the columns of a shard."""

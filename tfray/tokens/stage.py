@@ -21,6 +21,7 @@ from tfray.tokens.survey import split_sides
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.tokens.verdicts import Verdicts
 from tfray.units.ledger import RECORDS, record_unit
+from tfray.units.lock import Ticket
 from tfray.units.plan import Unit
 
 
@@ -31,6 +32,8 @@ class Assignment(NamedTuple):
     recipe: Recipe
     tokens: TokensConfig
     tokenizer_json: str
+    ticket: Ticket
+    """Of the driver: what a killed one has left behind writes into no other run."""
 
 
 class TokenizeUnit:
@@ -47,6 +50,7 @@ class TokenizeUnit:
 
     def __call__(self, unit: Unit) -> dict:
         began = time.time()
+        self.assignment.ticket.check()
         folder, clean = self.assignment.folder, self.recipe.config.clean
         output = UnitOutput(folder, unit, self.vocab_size, self.assignment.tokens.shard_tokens, clean.keep_rejected)
         with output:
@@ -55,6 +59,7 @@ class TokenizeUnit:
                     self.tokenize(unit, cleaned, output)
             except DamagedFile as damage:
                 output.lose(damage.reason)
+        self.assignment.ticket.check()
         record = {**output.record(), "began": began, "seconds": round(time.time() - began, 3)}
         record_unit(storage.join(folder, RECORDS), unit, record)
         return {"rows": output.rows, "bytes": unit.bytes, "tokens": output.tokens}

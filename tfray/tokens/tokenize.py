@@ -44,11 +44,11 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
     """
     corpora = find_corpora(job.corpus)
     storage.check_writable(job.out)
-    with Lock(job.out):
-        return carry_out(job, corpora)
+    with Lock(job.out) as lock:
+        return carry_out(job, corpora, lock)
 
 
-def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
+def carry_out(job: TokenizeJob, corpora: list[Corpus], lock: Lock) -> TokenFolder:
     """Return the folder of token shards, made now or before, by a job that has the place for itself."""
     is_whole = storage.exists(storage.join(storage.absolute(job.out), SUCCESS))
     # Before the place is claimed: parallel text of unequal sides is refused here.
@@ -65,7 +65,8 @@ def carry_out(job: TokenizeJob, corpora: list[Corpus]) -> TokenFolder:
     if ledger.remaining(units):
         with connected(job.cluster):
             tokenizer, verdicts = survey(job, ledger, recipe, units)
-            write_shards(job, ledger, recipe, units, tokenizer, verdicts)
+            write_shards(job, ledger, recipe, units, tokenizer, verdicts, lock)
+    lock.check()
     return finish(job, ledger, corpora, units)
 
 
@@ -231,11 +232,18 @@ def publish_tokenizer(path: str, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def write_shards(
-    job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit], tokenizer: Tokenizer, verdicts: Verdicts
+    job: TokenizeJob,
+    ledger: Ledger,
+    recipe: Recipe,
+    units: list[Unit],
+    tokenizer: Tokenizer,
+    verdicts: Verdicts,
+    lock: Lock,
 ) -> None:
     """Write the shards of the units that are not done yet."""
     remaining = ledger.remaining(units)
-    assignment = Assignment(ledger.folder, recipe, job.tokens, tokenizer.json)
+    assignment = Assignment(ledger.folder, recipe, job.tokens, tokenizer.json, lock.ticket)
     with intake("tokenizing", units, remaining) as progress:
         for done in stream(remaining, TokenizeUnit, (assignment,), job.cluster, shared=verdicts):
             progress.take(done["bytes"], rows=done["rows"], tokens=done["tokens"])
+            lock.check()

@@ -21,9 +21,9 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
 from tfray.checkpoint.state import published
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.training.stop import GRACE_SECONDS, WISHES, Preempted, Wish
-from tfray.units.stream import find, find_input_error
+from tfray.units.stream import find, find_file_error, find_input_error
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class GiveUp(UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         errors = [*worker_exceptions.values()]
         for error in errors:
-            if (found := find_input_error(error)) is not None:
+            if find(error, StorageFailure) is None and (found := find_input_error(error)) is not None:
                 raise found
         if any(find(error, Preempted) for error in errors):
             return
@@ -97,6 +97,9 @@ class GiveUp(UserCallback):
 
     def verdict(self, errors: list[Exception]) -> Exception:
         """Return what people are told: that workers were lost, or else what one of them raised."""
+        for error in errors:
+            if find(error, StorageFailure) is not None and (failure := find_file_error(error)) is not None:
+                return failure
         lost = next((error for error in errors if not isinstance(error, WorkerFailed)), None)
         if lost is None:
             return errors[0]

@@ -27,7 +27,7 @@ from tfray.training.folders import AVERAGE, lacks_average
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
-from tfray.units.ledger import differences, refuse_unless, visible, with_before
+from tfray.units.ledger import differences, refusal, visible, with_before
 
 
 @dataclass
@@ -74,7 +74,8 @@ def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
         return f"training would begin in {out}"
     changed = differences(before, ledger.made_from)
     if changed and not all(name in job.allow_change for name in changed):
-        refuse_unless(job.overwrite, out, changed, job.allow_change)
+        if not job.overwrite:
+            raise refusal(out, changed, job.allow_change)
         return f"what is in {out} would be removed, and training would begin"
     if ledger.is_finished and not changed and lacks_average(job, ledger.manifest):
         return f"{out} is finished: only {AVERAGE}/ would be written"

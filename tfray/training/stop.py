@@ -50,6 +50,7 @@ class Wishes:
 
     def __init__(self) -> None:
         self.strongest = Wish.NOTHING
+        self.lock = threading.RLock()  # a signal may come in the middle of ask()
         self.is_training = False
         self.is_surplus = False
         """True where there are more workers than can share the lanes, and this one has nothing to do."""
@@ -57,12 +58,14 @@ class Wishes:
 
     def ask(self, wish: Wish) -> None:
         """Have something done after the present step."""
-        self.strongest = max(self.strongest, wish)
+        with self.lock:
+            self.strongest = max(self.strongest, wish)
 
     def saved(self) -> None:
         """Note that a wished checkpoint was written."""
-        if self.strongest == Wish.SAVE:
-            self.strongest = Wish.NOTHING
+        with self.lock:
+            if self.strongest == Wish.SAVE:
+                self.strongest = Wish.NOTHING
 
     def begin(self) -> None:
         """Note that training begins here."""

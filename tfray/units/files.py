@@ -97,7 +97,7 @@ def describe(path: str, target_path: str | None) -> InputFile:
 
 def split_compression(path: str) -> tuple[str, str | None]:
     """Return a path in lower case without the ending of its compression, and pyarrow's name of that."""
-    stem = (path.partition("?")[0] if storage.is_remote(path) else path).lower()
+    stem = storage.split_options(path)[0].lower()
     for suffix, name in COMPRESSIONS.items():
         if stem.endswith(suffix):
             return stem.removesuffix(suffix), name

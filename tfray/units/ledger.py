@@ -98,7 +98,8 @@ def open_ledger(
             storage.remove(storage.join(folder, SUCCESS))  # what was finished goes on
             ledger.begin()
             return ledger
-        refuse_unless(overwrite, folder, changed, allow_change)
+        if not overwrite:
+            raise refusal(folder, changed, allow_change)
         clear(folder)
     elif visible(folder):
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
@@ -199,18 +200,15 @@ def check_names(names: Sequence[str], known: Sequence[str]) -> None:
             raise InputError(f"allow_change={name!r} is no setting that the result follows from{hint}")
 
 
-def refuse_unless(
-    overwrite: bool, folder: str, changed: Mapping[str, str], allow_change: Sequence[str] | None = None
-) -> None:
-    """Raise CheckpointMismatch with the differences unless they are to be overwritten."""
-    if not overwrite:
-        listed = "; ".join([*changed.values()][:5])
-        other = [name for name in changed if name not in (allow_change or ())]
-        insist = "" if allow_change is None else ", go on with the new with " + insisting(other)
-        raise CheckpointMismatch(
-            f"out={folder!r} was made from something else: {listed}; choose another folder, go back "
-            f"to the old setting{insist}, or make it anew with --overwrite true (predict: --mode overwrite)"
-        )
+def refusal(folder: str, changed: Mapping[str, str], allow_change: Sequence[str] | None = None) -> CheckpointMismatch:
+    """Return the error for a folder that was made with other settings, and what may be done about it."""
+    listed = "; ".join([*changed.values()][:5])
+    other = [name for name in changed if name not in (allow_change or ())]
+    insist = "" if allow_change is None else ", go on with the new with " + insisting(other)
+    return CheckpointMismatch(
+        f"out={folder!r} was made from something else: {listed}; choose another folder, go back "
+        f"to the old setting{insist}, or make it anew with --overwrite true (predict: --mode overwrite)"
+    )
 
 
 def insisting(names: list[str]) -> str:

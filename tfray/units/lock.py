@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfray import storage
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,22 @@ class Ticket(NamedTuple):
     token: str
 
     def check(self) -> None:
-        """Raise InputError where the lock is not that of the worker's driver, or is not seen at all."""
+        """Raise InputError where the lock is not that of the worker's driver, or is not seen, for half a minute."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not ((owner := read_owner(self.path)) and owner.token == self.token):
+        while (problem := self.problem()) is not None:
             if time.monotonic() > deadline:
-                raise held(self.path, owner) if owner else unseen(self.path)
+                raise problem
             time.sleep(LOOK_SECONDS)
+
+    def problem(self) -> InputError | None:
+        """Return what is wrong just now: another one holds the place, it is not seen, or it cannot be read."""
+        try:
+            owner = read_owner(self.path)
+        except StorageFailure as failure:
+            return failure
+        if owner is None:
+            return unseen(self.path)
+        return None if owner.token == self.token else held(self.path, owner)
 
 
 def boot_id() -> str:
@@ -101,15 +111,17 @@ class Lock:
         self.path = storage.join(storage.absolute(folder), LOCK)
         self.token = uuid.uuid4().hex
         self.ended = threading.Event()
+        self.heartbeat = threading.Thread(target=self.keep_beating, daemon=True)
         self.thief: Owner | None = None
 
     def __enter__(self) -> Lock:
         self.take()
-        threading.Thread(target=self.keep_beating, daemon=True).start()
+        self.heartbeat.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
+        self.heartbeat.join()  # a beat under way would bring the lock back
         owner = read_owner(self.path)
         if owner and owner.token == self.token:
             storage.remove(self.path)

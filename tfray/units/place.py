@@ -18,7 +18,7 @@ from tfray.units.ledger import (
     differences,
     discard,
     has_manifest,
-    refuse_unless,
+    refusal,
     visible,
 )
 from tfray.units.lock import LOCK, Lock
@@ -63,8 +63,7 @@ def find_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
         return known
     if mode == "overwrite":
         return Ledger(aside(folder), made, replaces=folder)
-    refuse_unless(False, folder, changed)
-    return known
+    raise refusal(folder, changed)
 
 
 def open_append(ledger: Ledger, old: dict) -> Ledger:
@@ -73,7 +72,7 @@ def open_append(ledger: Ledger, old: dict) -> Ledger:
     merged = {**ledger.made_from, "inputs": inputs}
     before = {**merged, "inputs": {path: inputs[path] for path in old["inputs"]}}
     if changed := differences(old, before):
-        refuse_unless(False, ledger.folder, changed)
+        raise refusal(ledger.folder, changed)
     is_larger = len(inputs) > len(old["inputs"])
     if is_larger and not ledger.is_finished and has_remaining(ledger):
         raise InputError(
@@ -89,11 +88,11 @@ def has_remaining(ledger: Ledger) -> bool:
 
 def aside(folder: str) -> str:
     """Return the hidden place beside a folder where what replaces it is made."""
-    base, mark, options = folder.partition("?")
+    base, options = storage.split_options(folder)
     parent, _, name = base.rstrip("/").rpartition("/")
     if parent.endswith(("/", ":")):  # a whole bucket
         return storage.join(folder, ".next")
-    return f"{parent}/.{name}.next{mark}{options}"
+    return f"{parent}/.{name}.next{options}"
 
 
 def take_place(ledger: Ledger) -> None:
