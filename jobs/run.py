@@ -1,6 +1,6 @@
 """Tokenize, train, predict and evaluate from one configuration.
 
-ray job submit --working-dir . -- python jobs/run.py --config jobs/configs/multi30k_en_de.yaml --out /shared/multi30k
+ray job submit --working-dir . -- python jobs/run.py --config my.yaml --out /shared/mine
 """
 
 import os

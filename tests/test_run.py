@@ -22,6 +22,9 @@ def test_settings_that_may_change_reach_the_training(tmp_path: Path, monkeypatch
     corpus = CorpusConfig(train=["a"], test_share=0.1)
     run_file.run(RunJob(out=str(tmp_path), corpus=corpus, allow_change=["training.epochs"]))
     assert isinstance(jobs["train"], TrainJob) and jobs["train"].allow_change == ["training.epochs"]
+    assert jobs["predict"].mode == "overwrite", "the model is another one"
+    run_file.run(RunJob(out=str(tmp_path), corpus=corpus))
+    assert jobs["predict"].mode == "resume"
 
 
 def test_a_ray_that_was_there_before_the_run_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ EXAMPLES = {
     "predict": "tfray predict --model_folder out/training/best --input data/test.parquet --out out/predictions",
     "status": "tfray status out/predictions",
     "evaluate": "tfray evaluate --predictions out/predictions --reference_column target",
-    "run": "tfray run --config jobs/configs/multi30k_en_de.yaml --out out/multi30k",
+    "run": "tfray run --corpus.train data/train.parquet --corpus.valid data/valid.parquet --test data/test.parquet "
+    "--out out/mine",
     "demo": "tfray demo",
 }
 SHORT = {

@@ -23,7 +23,8 @@ def run(job: RunJob) -> dict:
     find_files(as_list(job.test))  # a missing test file should not wait for the training to end
     held_out = storage.join(out, f"tokens/{TEST_TEXT}")
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
-    mode = "overwrite" if job.overwrite else "resume"
+    # Another model follows from a change that was allowed: what the earlier one predicted is replaced then.
+    mode = "overwrite" if job.overwrite or job.allow_change else "resume"
     with connected_once():
         tokens = tokenize(TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared))
         model = train(
