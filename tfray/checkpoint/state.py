@@ -205,19 +205,27 @@ def part_problem(folder: str, name: str, part: Part) -> str | None:
 def verify(folder: str, group: Group) -> Saved | str:
     """Return what a whole checkpoint's state.json says, or what is wrong with the checkpoint.
 
-    All its bytes are read once, by the workers together, and all come to the same verdict.
+    All its bytes are read once, by the workers together, and all come to the same verdict; all raise StorageFailure
+    where one of them cannot know.
     """
+    saved, problems = own_problems(folder, group)
+    found = [problem for each in group.gather(problems) for problem in each]
+    for problem in found:
+        if isinstance(problem, StorageFailure):
+            raise problem
+    return saved if saved and not found else str(found[0])
+
+
+def own_problems(folder: str, group: Group) -> tuple[Saved | None, list[str | StorageFailure]]:
+    """Return what state.json says, and what is wrong with this worker's share of the parts."""
     try:
         saved = read_state(folder)
-    except StorageFailure:
-        raise
-    except (OSError, ValueError) as error:
-        saved, problems = None, [str(error)]
-    else:
         own = sorted(saved.parts.items())[group.rank :: group.workers]
-        problems = [problem for name, part in own if (problem := part_problem(folder, name, part))]
-    found = [problem for each in group.gather(problems) for problem in each]
-    return saved if saved and not found else found[0]
+        return saved, [problem for name, part in own if (problem := part_problem(folder, name, part))]
+    except StorageFailure as failure:
+        return None, [failure]
+    except (OSError, ValueError) as error:
+        return None, [str(error)]
 
 
 def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None) -> tuple[str, Saved] | None:

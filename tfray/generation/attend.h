@@ -23,7 +23,7 @@ INLINE void NAME(attend_past_sized)(const float *restrict joint, KEY *restrict k
                               float *restrict output, whole rows, whole width, whole heads, whole capacity,
                               const whole size) {
     whole model = heads * size;
-    float scores[capacity + LANES], sum[size];
+    float scores[capacity + VECTOR_WIDTH], sum[size];
     for (whole row = 0; row < rows; row++) {
         whole last = positions[row];
         for (whole head = 0; head < heads; head++) {
@@ -63,7 +63,7 @@ INLINE void NAME(attend_memory_sized)(const float *queries, const KEY *keys, con
                                 float *output, whole rows, whole width, whole heads, whole capacity,
                                 const whole size) {
     whole model = heads * size;
-    float scores[capacity + LANES];
+    float scores[capacity + VECTOR_WIDTH];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             whole own = (row * heads + head) * capacity * size, at = row * width * model + head * size;

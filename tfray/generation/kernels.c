@@ -117,11 +117,11 @@ void normalize_rows(const float *states, const float *weight, const float *bias,
     }
 }
 
-/* In whole vectors: scores has room for LANES - 1 more, which become 0 or the next to it. */
-#define LANES 16
+/* In whole vectors: scores has room for VECTOR_WIDTH - 1 more, which become 0 or the next to it. */
+#define VECTOR_WIDTH 16
 static inline void softmax(float *restrict scores, whole used) {
     float most = -3e38f, sum = 0;
-    whole count = (used + LANES - 1) / LANES * LANES;
+    whole count = (used + VECTOR_WIDTH - 1) / VECTOR_WIDTH * VECTOR_WIDTH;
     for (whole i = used; i < count; i++) scores[i] = -3e38f;
 #pragma omp simd reduction(max : most)
     for (whole i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
@@ -148,7 +148,7 @@ static inline void softmax(float *restrict scores, whole used) {
 INLINE void attend_source_sized(const float *joint, const whole *starts, float *output, whole rows, whole heads,
                                 whole longest, const whole size) {
     whole model = heads * size;
-    float scores[longest + LANES];
+    float scores[longest + VECTOR_WIDTH];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             const float *own = joint + starts[row] * 3 * model + head * size;
@@ -168,7 +168,7 @@ void attend_source(const float *joint, const whole *starts, float *output, whole
 INLINE void attend_target_sized(const float *joint, float *output, whole rows, whole heads, whole length,
                                 const whole size) {
     whole model = heads * size;
-    float scores[length + LANES];
+    float scores[length + VECTOR_WIDTH];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++)
             for (whole place = 0; place < length; place++) {

@@ -30,7 +30,6 @@ class Network:
 
     def __init__(self, model: Transformer, precision: Precision = "fp32") -> None:
         self.architecture = architecture = model.architecture
-        self.precision = precision
         self.device = model.output_weight.device
         packer = Packer(architecture, precision, self.device)
         self.is_exact = packer.kind in (PlainLinear, BlockedLinear)

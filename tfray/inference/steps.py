@@ -24,8 +24,8 @@ MODEL_SHARE, HELPER_SHARE = 0.8, 0.1
 LEAST_WAITING_BYTES = 64 << 20
 
 
-class Pool(NamedTuple):
-    """Actors with the model."""
+class ModelActors(NamedTuple):
+    """How many actors have the model, and what each takes."""
 
     fewest: int
     most: int
@@ -36,12 +36,19 @@ class Pool(NamedTuple):
 def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> list[Step]:
     """Return the steps of a job; raises InputError where its actors find no room in the cluster."""
     nodes = node_cpus()
-    pool = place_actors(job.inference, job.cluster, nodes, int(cluster_total("GPU")))
-    spare = max(1, (int(sum(nodes)) - pool.fewest) // 2) if pool.gpus else max(1, pool.fewest // 2)
-    helpers, share = (1, spare), 1.0 if pool.gpus else HELPER_SHARE
+    models = place_actors(job.inference, job.cluster, nodes, int(cluster_total("GPU")))
+    spare = max(1, (int(sum(nodes)) - models.fewest) // 2) if models.gpus else max(1, models.fewest // 2)
+    helpers, share = (1, spare), 1.0 if models.gpus else HELPER_SHARE
     return [
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
-        Step(answer_unit, (assignment, pool.most), (pool.fewest, pool.most), pool.cpus, pool.gpus, shared=weights),
+        Step(
+            answer_unit,
+            (assignment, models.most),
+            (models.fewest, models.most),
+            models.cpus,
+            models.gpus,
+            shared=weights,
+        ),
         Step(WriteUnit, (assignment,), helpers, cpus=share),
     ]
 
@@ -60,7 +67,7 @@ def check_room(job: PredictJob) -> None:
         place_actors(job.inference, job.cluster, [cpus], local_gpus())
 
 
-def place_actors(config: InferenceConfig, cluster: ClusterConfig, nodes: Sequence[float], gpus: int) -> Pool:
+def place_actors(config: InferenceConfig, cluster: ClusterConfig, nodes: Sequence[float], gpus: int) -> ModelActors:
     """Return the actors with the model, given the CPU cores of each node; raises InputError where they find no room."""
     use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus > 0)
     groups = sum(int(cores // config.cpus_per_actor) for cores in nodes)
@@ -79,7 +86,7 @@ def place_actors(config: InferenceConfig, cluster: ClusterConfig, nodes: Sequenc
     grown = 1 << 16 if cluster.autoscaling else fewest
     most = config.max_actors or grown
     own = 1.0 if use_gpu else MODEL_SHARE * config.cpus_per_actor
-    return Pool(fewest, max(fewest, most), own, 1.0 if use_gpu else 0.0)
+    return ModelActors(fewest, max(fewest, most), own, 1.0 if use_gpu else 0.0)
 
 
 def waiting_bytes(units: list[Unit], steps: list[Step]) -> int:

@@ -15,13 +15,13 @@ from tfray.model import native
 
 LONGEST = 256
 """Positions up to which attention is done in a processor's cache."""
-LANES = 16
+VECTOR_WIDTH = 16
 
 
 def can_attend(query: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
     """Say whether the kernel knows these shapes: (batch, heads, length, head_dim), and a mask of keys alone or none."""
     is_known = mask is None or (mask.dim() == 4 and mask.shape[1:3] == (1, 1))
-    fits = max(query.shape[2], keys.shape[2]) <= LONGEST and query.shape[3] % LANES == 0
+    fits = max(query.shape[2], keys.shape[2]) <= LONGEST and query.shape[3] % VECTOR_WIDTH == 0
     return is_known and fits and native.find("attend", query) is not None
 
 

@@ -9,7 +9,7 @@
 
 typedef float vector __attribute__((vector_size(64), aligned(4)));
 
-#define LANES 16
+#define VECTOR_WIDTH 16
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) schedule(static)")
 
 INLINE uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -22,11 +22,11 @@ INLINE void put_half(half *to, float value) {
     *to = (half)(value != value ? 0x7fc0 : rounded); /* NaN stays NaN */
 }
 
-/* products (+)= left x right, (rows, columns) of fp32, columns a multiple of LANES; left by its two strides, so that
+/* products (+)= left x right, (rows, columns) of fp32, columns a multiple of VECTOR_WIDTH; left by its two strides, so that
  * its transpose is as good. Blocks of 4 x 16 stay in registers. */
 INLINE void multiply(const float *restrict left, whole down, whole along, const float *restrict right, whole right_row,
                      float *restrict products, whole product_row, whole rows, whole columns, whole inner) {
-    for (whole column = 0; column < columns; column += LANES) {
+    for (whole column = 0; column < columns; column += VECTOR_WIDTH) {
         whole row = 0;
         for (; row + 4 <= rows; row += 4) {
             const float *a = left + row * down;

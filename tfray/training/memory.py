@@ -12,7 +12,7 @@ from tfray.config import TrainingConfig
 from tfray.model import native
 from tfray.model.architecture import Architecture
 from tfray.model.dropout import POOL_SIZE
-from tfray.model.fused import LANES, LONGEST
+from tfray.model.fused import LONGEST, VECTOR_WIDTH
 from tfray.training.loss import CHUNK_BYTES
 
 FP32 = 4
@@ -100,7 +100,7 @@ def chunk_bytes(architecture: Architecture, shape: Shape, setting: Setting) -> f
 def keeps_attention_weights(architecture: Architecture, shape: Shape, setting: Setting) -> bool:
     """Say whether attention is done by plain products: on a CPU, where the kernel does not know the shapes."""
     is_long = max(shape.source, shape.target) > LONGEST
-    return not setting.on_gpu and (is_long or architecture.head_dim % LANES > 0 or native.library() is None)
+    return not setting.on_gpu and (is_long or architecture.head_dim % VECTOR_WIDTH > 0 or native.library() is None)
 
 
 def activation_elements(architecture: Architecture, shape: Shape, setting: Setting) -> float:
