@@ -91,10 +91,10 @@ class TrainingConfig:
     valid_beam_size: int = 1
     """Hypotheses kept when validation decodes; 1 is greedy search."""
     valid_on: Literal["auto", "worker", "actor"] = "auto"
-    """Where validation decodes: on the training workers, each a share, or on an actor of its own beside the training,
-    whose answer comes some steps later and counts for the step of the weights (if it is still busy when the next are
-    there, the newest are decoded next). 'auto': on an actor where the cluster has room, a GPU or, for training on
-    CPUs, a machine without a worker."""
+    """Where validation decodes. worker: on the training workers, each a share; actor: on an actor of its own beside
+    the training, whose answer comes some steps later and counts for the step of the weights (if it is still busy when
+    the next are there, the newest are decoded next). 'auto': on an actor where the cluster has room, a GPU or, for
+    training on CPUs, a machine without a worker."""
     best_metric: Literal["loss", "bleu", "chrf", "accuracy"] = "loss"
     """What the best model and 'patience' go by."""
     patience: int = 0
