@@ -146,17 +146,20 @@ class TrainingConfig:
                 getattr(self, name),
                 "must be at least 0 and below 1",
             )
-        for name in ("max_steps", "token_budget"):
+        for beta in self.adam_betas:
+            require(0 <= beta < 1, "training.adam_betas", self.adam_betas, "must be at least 0 and below 1, each")
+        for name in ("max_steps", "token_budget", "cpus_per_worker"):
             value = getattr(self, name)
             require(value is None or value > 0, f"training.{name}", value, "must be positive")
         require(self.min_workers > 0, "training.workers", self.workers, "must be positive")
         require(0 < self.decay_share <= 1, "training.decay_share", self.decay_share, "must be above 0 and at most 1")
-        kept = self.keep_best_checkpoints or self.keep_checkpoints
+        limit = "keep_best_checkpoints" if self.keep_best_checkpoints else "keep_checkpoints"
+        kept = getattr(self, limit)
         require(
             self.average_checkpoints <= kept,
             "training.average_checkpoints",
             self.average_checkpoints,
-            f"must be at most the checkpoints that are kept ({kept}); raise training.keep_checkpoints",
+            f"must be at most training.{limit} ({kept}), whose checkpoints are averaged; raise that",
         )
 
     @property
