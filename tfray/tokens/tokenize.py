@@ -91,7 +91,7 @@ def tokenizer_identity(path: str | None) -> list[object]:
     """Return what tells an existing tokenizer apart from another; a folder by what is in it."""
     if path is None:
         return []
-    return [storage.file_identity(file) for file in storage.expand(path)]
+    return [storage.file_identity(file) for file in storage.expand(path, "tokens.tokenizer")]
 
 
 def plan_corpora(job: TokenizeJob, corpora: list[Corpus]) -> list[Unit]:
