@@ -16,6 +16,8 @@ from tfray.cli import name_folder, read_job, spell_out
         (["--dry-run"], ["--dry_run=true"]),
         (["--dry-run", "--out", "x"], ["--dry_run=true", "--out", "x"]),
         (["--dry-run", "false"], ["--dry_run", "false"]),
+        (["--overwrite", "--cluster.autoscaling"], ["--overwrite=true", "--cluster.autoscaling=true"]),
+        (["--overwrite", "true"], ["--overwrite", "true"]),
         (
             ["--fail-fast", "--max-error-rate", "0.1"],
             ["--inference.fail_fast=true", "--inference.max_error_rate", "0.1"],

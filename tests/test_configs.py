@@ -34,12 +34,23 @@ def test_a_flag_overrides_the_file() -> None:
         ("--training.workers", "3", "batches.lanes=1 must be divisible by training.workers=3"),
         ("--model.dropout", "1.5", "model.dropout=1.5"),
         ("--tokens.vocab_size", "12", "tokens.vocab_size=12"),
+        ("--training.cpus_per_worker", "0", "training.cpus_per_worker=0.0 must be positive"),
+        ("--training.cpus_per_worker", "-1", "training.cpus_per_worker=-1.0 must be positive"),
+        ("--training.adam_betas", "[0.9, 1.0]", "training.adam_betas=(0.9, 1.0) must be at least 0 and below 1, each"),
+        ("--training.adam_betas", "[-0.1, 0.98]", "training.adam_betas=(-0.1, 0.98)"),
+        ("--cluster.num_cpus", "0", "cluster.num_cpus=0 must be positive"),
     ],
 )
 def test_a_setting_out_of_its_range_is_refused_by_its_name(flag: str, value: str, named: str) -> None:
     with pytest.raises(InputError, match="must be") as refused:
         read_job("run", config.RunJob, ["--config", str(CONFIGS[0]), flag, value])
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(("best", "limit"), [(0, "keep_checkpoints"), (2, "keep_best_checkpoints")])
+def test_more_checkpoints_to_average_than_are_kept_name_what_limits_them(best: int, limit: str) -> None:
+    with pytest.raises(InputError, match=rf"average_checkpoints=3 must be at most training\.{limit} \(2\)"):
+        config.TrainingConfig(keep_checkpoints=2, keep_best_checkpoints=best, average_checkpoints=3)
 
 
 @pytest.mark.parametrize(

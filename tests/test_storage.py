@@ -115,7 +115,9 @@ def test_input_that_is_not_there_is_refused_by_its_name(tmp_path: Path, pattern:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError) as error:
         storage.expand(f"{tmp_path}/{pattern}")
-    assert f"'{tmp_path}/{pattern}' {rule}" in str(error.value)
+    assert str(error.value) == f"'{tmp_path}/{pattern}' {rule}; check the path"
+    with pytest.raises(InputError, match=r"^corpus\.valid='"):
+        storage.expand(f"{tmp_path}/{pattern}", "corpus.valid")
 
 
 def test_a_relative_path_is_made_absolute_for_workers_elsewhere(

@@ -44,7 +44,7 @@ SHORT = {
     "--fail-fast": "--inference.fail_fast",
     "--max-error-rate": "--inference.max_error_rate",
 }
-FLAGS = ("--dry-run", "--dry_run", "--fail-fast", "--json")
+FLAGS = ("--cluster.autoscaling", "--dry-run", "--dry_run", "--fail-fast", "--json", "--overwrite")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -97,10 +97,20 @@ def start(config: ClusterConfig) -> None:
                 **({} if address else local),  # type: ignore[arg-type]
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"cluster.address={address!r} does not answer: {error}; start a cluster (`ray start --head`) "
-            "or leave the address out to use this machine alone"
-        ) from error
+        raise InputError(unreachable(config, error)) from error
+
+
+def unreachable(config: ClusterConfig, error: Exception) -> str:
+    """Return why there is no Ray, with the true source of its address."""
+    if config.address:
+        source, remedy = f"cluster.address={config.address!r}", "leave the address out"
+    elif os.environ.get("RAY_ADDRESS"):
+        source, remedy = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} of the environment", "`unset RAY_ADDRESS`"
+    else:
+        return f"no local Ray starts: {error}; see its logs in /tmp/ray, or give a cluster by cluster.address"
+    return (
+        f"{source} does not answer: {error}; start a cluster (`ray start --head`) or {remedy} to use this machine alone"
+    )
 
 
 @contextlib.contextmanager

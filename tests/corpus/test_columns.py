@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfray.corpus.columns import check_columns, choose_columns, choose_source, missing_columns
+from tfray.corpus.columns import Settings, check_columns, choose_columns, choose_source, missing_columns
 from tfray.errors import InputError
 from tfray.units.files import InputFile, find_files
 
@@ -51,14 +51,22 @@ def test_parallel_text_has_source_and_target_and_plain_text_a_source(tmp_path: P
     files = find_files([f"{tmp_path}/a.en"], [f"{tmp_path}/a.de"])
     assert choose_columns(files, None, None) == ("source", "target", "translation")
     assert choose_source(find_files([f"{tmp_path}/a.en"]), None) == "source"
-    with pytest.raises(InputError, match="target_column"):
-        choose_columns(find_files([f"{tmp_path}/a.en"]), None, None)
+    alone = find_files([f"{tmp_path}/a.en"])
+    with pytest.raises(InputError, match=r"a\.en' is plain text .* has no target; give a file with columns"):
+        choose_columns(alone, None, None)
+    with pytest.raises(InputError, match=r"has no target; give corpus\.train_target, or a file with columns"):
+        choose_columns(alone, None, "de", settings=Settings(target_files="corpus.train_target"))
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     files = jsonl(tmp_path, {"english": "a", "german": "b"})
-    with pytest.raises(InputError, match=r"source_column='source or text' is not in .*english, german"):
+    with pytest.raises(InputError, match=r"no column source or text in .*english, german\); name it by source_column"):
         choose_columns(files, None, None)
+    settings = Settings(target="corpus.target_column")
+    with pytest.raises(InputError, match=r"no column target or label in .*german\); name it by corpus\.target_column"):
+        choose_columns(files, "english", None, settings=settings)
+    with pytest.raises(InputError, match=r"corpus\.target_column='de' is not in .*english, german"):
+        choose_columns(files, "english", "de", settings=settings)
     with pytest.raises(InputError, match=r"source_column='en' is not in .*english, german"):
         choose_source(files, "en")
 

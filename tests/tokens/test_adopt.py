@@ -284,7 +284,7 @@ def test_a_folder_without_one_tokenizer_is_refused(tmp_path: Path, names: list[s
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b"not it", b"\x0a\x05abc", b"\x0a\x00"])
 def test_a_damaged_tokenizer_is_refused_by_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+    with pytest.raises(InputError, match=name.replace(".", r"\.") + r"(.|\n)*leave tokens\.tokenizer out"):
         adopt_tokenizer(str(tmp_path / name), [])
 
 
@@ -312,7 +312,7 @@ def test_a_tokenizer_that_marks_the_ends_of_words_is_refused_where_it_cannot_spe
 
 def test_word_models_of_sentencepiece_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.model").write_bytes(piece_model(model_type="word", vocab_size=50))
-    with pytest.raises(InputError, match="word or character model"):
+    with pytest.raises(InputError, match=r"word or character model.*leave tokens\.tokenizer out"):
         adopt_tokenizer(str(tmp_path), [])
 
 

@@ -10,7 +10,7 @@ from tests.tokens.conftest import Run
 from tests.tokens.test_tokenize import line, make_job, write_lines
 from tfray.config import StatusJob
 from tfray.errors import InputError
-from tfray.units.ledger import MANIFEST, SUCCESS
+from tfray.units.ledger import MANIFEST, SUCCESS, open_ledger
 from tfray.units.lock import Lock
 from tfray.units.status import status
 
@@ -28,6 +28,12 @@ def test_status_of_a_tokenize_job(tmp_path: Path, run: Run) -> None:
         assert "running" in status(StatusJob(out=job.out))
         with pytest.raises(InputError, match="is worked on by"):
             run(job)
+
+
+def test_a_training_has_its_progress_in_a_log(tmp_path: Path) -> None:
+    open_ledger(str(tmp_path), {"tokens": "0", "training": {"epochs": 1}}, overwrite=False)
+    with pytest.raises(InputError, match=r"is a training run.* look at its progress in .*/log\.jsonl"):
+        status(StatusJob(out=str(tmp_path)))
 
 
 def test_a_folder_that_no_job_began_has_no_status(tmp_path: Path) -> None:

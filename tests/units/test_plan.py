@@ -271,7 +271,7 @@ def test_a_row_group_is_not_read_again_for_too_many_units() -> None:
 def test_parallel_text_needs_a_target_file_for_each_source_file(tmp_path: Path) -> None:
     for name in ("a.en", "b.en", "a.de"):
         (tmp_path / name).write_text("x\n")
-    with pytest.raises(InputError, match=r"2 source files .* 1 target files"):
+    with pytest.raises(InputError, match=r"2 source files .* 1 target files .* in the same order"):
         find_files([f"{tmp_path}/*.en"], [f"{tmp_path}/*.de"])
     (file,) = find_files([f"{tmp_path}/a.en"], [f"{tmp_path}/a.de"])
     assert file.paths == [f"{tmp_path}/a.en", f"{tmp_path}/a.de"]

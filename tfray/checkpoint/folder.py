@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tfray.model.transformer import Transformer
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+COPY = "copy the model folder again, whole"
 BYTES_PER_WEIGHT = 4  # fp32
 FORMAT_VERSION = 1
 
@@ -82,7 +83,7 @@ class ModelFolder:
             raise
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             raise InputError(
-                f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {one_line(error)}"
+                f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {one_line(error)}; {COPY}"
             ) from error
         return model.eval()
 
@@ -129,14 +130,14 @@ def open_model_folder(folder: str) -> ModelFolder:
         Architecture(**config["architecture"])
         TextConfig(**config.get("text", {}))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path!r} is damaged: {one_line(error)}") from error
+        raise InputError(f"{path!r} is damaged: {one_line(error)}; {COPY}") from error
     model_folder = ModelFolder(folder, config, storage.read_text(storage.join(folder, TOKENIZER)))
     check_weights(storage.join(folder, WEIGHTS))
     vocab_size = model_folder.tokenizer.vocab_size
     if vocab_size != model_folder.architecture.vocab_size:
         raise InputError(
             f"model_folder={folder!r}: {TOKENIZER} has {vocab_size} entries, {CONFIG} says "
-            f"{model_folder.architecture.vocab_size}; they belong to different models"
+            f"{model_folder.architecture.vocab_size}: they belong to different models; {COPY}"
         )
     return model_folder
 
@@ -161,7 +162,7 @@ def check_weights(path: str) -> None:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
         end = -1
     if end < 0 or 8 + length + end != size:
-        raise InputError(f"{path!r} is damaged: its {size} bytes are not what its header says; copy it again")
+        raise InputError(f"{path!r} is damaged: its {size} bytes are not what its header says; {COPY}")
 
 
 def one_line(error: Exception) -> str:

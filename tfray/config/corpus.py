@@ -15,7 +15,8 @@ class TextConfig:
     """How text is normalized; stored in the model folder, so that prediction reads text as training did."""
 
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"
-    """Unicode form: canonical composition, with compatibility characters (full-width, ligatures) replaced, or as is."""
+    """Unicode form. nfc: canonical composition; nfkc: also compatibility characters (full-width, ligatures) replaced;
+    off: as is."""
     control_characters: bool = True
     """Delete control characters (Unicode category Cc) other than white space, and byte-order marks."""
     whitespace: bool = True
@@ -133,13 +134,13 @@ class CorpusConfig:
     """Share of the training rows held out for tests, as valid_share; they are also written as text, to
     test_text/."""
     held_out: Literal["either", "source", "off"] = "either"
-    """Training rows that are dropped to keep validation and test texts out of training: those that share
-    a text with them on either side (labels aside), or their source, or none."""
+    """Training rows that are dropped to keep validation and test texts out of training. either: those that share
+    a text with them on either side (labels aside); source: those that share their source; off: none."""
     seed: int = 1
     """Seed of the splits and of the tokenizer's sample."""
     task: Literal["auto", "translation", "classification"] = "auto"
-    """What the target is: text, or one label. 'auto': classification when the files have the
-    columns text and label in place of the source and target columns."""
+    """What the target is. translation: text; classification: one label. 'auto': classification where the target
+    column is called label."""
     source_column: str | None = None
     """Column (or JSON field) of the source text. Default: source, or text if there is no source."""
     target_column: str | None = None
@@ -184,7 +185,8 @@ class TokensConfig:
     """Rows that the tokenizer is trained on at most: those whose texts have the smallest seeded hashes, so
     that the same corpus gives the same tokenizer in any order or file layout."""
     max_length: int = 256
-    """Longest source or target in tokens; longer rows are dropped and counted."""
+    """Longest source or target in tokens; longer rows are dropped and counted. Also the longest that the trained
+    model takes; `tfray predict` splits or refuses longer texts."""
     shard_tokens: int = 4_000_000
     """Tokens of both sides in one shard at most, about."""
 

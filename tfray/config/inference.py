@@ -18,19 +18,19 @@ class GenerationConfig:
     beam_size: int = 4
     """Hypotheses kept for each row; 1 is greedy search."""
     n_best: int = 1
-    """Hypotheses that come back for each row, the best first; at most beam_size, or samples. What is drawn comes back
-    once, however often it was drawn: with search: sample in the order in which a beam ranks, with mbr by likeness."""
+    """Targets returned for each row, the best first; at most beam_size, or samples (for labels, too, which need no
+    search). Equal samples are returned once; sample ranks them as a beam does, mbr by likeness."""
     length_penalty: float = 1.0
     """Exponent a of the length by which a finished hypothesis' log-probability is divided:
     0 prefers short targets, 1 is the mean per token."""
     length_normalization: Literal["average", "gnmt"] = "average"
-    """What has the exponent: the length, or (5 + length) / 6 (Wu et al. 2016)."""
+    """What length_penalty is the exponent of. average: the length; gnmt: (5 + length) / 6 (Wu et al. 2016)."""
     coverage_penalty: float = 0.0
     """Weight of the sum of log(min(attention, 1)) over source tokens, added to a hypothesis' rank
     (Wu et al. 2016); 0 switches it off."""
     early_stopping: Literal["exact", "beam"] = "exact"
-    """When a row's beam search ends: once nothing open can become better than what has ended (the result
-    is that of searching to the longest length), or as soon as beam_size hypotheses have ended."""
+    """When a row's beam search ends. exact: once nothing open can become better than what has ended (the result
+    is that of searching to the longest length); beam: as soon as beam_size hypotheses have ended."""
     samples: int = 1
     """Targets drawn for each row, with search: sample or mbr."""
     temperature: float = 1.0
@@ -40,7 +40,8 @@ class GenerationConfig:
     top_p: float = 1.0
     """Sampling: draw among the fewest tokens that hold this share of the probability; 1 switches it off."""
     min_p: float = 0.0
-    """Sampling: draw among tokens at least this times as probable as the most probable; 0 switches it off."""
+    """Sampling: draw among tokens whose probability is at least this share of the most probable token's; 0 switches
+    it off."""
     seed: int = 1
     """Seed of sampling; a row's samples follow from it, from its file's path and from its number in the file alone."""
     min_length: int = 0
@@ -54,8 +55,9 @@ class GenerationConfig:
     max_length_extra: int = 20
     """See max_length_ratio."""
     long_sources: Literal["refuse", "truncate", "split"] = "refuse"
-    """Sources longer than the model's longest: an error in their row, cut at the end (and marked), or
-    searched in pieces whose targets are joined."""
+    """What becomes of sources longer than the model's longest. refuse: an error in their row; truncate: cut at the
+    end, and marked (task score refuses them); split: searched in pieces whose targets are joined (task generate;
+    the other tasks refuse them)."""
     no_repeat_ngram: int = 0
     """Forbid n-grams of this size to occur twice in a target; 0 switches it off."""
     repetition_penalty: float = 1.0
@@ -168,24 +170,24 @@ class InferenceConfig:
     """The prediction job: its columns, its errors, its workers."""
 
     prefix: str = ""
-    """Put before the names of the columns that are added, where the input has columns of these names."""
+    """Put before the names of all added columns; needed where the input has columns of these names."""
     provenance: bool = False
     """Add the columns file and row: where each row came from."""
     token_scores: bool = False
     """Task score: add the log-probability of every target token."""
     embedding_type: Literal["float32", "float16"] = "float32"
-    """Task embed: the numbers of the vectors."""
+    """Task embed: number type of the vectors."""
     max_characters: int = 100_000
     """Longest source text in characters; a longer one gets an error in its row."""
     sentences: Literal["long", "all", "off"] = "long"
     """Task generate: which sources are split into sentences, each with a target of its own, joined again in
-    order: those longer than the model takes, every one, or none. What is too long after that is up to
-    generation.long_sources."""
+    order. long: those longer than the model takes; all: every one; off: none. What is too long after that is up
+    to generation.long_sources."""
     language: str | None = None
     """Language of the source (en, de, fr, es, zh ...), for abbreviations after which no sentence ends.
     Default: the abbreviations of all of them."""
     schemas: Literal["union", "same"] = "union"
-    """Input files with different columns: the output has all of them, or the job is refused."""
+    """Input files with different columns. union: the output has all of them; same: the job is refused."""
     fail_fast: bool = False
     """End at the first row with an error, with exit code 3."""
     max_error_rate: float = 1.0

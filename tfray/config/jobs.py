@@ -71,8 +71,8 @@ class PredictJob:
     out: str
     """Folder (or s3:// place) for the Parquet files: all input columns, and those of the task."""
     task: Literal["auto", "generate", "classify", "score", "embed"] = "auto"
-    """Targets, labels, the log-probability of given targets, or vectors of the sources. 'auto': targets,
-    or labels where the model was trained on them."""
+    """What is predicted. generate: targets; classify: labels; score: the log-probability of given targets; embed:
+    vectors of the sources. 'auto': targets, or labels where the model was trained on them."""
     source_column: str | None = None
     """Column (or JSON field) of the source text. Default: source, or text if there is no source."""
     target_column: str | None = None

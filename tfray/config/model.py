@@ -28,11 +28,11 @@ class ModelConfig:
     activation: Literal["relu", "gelu", "swiglu"] = "relu"
     """Non-linearity of the feed-forward layers."""
     norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm or RMSNorm."""
+    """Normalization. layer: LayerNorm; rms: RMSNorm."""
     norm_position: Literal["pre", "post"] = "pre"
-    """Normalize before each sub-layer (stable) or after its residual (as in the 2017 paper)."""
+    """Where to normalize. pre: before each sub-layer (stable); post: after its residual (as in the 2017 paper)."""
     positions: Literal["sinusoidal", "rotary"] = "sinusoidal"
-    """Positions added to the embedding, or rotated into queries and keys of self-attention."""
+    """Positions. sinusoidal: added to the embedding; rotary: rotated into queries and keys of self-attention."""
     dropout: float = 0.1
     """Share of activations dropped while training, 0 to below 1."""
 

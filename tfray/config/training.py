@@ -91,10 +91,10 @@ class TrainingConfig:
     valid_beam_size: int = 1
     """Hypotheses kept when validation decodes; 1 is greedy search."""
     valid_on: Literal["auto", "worker", "actor"] = "auto"
-    """Where validation decodes: on the training workers, each a share, or on an actor of its own beside the training,
-    whose answer comes some steps later and counts for the step of the weights (if it is still busy when the next are
-    there, the newest are decoded next). 'auto': on an actor where the cluster has room, a GPU or, for training on
-    CPUs, a machine without a worker."""
+    """Where validation decodes. worker: on the training workers, each a share; actor: on an actor of its own beside
+    the training, whose answer comes some steps later and counts for the step of the weights (if it is still busy when
+    the next are there, the newest are decoded next). 'auto': on an actor where the cluster has room, a GPU or, for
+    training on CPUs, a machine without a worker."""
     best_metric: Literal["loss", "bleu", "chrf", "accuracy"] = "loss"
     """What the best model and 'patience' go by."""
     patience: int = 0
@@ -146,17 +146,20 @@ class TrainingConfig:
                 getattr(self, name),
                 "must be at least 0 and below 1",
             )
-        for name in ("max_steps", "token_budget"):
+        for beta in self.adam_betas:
+            require(0 <= beta < 1, "training.adam_betas", self.adam_betas, "must be at least 0 and below 1, each")
+        for name in ("max_steps", "token_budget", "cpus_per_worker"):
             value = getattr(self, name)
             require(value is None or value > 0, f"training.{name}", value, "must be positive")
         require(self.min_workers > 0, "training.workers", self.workers, "must be positive")
         require(0 < self.decay_share <= 1, "training.decay_share", self.decay_share, "must be above 0 and at most 1")
-        kept = self.keep_best_checkpoints or self.keep_checkpoints
+        limit = "keep_best_checkpoints" if self.keep_best_checkpoints else "keep_checkpoints"
+        kept = getattr(self, limit)
         require(
             self.average_checkpoints <= kept,
             "training.average_checkpoints",
             self.average_checkpoints,
-            f"must be at most the checkpoints that are kept ({kept}); raise training.keep_checkpoints",
+            f"must be at most training.{limit} ({kept}), whose checkpoints are averaged; raise that",
         )
 
     @property

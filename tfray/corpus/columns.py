@@ -15,6 +15,19 @@ SOURCE_NAMES = ("source", "text")
 TARGET_NAMES = ("target", "label")
 
 
+class Settings(NamedTuple):
+    """The settings by which files and columns are given, for messages."""
+
+    files: str | None = None
+    target_files: str | None = None
+    """None where plain text cannot have a target side."""
+    source: str = "source_column"
+    target: str = "target_column"
+
+
+UNNAMED = Settings()
+
+
 class Columns(NamedTuple):
     """The columns of a corpus."""
 
@@ -33,7 +46,13 @@ class Columns(NamedTuple):
         return {self.source} if self.task == "classification" else {self.source, self.target}
 
 
-def choose_columns(files: list[InputFile], source: str | None, target: str | None, task: str = "auto") -> Columns:
+def choose_columns(
+    files: list[InputFile],
+    source: str | None,
+    target: str | None,
+    task: str = "auto",
+    settings: Settings = UNNAMED,
+) -> Columns:
     """Return the columns of the first file that has what is wanted.
 
     Raises InputError naming the columns that there are where no file has it; `missing_columns` tells of each
@@ -42,7 +61,7 @@ def choose_columns(files: list[InputFile], source: str | None, target: str | Non
     refusals = []
     for file in files:
         try:
-            columns = columns_of(file, source, target, task)
+            columns = columns_of(file, source, target, task, settings)
             check_columns(file, columns.needed, columns.text)
             return columns
         except StorageFailure:
@@ -52,11 +71,16 @@ def choose_columns(files: list[InputFile], source: str | None, target: str | Non
     raise most_telling(files, refusals)
 
 
-def columns_of(file: InputFile, source: str | None, target: str | None, task: str) -> Columns:
+def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: Settings) -> Columns:
     """Return a file's columns of source and target; raises InputError where it lacks one."""
     schema = readable_schema(file, set())
-    source = choose(source, SOURCE_NAMES, schema, "source_column", file.path)
-    target = choose(target, TARGET_NAMES, schema, "target_column", file.path)
+    source = choose(source, SOURCE_NAMES, schema, settings.source, file.path)
+    if file.format == "text" and not file.target_path and target not in schema.names:
+        side = f"{settings.target_files}, or " if settings.target_files else ""
+        raise InputError(
+            f"{file.path!r} is plain text (by its ending) and has no target; give {side}a file with columns"
+        )
+    target = choose(target, TARGET_NAMES, schema, settings.target, file.path)
     if task == "auto":
         task = "classification" if target == "label" else "translation"
     return Columns(source, target, task)  # type: ignore[arg-type]
@@ -91,10 +115,10 @@ def choose(wanted: str | None, usual: tuple[str, ...], schema: pa.Schema, settin
     for name in candidates:
         if name in schema.names:
             return name
-    raise InputError(
-        f"{setting}={wanted or ' or '.join(usual)!r} is not in {path!r}; its columns are "
-        f"{', '.join(schema.names) or '(none)'}; name one of them"
-    )
+    columns = ", ".join(schema.names) or "(none)"
+    if wanted is None:
+        raise InputError(f"no column {' or '.join(usual)} in {path!r} (its columns: {columns}); name it by {setting}")
+    raise InputError(f"{setting}={wanted!r} is not in {path!r}; its columns are {columns}; name one of them")
 
 
 def check_columns(file: InputFile, needed: set[str], text: set[str]) -> None:

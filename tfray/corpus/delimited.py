@@ -182,5 +182,7 @@ def read_names(file: Unit | InputFile) -> list[str]:
     names, error = next(read(whole), ([], None))
     if not names or not all(map(is_encodable, names)):
         reason = error or ("it is not UTF-8" if names else "it is blank")
-        raise InputError(f"the first line of {file.path!r} must name the columns: {reason}")
+        raise InputError(
+            f"the first line of {file.path!r} must name the columns: {reason}; add a line of column names, as UTF-8"
+        )
     return names

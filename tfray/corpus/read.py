@@ -67,7 +67,10 @@ def declare_schema(files: list[InputFile], text_columns: set[str], needed: set[s
         except DamagedFile as error:
             raise InputError(f"{error}; replace or remove it") from error
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(f"{file.path!r} has other column types than the files before it: {error}") from error
+            raise InputError(
+                f"{file.path!r} has other column types than the files before it: {error}; make the types alike, or "
+                "leave the file out"
+            ) from error
     text = {field.name: pa.string() for field in schema if pa.types.is_null(field.type)}
     return pa.schema([(field.name, text.get(field.name, field.type)) for field in schema])
 

@@ -31,7 +31,7 @@ def demo(job: DemoJob) -> str:
     """Return what the demo shows at its end: examples, the exact-match score and where things are."""
     begun = time.monotonic()
     if is_remote(job.out):
-        raise InputError(f"out={job.out!r} is an object store; the demo writes to a local folder")
+        raise InputError(f"out={job.out!r} is an object store; the demo writes to a local folder: leave --out out")
     out = Path(job.out).absolute()
     data = out / "data"
     if not (data / "train.parquet").exists():  # the last that is written

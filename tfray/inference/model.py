@@ -78,10 +78,15 @@ class Model:
     def __init__(self, folders: list[ModelFolder], config: GenerationConfig, device: torch.device) -> None:
         if len({folder.tokenizer_json for folder in folders}) > 1:
             names = ", ".join(folder.folder for folder in folders)
-            raise InputError(f"the model folders {names} have different tokenizers; an ensemble needs one")
+            raise InputError(
+                f"the model folders {names} have different tokenizers; an ensemble needs one: load them apart"
+            )
         if len({folder.text for folder in folders}) > 1:
             names = ", ".join(folder.folder for folder in folders)
-            raise InputError(f"the model folders {names} normalize text differently; an ensemble reads it in one way")
+            raise InputError(
+                f"the model folders {names} normalize text differently; an ensemble reads it in one way: load them "
+                "apart"
+            )
         self.folders, self.config, self.device = folders, config, device
         self.tokenizer = folders[0].tokenizer
         models = [folder.load_model().to(device) for folder in folders]
@@ -207,7 +212,9 @@ class Model:
         """
         labels = self.tokenizer.label_ids
         if not labels:
-            raise InputError(f"{self.folders[0].folder!r} was trained for {self.task}: it has no labels to classify by")
+            raise InputError(
+                f"{self.folders[0].folder!r} was trained for {self.task}: it has no labels to classify by; use generate"
+            )
         sources = self.readable(texts)
         found = [
             scoring.classify(network, list(sources.values()), list(labels.values()), self.config.batch_rows)

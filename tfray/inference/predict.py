@@ -82,7 +82,7 @@ def predict(job: PredictJob) -> str:
 
 def identify(patterns: list[str]) -> dict[str, list]:
     """Return what tells each input file apart, by its path; no file is opened."""
-    paths = list(dict.fromkeys(path for pattern in patterns for path in storage.expand(pattern)))
+    paths = list(dict.fromkeys(path for pattern in patterns for path in storage.expand(pattern, "input")))
     with ThreadPoolExecutor(THREADS) as threads:
         return {
             path: identity[1:] for path, identity in zip(paths, threads.map(storage.file_identity, paths), strict=True)

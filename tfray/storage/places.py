@@ -46,7 +46,9 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
             base, options = split_options(path)
             return pyarrow.fs.FileSystem.from_uri(quote(base, safe=ALLOWED + "%") + options)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path!r} is not a place that can be reached: {error}") from error
+            raise InputError(
+                f"{path!r} is not a place that can be reached: {error}; check the address and your credentials"
+            ) from error
     return pyarrow.fs.LocalFileSystem(), absolute(path)
 
 
@@ -158,14 +160,16 @@ def found_in(folder: str) -> list[pyarrow.fs.FileInfo]:
     return sorted(infos, key=lambda info: info.path)
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, setting: str | None = None) -> list[str]:
     """Return the files behind a path, glob or folder, sorted; hidden and `_`-files of folders are left out.
 
-    Raises InputError where there is none.
+    Raises InputError where there is none, with the name of the setting that the pattern was given by.
     """
     pattern = absolute(pattern)
+    named = f"{setting}={pattern!r}" if setting else repr(pattern)
     if is_web(pattern):
-        return [expand_web(pattern)]
+        check_web(pattern, named)
+        return [pattern]
     _, inner = filesystem(pattern)
     info = file_info(pattern)
     if info.is_file:
@@ -179,17 +183,16 @@ def expand(pattern: str) -> list[str]:
     else:
         found, rule = [], "does not exist"
     if not found:
-        raise InputError(f"input {pattern!r} {rule}; check the path")
+        raise InputError(f"{named} {rule}; check the path")
     return sorted(found) if not is_remote(pattern) else [remote_path(pattern, path) for path in sorted(found)]
 
 
-def expand_web(address: str) -> str:
-    """Return a web address behind which there is a file; raises InputError where there is none."""
+def check_web(address: str, named: str) -> None:
+    """Raise InputError unless there is a file behind a web address."""
     if any(character in address for character in "*["):
-        raise InputError(f"input {address!r} is a glob, and web servers do not list files; name each file")
+        raise InputError(f"{named} is a glob, and web servers do not list files; name each file")
     if not exists(address):
-        raise InputError(f"input {address!r} does not exist; check the address")
-    return address
+        raise InputError(f"{named} does not exist; check the address")
 
 
 def matches(parts: list[str], pattern: list[str]) -> bool:

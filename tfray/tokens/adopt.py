@@ -16,13 +16,14 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from tfray import storage
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.tokens.sentencepiece import from_sentencepiece
 from tfray.tokens.special import SPECIAL_TOKENS
 from tfray.tokens.splitting import flat, knows_words
 from tfray.tokens.tokenizer import LABEL_PREFIX, Tokenizer
 
 TOKENIZER_JSON = "tokenizer.json"
+REMEDY = "give another, or leave tokens.tokenizer out"
 MATCHING = ("single_word", "lstrip", "rstrip", "normalized")  # how an added token is found in a text
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
@@ -36,12 +37,14 @@ def adopt_tokenizer(path: str, labels: list[str]) -> Tokenizer:
             text = from_sentencepiece(data, path).to_str()
         else:
             text = data.decode()
+    except StorageFailure:
+        raise
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"tokens.tokenizer={path!r} cannot be read: {error}") from error
+        raise InputError(f"tokens.tokenizer={path!r} cannot be read: {error}; {REMEDY}") from error
     try:
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
-        raise InputError(f"tokens.tokenizer={path!r} is not a readable tokenizer.json: {error}") from error
+        raise InputError(f"tokens.tokenizer={path!r} is not a readable tokenizer.json: {error}; {REMEDY}") from error
     return Tokenizer.from_json(json.dumps(renumbered(library, json.loads(text), labels, path)), path)
 
 
@@ -55,7 +58,8 @@ def find_tokenizer(path: str) -> str:
     names = {storage.base_name(file): file for file in storage.list_files(path)}
     models = [name for name in names if name.endswith(".model")]
     if TOKENIZER_JSON not in names and len(models) != 1:
-        found = f"{len(models)} .model files ({', '.join(models)}); name one" if models else "no .model"
+        several = f"{len(models)} .model files ({', '.join(models)}); name one"
+        found = several if models else f"no .model; {REMEDY}"
         raise InputError(f"tokens.tokenizer={path!r} holds no {TOKENIZER_JSON} and {found}")
     return names.get(TOKENIZER_JSON) or names[models[0]]
 

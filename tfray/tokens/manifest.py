@@ -103,7 +103,11 @@ def check_account(job: TokenizeJob, manifest: dict) -> None:
         is_wanted = split == "train" or job.corpus.valid or job.corpus.valid_share
         if is_wanted and split not in manifest["splits"]:
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in rejected.most_common())
-            raise InputError(f"corpus.{split}: every row was dropped ({reasons}); look at the rows, or at the limits")
+            raise InputError(
+                f"corpus.{split}: every row was dropped ({reasons}); look at them in "
+                f"{storage.join(storage.absolute(job.out), REJECTED)} (corpus.clean.keep_rejected writes them), then "
+                "mend the files, or change the limits of corpus.clean or tokens.max_length"
+            )
     rows = sum(account["rows"] for account in accounts)
     errors = sum(count for kind, count in rejected.items() if kind in ERROR_KINDS)
     limit = job.corpus.clean.max_error_share

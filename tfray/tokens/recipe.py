@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tfray.config import CorpusConfig, PartConfig, Paths, as_list
 from tfray.corpus.clean import Cleaned, clean_pairs
-from tfray.corpus.columns import Columns, choose_columns, missing_columns
+from tfray.corpus.columns import Columns, Settings, choose_columns, missing_columns
 from tfray.corpus.near import load_datasketch
 from tfray.corpus.read import DamagedFile, declare_schema, file_schema, read_blocks
 from tfray.corpus.scripts import check_script
@@ -109,23 +109,40 @@ class Files(NamedTuple):
 
 def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | Files, before: list[Corpus]) -> Corpus:
     """Return one corpus; its task is that of the corpora before it."""
-    files = find_files(as_list(part.files), as_list(part.target_files))
+    settings = settings_of(name, split, part)
+    files = find_files(as_list(part.files), as_list(part.target_files), settings.files, settings.target_files)
     lost = [lose(name, file, f"unreadable_file: {file.damage}") for file in files if file.damage]
     files = [file for file in files if not file.damage]
-    setting = f"corpus.{split}" if name in ("corpus", split) else f"corpus.parts ({name})"
     if not files:
-        raise InputError(f"{setting}: none of its files can be read: {lost[0].path}: {lost[0].reason}")
+        raise InputError(
+            f"{settings.files}: none of its files can be read: {lost[0].path}: {lost[0].reason}; mend the file, or "
+            "name others"
+        )
     if all(file.is_empty for file in files):
-        raise InputError(f"{setting}: no row in {', '.join(file.path for file in files[:3])}; the corpus is empty")
+        named = ", ".join(file.path for file in files[:3])
+        raise InputError(f"{settings.files}: no row in {named}; the corpus is empty: fill the file, or name others")
     task = before[0].columns.task if before else config.task
     source, target = part.source_column or config.source_column, part.target_column or config.target_column
-    columns = choose_columns(files, source, target, task)
+    columns = choose_columns(files, source, target, task, settings)
     unfit = {file.path: reason for file in files if (reason := unfit_reason(file, columns))}
     lost += [lose(name, file, unfit[file.path]) for file in files if file.path in unfit]
     files = [file for file in files if file.path not in unfit]
     declared = declare_schema(files, columns.text, columns.needed)
     schema = pa.schema([declared.field(columns.source), declared.field(columns.target)])
     return Corpus(name, split, files, lost, columns, schema, part.weight)
+
+
+def settings_of(name: str, split: str, part: PartConfig | Files) -> Settings:
+    """Return the settings that give a corpus' files and columns; columns of a part may be those of all corpora."""
+    if not isinstance(part, PartConfig):
+        side = None if split == "test" else f"corpus.{split}_target"
+        return Settings(f"corpus.{split}", side, "corpus.source_column", "corpus.target_column")
+    own = f"corpus.parts ({name})"
+    columns = [
+        f"{own if given else 'corpus'}.{column}"
+        for column, given in (("source_column", part.source_column), ("target_column", part.target_column))
+    ]
+    return Settings(f"{own}.files", f"{own}.target_files", *columns)
 
 
 def unfit_reason(file: InputFile, columns: Columns) -> str | None:

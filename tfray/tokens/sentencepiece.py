@@ -60,7 +60,9 @@ def read_model(data: bytes, name: str) -> SentencePieceModel:
             escape_whitespaces=bool(normalizer.get(5, [1])[-1]),
         )
     except (ValueError, IndexError, TypeError, struct.error) as error:
-        raise InputError(f"{name!r} is not a readable SentencePiece model: {error}") from error
+        raise InputError(
+            f"{name!r} is not a readable SentencePiece model: {error}; give another, or leave tokens.tokenizer out"
+        ) from error
 
 
 def piece_of(message: dict[int, list[Any]]) -> Piece:
@@ -113,7 +115,10 @@ def from_sentencepiece(data: bytes, name: str) -> tokenizers.Tokenizer:
     """Return a tokenizer that gives the pieces of the .model with the same ids."""
     model = read_model(data, name)
     if model.model_type not in (UNIGRAM, BPE):
-        raise InputError(f"{name!r} is a word or character model of SentencePiece; tfray adopts unigram and bpe models")
+        raise InputError(
+            f"{name!r} is a word or character model of SentencePiece; tfray adopts unigram and bpe models: give one of "
+            "these, or leave tokens.tokenizer out"
+        )
     if model.whitespace_as_suffix or not model.escape_whitespaces:
         raise InputError(
             f"{name!r} was trained with --treat_whitespace_as_suffix or without escaped white space; train it without"

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from tfray import storage
 from tfray.cluster import connected
 from tfray.config import ClusterConfig, TokenizeJob
+from tfray.corpus.columns import Columns
 from tfray.errors import InputError
 from tfray.report.progress import Intake
 from tfray.tokens.adopt import adopt_tokenizer
@@ -92,7 +93,7 @@ def tokenizer_identity(path: str | None) -> list[object]:
     """Return what tells an existing tokenizer apart from another; a folder by what is in it."""
     if path is None:
         return []
-    return [storage.file_identity(file) for file in storage.expand(path)]
+    return [storage.file_identity(file) for file in storage.expand(path, "tokens.tokenizer")]
 
 
 def plan_corpora(job: TokenizeJob, corpora: list[Corpus]) -> list[Unit]:
@@ -136,7 +137,11 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
             return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, labels)), verdicts
         texts = draw_sample(folder, wanted, verdicts, recipe)
         if not texts and share == 1.0:
-            raise InputError(f"corpus.train: every row was dropped ({count_reasons(records)}); look at the rows")
+            columns = " and ".join(map(repr, first_columns(recipe)[:2]))
+            raise InputError(
+                f"corpus.train: every row was dropped ({count_reasons(records)}); look at the columns {columns}, "
+                "choose others by corpus.source_column and corpus.target_column, or change the limits of corpus.clean"
+            )
         if len(texts) >= wanted or share == 1.0:
             return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels)), verdicts
         share = min(1.0, 4 * share)
@@ -216,12 +221,16 @@ def label_names(job: TokenizeJob, recipe: Recipe, records: list[dict]) -> list[s
         return []
     found = {label for record in records for label in record["labels"]}
     if len(found) > MOST_LABELS:
-        column = next(iter(recipe.columns.values())).target
         raise InputError(
-            f"{column!r} has {len(found)} different labels, more than {MOST_LABELS}; "
+            f"{first_columns(recipe).target!r} has {len(found)} different labels, more than {MOST_LABELS}; "
             "for free text set --corpus.task translation"
         )
     return list(dict.fromkeys(job.corpus.label_names.values())) or sorted(found)
+
+
+def first_columns(recipe: Recipe) -> Columns:
+    """Return the columns of the first corpus."""
+    return next(iter(recipe.columns.values()))
 
 
 def publish_tokenizer(path: str, tokenizer: Tokenizer) -> Tokenizer:

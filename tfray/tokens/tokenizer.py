@@ -14,10 +14,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from tfray import storage
 from tfray.config import TokensConfig, require
-from tfray.errors import InputError
+from tfray.errors import InputError, StorageFailure
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
 LABEL_PREFIX = "<label:"
+COPY = "copy its folder again, whole, or make it anew"
 
 
 class Tokenizer:
@@ -40,8 +41,10 @@ class Tokenizer:
         """Return the tokenizer in a tokenizer.json; raises InputError where it is damaged or not ours."""
         try:
             text = storage.read_text(path)
+        except StorageFailure:
+            raise
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path!r} cannot be read: {error}") from error
+            raise InputError(f"{path!r} cannot be read: {error}; {COPY}") from error
         return cls.from_json(text, path)
 
     @classmethod
@@ -50,12 +53,13 @@ class Tokenizer:
         try:
             library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{name!r} is not a readable tokenizer.json: {error}") from error
+            raise InputError(f"{name!r} is not a readable tokenizer.json: {error}; {COPY}") from error
         found = [library.token_to_id(token) for token in SPECIAL_TOKENS]
         if found != [PAD_ID, BOS_ID, EOS_ID]:
             raise InputError(
                 f"{name!r} has the special tokens {', '.join(SPECIAL_TOKENS)} at {found}; tfray's "
-                f"tokenizers have them at {[PAD_ID, BOS_ID, EOS_ID]}"
+                f"tokenizers have them at {[PAD_ID, BOS_ID, EOS_ID]}; use one that tfray wrote, or let tfray tokenize "
+                "adopt this one by tokens.tokenizer"
             )
         return cls(library, text)
 

@@ -67,17 +67,23 @@ class InputFile:
         return self.format != "parquet"
 
 
-def find_files(paths: list[str], target_paths: list[str] | None = None) -> list[InputFile]:
+def find_files(
+    paths: list[str],
+    target_paths: list[str] | None = None,
+    setting: str | None = None,
+    target_setting: str | None = None,
+) -> list[InputFile]:
     """Return the input files behind paths, globs and folders, in order; damaged Parquet says so in `damage`.
 
-    Raises InputError for a missing or unpaired file.
+    Raises InputError for a missing or unpaired file, with the names of the settings that the paths were given by.
     """
-    files = [path for pattern in paths for path in storage.expand(pattern)]
-    targets = [path for pattern in target_paths or [] for path in storage.expand(pattern)]
+    files = [path for pattern in paths for path in storage.expand(pattern, setting)]
+    targets = [path for pattern in target_paths or [] for path in storage.expand(pattern, target_setting)]
     if targets and len(targets) != len(files):
         raise InputError(
-            f"parallel text needs one target file for each source file; got {len(files)} source files "
-            f"({', '.join(files[:3])}) and {len(targets)} target files ({', '.join(targets[:3])})"
+            f"{target_setting or 'parallel text'} needs one target file for each source file; got {len(files)} source "
+            f"files ({', '.join(files[:3])}) and {len(targets)} target files ({', '.join(targets[:3])}); name as many, "
+            "in the same order"
         )
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(describe, files, targets or [None] * len(files)))
@@ -89,7 +95,10 @@ def describe(path: str, target_path: str | None) -> InputFile:
     suffix = "." + stem.rpartition(".")[2]
     file_format = FORMATS.get(suffix, "text")
     if target_path is not None and file_format != "text":
-        raise InputError(f"{path!r} is {file_format} and has its own columns; a target file belongs to plain text")
+        raise InputError(
+            f"{path!r} is {file_format} and has its own columns; a target file belongs to plain text: leave "
+            f"{target_path!r} out"
+        )
     if file_format == "parquet":
         return read_footer(path)
     return InputFile(path, file_format, compression, storage.file_size(path), None, target_path=target_path)

@@ -61,6 +61,7 @@ class Standing:
 def status(job: StatusJob) -> str:
     """Return what a person wants to know of a job's output folder, or the same as one line of JSON."""
     folder = storage.absolute(job.out)
+    refuse_training(folder)
     standing, replacement = (look(place, folder) if has_manifest(place) else None for place in (folder, aside(folder)))
     if not standing and not replacement and read_owner(storage.join(folder, LOCK)):
         standing = look(folder, folder)  # it plans
@@ -70,6 +71,14 @@ def status(job: StatusJob) -> str:
         return json.dumps((asdict(standing) if standing else {}) | {"replacement": replacement and asdict(replacement)})
     lines = [str(standing)] if standing else []
     return "\n".join([*lines, "what will replace it:", str(replacement)] if replacement else lines)
+
+
+def refuse_training(folder: str) -> None:
+    """Raise InputError for the folder of a training, which has steps in place of units."""
+    manifest = storage.join(folder, MANIFEST)
+    if has_manifest(folder) and "training" in storage.read_json(manifest)["made_from"]:
+        log = storage.join(folder, "log.jsonl")
+        raise InputError(f"out={folder!r} is a training run, which has no units; look at its progress in {log}")
 
 
 def look(folder: str, locked: str) -> Standing:

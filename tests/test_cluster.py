@@ -1,0 +1,34 @@
+"""Where Ray is reached, and what is said where it is not; no Ray is started here."""
+
+from __future__ import annotations
+
+import pytest
+
+from tfray.cluster import start
+from tfray.config import ClusterConfig
+from tfray.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "used", "named"),
+    [
+        ("here:1", "there:2", "here:1", r"^cluster\.address='here:1' does not answer: nobody; .*leave the address out"),
+        (None, "there:2", "there:2", r"^RAY_ADDRESS='there:2' .*does not answer: nobody; .*`unset RAY_ADDRESS`"),
+        (None, None, "local", r"^no local Ray starts: nobody; .*cluster\.address"),
+    ],
+)
+def test_a_ray_that_does_not_answer_is_named_by_the_source_of_its_address(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, environment: str | None, used: str, named: str
+) -> None:
+    import ray
+
+    def init(address: str, **_: object) -> None:
+        assert address == used
+        raise ConnectionError("nobody")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    with pytest.raises(InputError, match=named):
+        start(ClusterConfig(address=given))
