@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.batches.batch import Ragged, collate, pad
+from tfray.batches.batch import collate, pad
 from tfray.batches.plan import padded_length
+from tfray.tokens.ragged import Ragged
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 ROWS = st.lists(st.lists(st.integers(3, 99), max_size=9), min_size=1, max_size=8)

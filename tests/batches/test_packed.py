@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.batches.batch import Ragged
 from tfray.batches.packed import collate_packed
 from tfray.batches.packing import Widths, first_fit, packed_tokens
+from tfray.tokens.ragged import Ragged
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 PAIRS = st.lists(st.tuples(*[st.lists(st.integers(3, 99), max_size=9)] * 2), min_size=1, max_size=12)

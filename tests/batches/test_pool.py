@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.batches.batch import Ragged
 from tfray.batches.mixing import Draw, drawn_rows
 from tfray.batches.plan import Pool, plan_pools
-from tfray.batches.pool import PoolReader, check_dropout, mix_shards, with_eos, without_eos
+from tfray.batches.pool import PoolReader, check_dropout, mix_shards
 from tfray.config import BatchesConfig, TokensConfig
 from tfray.errors import InputError
+from tfray.tokens.ragged import Ragged, with_eos, without_eos
 from tfray.tokens.shards import TOKENIZER, TokenFolder
 from tfray.tokens.special import EOS_ID
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer

@@ -88,9 +88,10 @@ def make_batches(setup: Setup, epoch: int = 0) -> list[Any]:
     """Return micro-batches as the train job plans them; each epoch has pairs of its own, and so other shapes."""
     import numpy as np
 
-    from tfray.batches.batch import Ragged, collate
+    from tfray.batches.batch import collate
     from tfray.batches.plan import plan_pool
     from tfray.config import BatchesConfig
+    from tfray.tokens.ragged import Ragged
 
     random = np.random.default_rng(1 + epoch)
     pairs = setup.batches * setup.max_tokens // 16

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.batch import Batch, collate
 from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
+from tfray.tokens.ragged import Ragged
 from tfray.training.parallel import make_state
 from tfray.training.state import TrainState
 from tfray.training.step import StepMetrics, train_step

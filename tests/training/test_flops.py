@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.batch import Batch, collate
 from tfray.batches.packed import collate_packed
 from tfray.batches.packing import Widths
 from tfray.model import native
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
+from tfray.tokens.ragged import Ragged
 from tfray.tokens.special import EOS_ID, PAD_ID
 from tfray.training.flops import batch_flops, device_peak, forward_flops, known_peak, measured_rate, pair_lengths
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.batch import Batch, collate
 from tfray.batches.packed import collate_packed
 from tfray.batches.packing import Widths
 from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
+from tfray.tokens.ragged import Ragged
 from tfray.training.model import TrainingModel
 
 VOCAB = 40

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.batch import Batch, collate
 from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
+from tfray.tokens.ragged import Ragged
 from tfray.training import replicated
 from tfray.training.flat import Layout
 from tfray.training.replicated import Replicated, cut

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.batch import Batch, collate
 from tfray.batches.plan import padded_length
 from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
+from tfray.tokens.ragged import Ragged
 from tfray.training.replicated import Replicated
 from tfray.training.step import StepMetrics, train_step
 

@@ -10,27 +10,8 @@ import torch
 from torch import Tensor
 
 from tfray.batches.lengths import padded_length
+from tfray.tokens.ragged import Ragged
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
-
-
-class Ragged(NamedTuple):
-    """Rows of different lengths in one buffer: row i is values[offsets[i]:offsets[i + 1]]; offsets[0] is 0."""
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Ragged:
-        """Return some of the rows, in the order asked for."""
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[places], offsets)
-
-    @staticmethod
-    def concat(parts: list[Ragged]) -> Ragged:
-        """Return the rows of several, one after the other."""
-        lengths = [np.diff(part.offsets) for part in parts]
-        return Ragged(np.concatenate([part.values for part in parts]), np.cumsum(np.concatenate([[0], *lengths])))
 
 
 class Batch(NamedTuple):

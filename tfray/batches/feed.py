@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from tfray.batches.batch import Batch, Ragged, collate
+from tfray.batches.batch import Batch, collate
 from tfray.batches.mixing import Portion
 from tfray.batches.packed import collate_packed
 from tfray.batches.packing import Widths, row_widths
 from tfray.batches.plan import Pool, plan_pool, plan_pools
 from tfray.batches.pool import PoolReader, mix_shards, ragged
 from tfray.config import BatchesConfig
+from tfray.tokens.ragged import Ragged
 from tfray.tokens.shards import TokenFolder
 
 MOST_BLOCKS = 1000

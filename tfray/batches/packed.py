@@ -5,27 +5,26 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tfray.batches.batch import Batch, Ragged
+from tfray.batches.batch import Batch
 from tfray.batches.lengths import padded_length
 from tfray.batches.packing import Widths, first_fit, sums_before
-from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
+from tfray.tokens.ragged import Ragged, with_eos
+from tfray.tokens.special import BOS_ID, PAD_ID
 
 
 def collate_packed(source: Ragged, target: Ragged, widths: Widths) -> Batch:
     """Return a micro-batch of pairs that share rows; source rows end with eos, target rows have neither bos nor eos."""
     source_lengths, target_lengths = np.diff(source.offsets), np.diff(target.offsets)
     rows = first_fit(source_lengths, target_lengths + 1, widths)
-    begins_with_bos, ends_with_eos = (
-        Ragged(np.insert(target.values, places, token), target.offsets + np.arange(len(target.offsets)))
-        for places, token in ((target.offsets[:-1], BOS_ID), (target.offsets[1:], EOS_ID))
-    )
+    labels = with_eos(target)
+    begins_with_bos = Ragged(np.insert(target.values, target.offsets[:-1], BOS_ID), labels.offsets)
     numbers = [np.repeat(numbers_in_row(rows), lengths) for lengths in (source_lengths, target_lengths + 1)]
     sides = [
         lay_out(values, offsets, rows)
         for values, offsets in (
             source,
             begins_with_bos,
-            ends_with_eos,
+            labels,
             (numbers[0], source.offsets),
             (numbers[1], begins_with_bos.offsets),
         )

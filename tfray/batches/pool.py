@@ -10,15 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tfray.batches.batch import Ragged
 from tfray.batches.mixing import Draw, Portion, corpus_repeats, drawn_rows
 from tfray.batches.plan import Pool
 from tfray.config import BatchesConfig
 from tfray.errors import InputError
 from tfray.tokens.check import read_shard
 from tfray.tokens.dropout import BpeDropout
+from tfray.tokens.ragged import Ragged, with_eos, without_eos
 from tfray.tokens.shards import PAIR_COLUMNS, TokenFolder, read_pairs
-from tfray.tokens.special import EOS_ID
 
 SOURCE, TARGET = 1, 2
 """Set the seeds of the sides apart."""
@@ -128,18 +127,6 @@ def read_shards(paths: list[str]) -> Pairs:
 def pairs_of(table: pa.Table) -> Pairs:
     """Return the pairs of a table of shards."""
     return Pairs(*(ragged(table[name].combine_chunks()) for name in ("source_ids", "target_ids")))
-
-
-def without_eos(rows: Ragged) -> Ragged:
-    """Return rows without the last token of each."""
-    is_kept = np.ones(len(rows.values), dtype=bool)
-    is_kept[rows.offsets[1:] - 1] = False
-    return Ragged(rows.values[is_kept], rows.offsets - np.arange(len(rows.offsets)))
-
-
-def with_eos(rows: Ragged) -> Ragged:
-    """Return rows with eos at the end of each."""
-    return Ragged(np.insert(rows.values, rows.offsets[1:], EOS_ID), rows.offsets + np.arange(len(rows.offsets)))
 
 
 def ragged(lists: pa.ListArray) -> Ragged:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +13,13 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.corpus.clean import REJECTED_SCHEMA, Cleaned
+from tfray.tokens.ragged import Ragged
 from tfray.tokens.shards import Shard, shard_schema, write_shard
 from tfray.units.plan import Unit
 
 EXAMPLES_SHOWN = 3  # of each reason, per unit and in the report
 REJECTED, TEST_TEXT = "rejected", "test_text"
 EXCERPT = 60  # characters of a row in an example
-
-
-class Ids(NamedTuple):
-    """Rows of ids in one buffer: row i is values[offsets[i]:offsets[i + 1]]."""
-
-    values: np.ndarray
-    offsets: np.ndarray
 
 
 class UnitOutput:
@@ -58,7 +51,7 @@ class UnitOutput:
             for split in sorted(self.waiting):
                 self.write_shard(split)
 
-    def table(self, source: Ids, target: Ids, lengths: list[np.ndarray], rows: np.ndarray) -> pa.Table:
+    def table(self, source: Ragged, target: Ragged, lengths: list[np.ndarray], rows: np.ndarray) -> pa.Table:
         """Return a block as the columns of a shard."""
         kind = self.schema.field("source_ids").type.value_type.to_pandas_dtype()
         ids = [

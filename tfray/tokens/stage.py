@@ -14,9 +14,9 @@ from tfray.config import SPLITS, TokensConfig
 from tfray.corpus.clean import REJECTED_SCHEMA, Cleaned
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.encoder import Encoder
-from tfray.tokens.output import TEST_TEXT, Ids, UnitOutput, rejected_rows
+from tfray.tokens.output import TEST_TEXT, UnitOutput, rejected_rows
+from tfray.tokens.ragged import Ragged, with_eos
 from tfray.tokens.recipe import Recipe
-from tfray.tokens.special import EOS_ID
 from tfray.tokens.survey import split_sides
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.tokens.verdicts import Verdicts
@@ -70,7 +70,7 @@ class TokenizeUnit:
         cleaned, sides = self.judge(unit, cleaned, output)
         if not len(cleaned.rows):
             return
-        source, target = ends_with_eos(*self.encoder.encode(cleaned.source)), self.encode_targets(cleaned.target)
+        source, target = with_eos(Ragged(*self.encoder.encode(cleaned.source))), self.encode_targets(cleaned.target)
         lengths = [np.diff(source.offsets), np.diff(target.offsets) + 1]
         table = output.table(source, target, lengths, cleaned.rows)
         reasons = self.misfits(cleaned, *lengths)
@@ -98,12 +98,12 @@ class TokenizeUnit:
         left = ~(duplicate | held_out)
         return (cleaned, sides) if left.all() else (select(cleaned, left), sides[left])
 
-    def encode_targets(self, texts: pa.Array) -> Ids:
+    def encode_targets(self, texts: pa.Array) -> Ragged:
         """Return target ids without eos: one label token each (-1 for a label that is not known), or the text's."""
         if not self.recipe.is_classification:
-            return Ids(*self.encoder.encode(texts))
+            return Ragged(*self.encoder.encode(texts))
         index = pc.index_in(texts, self.label_names).fill_null(len(self.label_names)).to_numpy()
-        return Ids(self.label_ids[index], np.arange(len(index) + 1))
+        return Ragged(self.label_ids[index], np.arange(len(index) + 1))
 
     def misfits(self, cleaned: Cleaned, source_lengths: np.ndarray, target_lengths: np.ndarray) -> np.ndarray:
         """Return for each row the number of the reason in MISFITS for which its tokens cannot be used, or 0."""
@@ -137,16 +137,6 @@ MISFITS = {
     2: ("length_ratio", "{source} source and {target} target tokens are too different"),
     3: ("unknown_label", "the label does not occur in training"),
 }
-
-
-def ends_with_eos(values: np.ndarray, offsets: np.ndarray) -> Ids:
-    """Return rows of ids, each followed by eos."""
-    stops = offsets + np.arange(len(offsets))
-    longer = np.full(stops[-1], EOS_ID, values.dtype)
-    is_text = np.ones(len(longer), bool)
-    is_text[stops[1:] - 1] = False
-    longer[is_text] = values
-    return Ids(longer, stops)
 
 
 def select(cleaned: Cleaned, mask: np.ndarray) -> Cleaned:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from tfray.checkpoint.state import Progress
-from tfray.config import TrainingConfig
+from tfray.config import TrainingConfig, TrainJob
+
+if TYPE_CHECKING:
+    from tfray.checkpoint.state import Progress
 
 
 def is_done(progress: Progress, config: TrainingConfig) -> bool:
@@ -20,3 +23,9 @@ def is_done(progress: Progress, config: TrainingConfig) -> bool:
 def is_stale(progress: Progress, config: TrainingConfig) -> bool:
     """Say whether validation has not improved for `patience` times."""
     return bool(config.patience) and progress.stale_validations >= config.patience
+
+
+def lacks_average(job: TrainJob, manifest: dict) -> bool:
+    """Say whether a finished run has no mean of as many checkpoints as are wanted now."""
+    wanted = job.training.average_checkpoints
+    return wanted > 0 and manifest.get("average_checkpoints") != wanted

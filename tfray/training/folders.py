@@ -17,12 +17,6 @@ from tfray.tokens.shards import TokenFolder
 AVERAGE = "average"
 
 
-def lacks_average(job: TrainJob, manifest: dict) -> bool:
-    """Say whether a finished run has no mean of as many checkpoints as are wanted now."""
-    wanted = job.training.average_checkpoints
-    return wanted > 0 and manifest.get("average_checkpoints") != wanted
-
-
 class ModelFolders:
     """Writes them; rank 0 does, for all workers."""
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig, require
 from tfray.errors import InputError
 from tfray.tokens.shards import TokenFolder
+
+if TYPE_CHECKING:
+    from tfray.checkpoint.state import Progress
 
 METRICS = {"translation": ("loss", "bleu", "chrf"), "classification": ("loss", "accuracy")}
 """What validation measures, by task; of the loss less is better, of the others more."""

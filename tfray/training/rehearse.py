@@ -23,7 +23,8 @@ from tfray.report.tables import format_table
 from tfray.tokens.shards import TokenFolder
 from tfray.training.board import FOLDER
 from tfray.training.display import CURVES
-from tfray.training.folders import AVERAGE, lacks_average
+from tfray.training.ends import lacks_average
+from tfray.training.folders import AVERAGE
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory

@@ -10,16 +10,14 @@ from tfray import storage
 from tfray.batches.count import count_epoch, log_mixture
 from tfray.batches.mixing import Portion
 from tfray.batches.pool import check_dropout, mix_shards
-from tfray.checkpoint.state import newest_progress
 from tfray.cluster import connected
 from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
-from tfray.training.folders import lacks_average
+from tfray.training.ends import lacks_average
 from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
-from tfray.training.rehearse import rehearse
 from tfray.units.ledger import Ledger, open_ledger, store_settings
 from tfray.units.lock import Lock
 
@@ -52,6 +50,8 @@ def train(job: TrainJob) -> str:
     check_metric(job.training, tokens)
     job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
     if job.dry_run:
+        from tfray.training.rehearse import rehearse  # needs torch, which takes seconds to import
+
         return rehearse(job, tokens, made_from(job, tokens), count_steps(job, tokens))
     storage.check_writable(job.out)
     with Lock(job.out) as lock:
@@ -103,6 +103,8 @@ def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
 
 def finish(job: TrainJob, ledger: Ledger) -> None:
     """Declare the training finished."""
+    from tfray.checkpoint.state import newest_progress  # needs torch
+
     progress = newest_progress(ledger.folder)
     ledger.finish(
         {
