@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import S3
 from tfray import storage
 from tfray.corpus.read import declare_schema, read_unit
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError, JobError, StorageFailure
 from tfray.storage import places
 from tfray.units.files import find_files
 from tfray.units.plan import plan_units
@@ -134,7 +134,7 @@ def test_what_the_web_cannot_do_is_refused_with_a_clear_word(web: tuple[Path, st
         (f"{address}/*.txt", "web servers do not list files"),
         ("http://127.0.0.1:9/a.txt", "cannot be read"),
     ]:
-        with pytest.raises(InputError, match=word) as error:
+        with pytest.raises(JobError, match=word) as error:
             storage.expand(url)
         assert url in str(error.value)
     with pytest.raises(InputError, match="can only be read"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from tfray import config
 from tfray.cluster import end_on_sigterm
-from tfray.errors import InputError, Terminated, TooManyErrors
+from tfray.errors import InputError, JobError, Terminated, TooManyErrors
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "tokenize": (config.TokenizeJob, "tfray.tokens.tokenize"),
@@ -75,7 +75,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     try:
         job = read_job(name, kind, name_folder(name, arguments))
         show(name, carry_out(name, module)(job))
-    except InputError as error:
+    except JobError as error:
         fail(name, str(error))
     except TooManyErrors as error:
         print(f"{error}", file=sys.stderr)

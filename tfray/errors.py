@@ -1,7 +1,11 @@
 """The errors that a caller can act on; everything else is a bug and keeps its traceback."""
 
 
-class InputError(ValueError):
+class JobError(Exception):
+    """An error whose message is all that people need; they are shown no traceback."""
+
+
+class InputError(JobError, ValueError):
     """Something that the user gave cannot be used: the message says name, value, rule and remedy."""
 
 
@@ -9,8 +13,11 @@ class CheckpointMismatch(InputError):
     """A checkpoint or a commit log was made from something else than what is asked for now."""
 
 
-class StorageFailure(InputError, OSError):
-    """A place could not be read or written, though nothing is known against what lies there."""
+class StorageFailure(JobError):
+    """A place could not be read or written, though nothing is known against what lies there.
+
+    It is neither an OSError nor an InputError, so that nobody who takes those for damage takes this for it.
+    """
 
 
 class TooManyErrors(Exception):

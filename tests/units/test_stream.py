@@ -6,8 +6,8 @@ import errno
 
 from ray.exceptions import RayTaskError, UserCodeException
 
-from tfray.errors import InputError
-from tfray.units.stream import find_file_error, find_input_error
+from tfray.errors import InputError, JobError
+from tfray.units.stream import find_raised
 
 
 def as_ray_raises(error: Exception) -> BaseException:
@@ -20,8 +20,8 @@ def as_ray_raises(error: Exception) -> BaseException:
 def test_a_workers_own_errors_are_found() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     for error in (as_ray_raises(full), RayTaskError("map", "a long trace", full).as_instanceof_cause()):
-        found = find_file_error(error)
-        assert found is not None and found.errno == errno.ENOSPC and "trace" not in str(found)
-        assert find_input_error(error) is None
-    refused = find_input_error(as_ray_raises(InputError("no such column")))
+        found = find_raised(error, (JobError, OSError))
+        assert isinstance(found, OSError) and found.errno == errno.ENOSPC and "trace" not in str(found)
+        assert find_raised(error, JobError) is None
+    refused = find_raised(as_ray_raises(InputError("no such column")), JobError)
     assert str(refused) == "no such column"

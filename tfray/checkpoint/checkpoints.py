@@ -32,7 +32,7 @@ from tfray.checkpoint.state import (
     read_state,
     verify,
 )
-from tfray.errors import CheckpointMismatch, InputError
+from tfray.errors import CheckpointMismatch, JobError, StorageFailure
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Checkpoints:
         if self.group.rank == 0:
             try:
                 sweep()
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, StorageFailure) as error:
                 logger.warning("old checkpoints of %r cannot be deleted: %s", self.out, error)
 
     def sweep(self, newest: str) -> None:
@@ -236,7 +236,7 @@ def read_weights(folder: str) -> dict[str, Tensor]:
 def cause(error: CheckpointException) -> BaseException:
     """Return what people can act on among what the workers raised, or else what one of them raised."""
     raised = [wrapped[0] for wrapped in error.failures.values()]
-    return next((each for each in raised if isinstance(each, InputError)), raised[0] if raised else error)
+    return next((each for each in raised if isinstance(each, JobError)), raised[0] if raised else error)
 
 
 def silence_dcp() -> None:

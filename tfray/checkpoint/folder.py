@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tfray import storage
 from tfray.config import TextConfig
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.model.architecture import Architecture
 from tfray.tokens.shards import TOKENIZER
 from tfray.tokens.tokenizer import Tokenizer
@@ -79,8 +79,6 @@ class ModelFolder:
         try:
             weights = safetensors.torch.load(self.read_weights() if data is None else data)
             model.load_state_dict(weights)
-        except StorageFailure:
-            raise
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             raise InputError(
                 f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {one_line(error)}; {COPY}"

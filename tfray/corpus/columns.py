@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from tfray.corpus.read import DamagedFile, file_schema
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.units.files import InputFile
 
 Task = Literal["translation", "classification"]
@@ -64,8 +64,6 @@ def choose_columns(
             columns = columns_of(file, source, target, task, settings)
             check_columns(file, columns.needed, columns.text)
             return columns
-        except StorageFailure:
-            raise
         except InputError as error:
             refusals.append(error)
     raise most_telling(files, refusals)
@@ -94,8 +92,6 @@ def choose_source(files: list[InputFile], source: str | None) -> str:
             name = choose(source, SOURCE_NAMES, readable_schema(file, set()), "source_column", file.path)
             check_columns(file, {name}, {name})
             return name
-        except StorageFailure:
-            raise
         except InputError as error:
             refusals.append(error)
     raise most_telling(files, refusals)
@@ -139,8 +135,6 @@ def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | 
         schema = file_schema(file, text)
     except DamagedFile as error:
         return error.reason
-    except StorageFailure:
-        raise
     except InputError as error:
         return str(error)
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "(none)"

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, Block, DamagedFile, check_text
-from tfray.errors import StorageFailure
 from tfray.units.files import split_compression
 from tfray.units.plan import Unit
 
@@ -78,8 +77,6 @@ def read_chunks(path: str, compression: str | None, start: int, stop: int | None
         for chunk in storage.read_chunks(path, compression, start, stop):
             position += len(chunk)
             yield chunk
-    except StorageFailure:
-        raise
     except storage.READ_ERRORS as error:
         raise DamagedFile(path, str(error)) from error
     if stop is not None and position < stop:

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, DamagedFile, Rows, check_text
-from tfray.errors import StorageFailure
 from tfray.units.plan import Unit
 
 BUFFER_BYTES = 4 << 20  # of each column; without such a buffer (or with pre_buffer) a whole row group is held
@@ -26,12 +25,8 @@ def read_parquet(unit: Unit, schema: pa.Schema) -> Iterator[Rows]:
             for group, first_row in groups_of(file.metadata, unit):
                 try:
                     yield from read_group(file, group, first_row, unit, schema)
-                except StorageFailure:
-                    raise
                 except storage.READ_ERRORS as error:
                     damage = damage or DamagedFile(unit.path, f"row group {group}: {error}")
-    except StorageFailure:
-        raise
     except storage.READ_ERRORS as error:
         raise DamagedFile(unit.path, str(error)) from error
     if damage:

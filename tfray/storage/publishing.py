@@ -131,7 +131,7 @@ def writing(out: str) -> Iterator[None]:
     """Let what fails in the block because a folder cannot be written any more end in one clear message."""
     try:
         yield
-    except (StorageFailure, ConnectionError):  # the latter is of the cluster
+    except ConnectionError:  # of the cluster
         raise
     except OSError as error:
         raise StorageFailure(
@@ -148,7 +148,7 @@ def check_writable(folder: str) -> None:
     try:
         publish_bytes(probe, b"")
         remove(probe)
-    except OSError as error:
+    except (OSError, StorageFailure) as error:
         raise InputError(f"out={folder!r} cannot be written: {error}; choose another folder") from error
 
 

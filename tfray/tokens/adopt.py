@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from tfray import storage
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.tokens.sentencepiece import from_sentencepiece
 from tfray.tokens.special import SPECIAL_TOKENS
 from tfray.tokens.splitting import flat, knows_words
@@ -37,8 +37,6 @@ def adopt_tokenizer(path: str, labels: list[str]) -> Tokenizer:
             text = from_sentencepiece(data, path).to_str()
         else:
             text = data.decode()
-    except StorageFailure:
-        raise
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"tokens.tokenizer={path!r} cannot be read: {error}; {REMEDY}") from error
     try:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.tokens.shards import TOKENIZER, Shard, TokenFolder
 
 READERS = 16  # footers read at once: an object store takes its time for each
@@ -45,8 +45,6 @@ def check_footer(shard: Shard, path: str, max_length: int) -> int:
         with storage.open_patiently(path) as file:
             size = file.size()
             footer = pq.read_metadata(file)
-    except StorageFailure:
-        raise
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, f"is missing or damaged ({error})") from error
     if footer.num_rows != shard.pairs:
@@ -71,8 +69,6 @@ def read_shard(path: str, sha256: str) -> bytes:
     """Return a shard's bytes; raises InputError where they are not those that were written."""
     try:
         data = storage.read_bytes(path)
-    except StorageFailure:
-        raise
     except OSError as error:
         raise damaged(path, f"is missing or damaged ({error})") from error
     found = hashlib.sha256(data).hexdigest()

@@ -13,7 +13,7 @@ from tfray.corpus.columns import Columns, Settings, choose_columns, missing_colu
 from tfray.corpus.near import load_datasketch
 from tfray.corpus.read import DamagedFile, declare_schema, file_schema, read_blocks
 from tfray.corpus.scripts import check_script
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.units.files import InputFile, find_files
 from tfray.units.plan import Unit
 
@@ -153,8 +153,6 @@ def unfit_reason(file: InputFile, columns: Columns) -> str | None:
         file_schema(file, columns.text)
     except DamagedFile as error:
         return f"unreadable_file: {error.reason}"
-    except StorageFailure:
-        raise
     except InputError as error:
         return f"other_schema: {error}"
     if file.format == "jsonl":  # each line has fields of its own, and is judged by them

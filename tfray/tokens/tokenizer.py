@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from tfray import storage
 from tfray.config import TokensConfig, require
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
 LABEL_PREFIX = "<label:"
@@ -41,8 +41,6 @@ class Tokenizer:
         """Return the tokenizer in a tokenizer.json; raises InputError where it is damaged or not ours."""
         try:
             text = storage.read_text(path)
-        except StorageFailure:
-            raise
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path!r} cannot be read: {error}; {COPY}") from error
         return cls.from_json(text, path)

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
-from tfray.errors import InputError
+from tfray.errors import InputError, JobError
 from tfray.training.bell import Bell
 from tfray.training.display import Display
 from tfray.training.group import GiveUp, GroupConfig, usable_workers
@@ -22,7 +22,7 @@ from tfray.training.trace import wanted_trace
 from tfray.training.validator import Room, choose_place
 from tfray.training.worker import Settings
 from tfray.units.lock import Ticket
-from tfray.units.stream import find, find_input_error
+from tfray.units.stream import find, find_raised
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def was_preempted(error: BaseException | None) -> bool:
         return True
     given_up = getattr(error, "controller_failure", None)  # with a worker's own error, as it came
     causes = [error, *failures, given_up]
-    raise next(filter(None, map(find_input_error, filter(None, causes))), given_up or error) from None
+    told = (find_raised(cause, JobError) for cause in causes if cause)
+    raise next(filter(None, told), given_up or error) from None
 
 
 def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:

@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig
 from tfray.checkpoint.state import published
 from tfray.errors import InputError, StorageFailure
 from tfray.training.stop import GRACE_SECONDS, WISHES, Preempted, Wish
-from tfray.units.stream import find, find_file_error, find_input_error
+from tfray.units.stream import find, find_raised
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ class GiveUp(UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         errors = [*worker_exceptions.values()]
         for error in errors:
-            if find(error, StorageFailure) is None and (found := find_input_error(error)) is not None:
-                raise found
+            if (refusal := find_raised(error, InputError)) is not None:
+                raise refusal
         if any(find(error, Preempted) for error in errors):
             return
         newest = max(published(self.out), default="")
@@ -98,7 +98,7 @@ class GiveUp(UserCallback):
     def verdict(self, errors: list[Exception]) -> Exception:
         """Return what people are told: that workers were lost, or else what one of them raised."""
         for error in errors:
-            if find(error, StorageFailure) is not None and (failure := find_file_error(error)) is not None:
+            if (failure := find_raised(error, StorageFailure)) is not None:
                 return failure
         lost = next((error for error in errors if not isinstance(error, WorkerFailed)), None)
         if lost is None:

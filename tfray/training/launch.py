@@ -11,7 +11,7 @@ import ray.exceptions
 import ray.train
 
 from tfray.checkpoint.refusal import FULL
-from tfray.errors import InputError
+from tfray.errors import InputError, JobError
 from tfray.training.group import WorkerFailed, usable_workers
 from tfray.training.log import WarningEvents
 from tfray.training.stop import WISHES, Preempted, Wish
@@ -41,7 +41,7 @@ def train_worker(config: dict) -> None:
             f"training stopped, since there is no room left for {settings.job.out!r} ({error}); its last checkpoint "
             "is whole: make room, and start the same command again"
         ) from error
-    except (InputError, Preempted, ray.exceptions.RayError):
+    except (JobError, Preempted, ray.exceptions.RayError):
         raise
     except Exception as error:
         raise WorkerFailed(traceback.format_exc()) from error  # Ray brings errors to the driver without it

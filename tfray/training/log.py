@@ -10,6 +10,7 @@ import logging
 import math
 
 from tfray import storage
+from tfray.errors import StorageFailure
 
 LOG = "log.jsonl"
 SHOWN_WAIT = 0.01
@@ -37,7 +38,7 @@ class WarningEvents(logging.Handler):
         """Write a warning's text; a log that cannot be written ends nothing here."""
         try:
             write_event(self.out, {"event": "warning", "message": record.getMessage()})
-        except OSError:
+        except (OSError, StorageFailure):
             self.handleError(record)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 
 Format = Literal["parquet", "jsonl", "csv", "tsv", "text"]
 FORMATS: dict[str, Format] = {
@@ -122,8 +122,6 @@ def read_footer(path: str) -> InputFile:
         rows = tuple(group.num_rows for group in groups)
         size = sum(group.total_byte_size for group in groups)
         return InputFile(path, "parquet", None, size, sum(rows), footer.schema.to_arrow_schema(), rows)
-    except StorageFailure:
-        raise
     except storage.READ_ERRORS as error:
         return InputFile(path, "parquet", None, 0, None, damage=f"it is not a readable Parquet file: {error}")
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from tfray import storage
-from tfray.errors import StorageFailure
 
 RANGE_BYTES = 64 << 20
 THREADS = min(8, os.cpu_count() or 1)
@@ -98,8 +97,6 @@ def join_ranges(futures: list[Future[Range]]) -> LineIndex | None:
     """Return the lines of a file from its ranges, none where it is damaged."""
     try:
         ranges = [future.result() for future in futures]
-    except StorageFailure:
-        raise
     except storage.READ_ERRORS:
         return None
     numbers, offsets, ended = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)], 0

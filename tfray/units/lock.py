@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfray import storage
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError, JobError, StorageFailure
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ class Ticket(NamedTuple):
     token: str
 
     def check(self) -> None:
-        """Raise InputError where the lock is not that of the worker's driver, or is not seen, for half a minute."""
+        """Raise what is wrong with the lock where that lasts for half a minute."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (problem := self.problem()) is not None:
             if time.monotonic() > deadline:
                 raise problem
             time.sleep(LOOK_SECONDS)
 
-    def problem(self) -> InputError | None:
+    def problem(self) -> JobError | None:
         """Return what is wrong just now: another one holds the place, it is not seen, or it cannot be read."""
         try:
             owner = read_owner(self.path)
@@ -207,7 +207,7 @@ class Lock:
                     self.write()
             except FileNotFoundError:
                 continue  # the folder changes places with another one
-            except OSError as error:
+            except (OSError, StorageFailure) as error:
                 logger.warning("the heartbeat in %s failed: %s", self.path, error)
 
     def check(self) -> None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from tfray import storage
-from tfray.errors import InputError, StorageFailure
+from tfray.errors import InputError
 from tfray.units.files import THREADS, Format, InputFile, split_compression, uncompressed
 from tfray.units.lines import LineIndex, index_files
 
@@ -113,8 +113,6 @@ def estimate_rows(file: InputFile) -> int:
         return math.ceil(uncompressed(file) / BYTES_PER_ROW)
     try:
         head = b"".join(storage.read_chunks(file.path, stop=min(SAMPLE_BYTES, file.bytes)))
-    except StorageFailure:
-        raise
     except storage.READ_ERRORS:  # whoever reads the unit will say so
         return math.ceil(file.bytes / BYTES_PER_ROW)
     if len(head) >= file.bytes:

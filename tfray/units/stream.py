@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tfray.cluster import cluster_total
 from tfray.config import ClusterConfig
-from tfray.errors import InputError
+from tfray.errors import JobError
+
+Kind = TypeVar("Kind", bound=Exception)
 
 
 class WorkLost(Exception):
@@ -74,10 +76,8 @@ def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None =
         for row in dataset.iter_rows():
             yield pickle.loads(row["item"])
     except Exception as error:
-        if (ours := find_input_error(error)) is not None:
-            raise ours from None
-        if (failure := find_file_error(error)) is not None:
-            raise failure from None
+        if (raised := find_raised(error, (JobError, OSError))) is not None:
+            raise raised from None
         if (lost := find(error, losses())) is not None:
             raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[:300]}") from error
         raise error from None
@@ -98,17 +98,14 @@ class StreamStage:
         return {"item": pickle.dumps(self.stage(pickle.loads(row["item"])))}
 
 
-def find_input_error(error: BaseException) -> InputError | None:
-    """Return the InputError that a worker raised, if that is what stands behind an error of Ray's."""
-    found = find(error, InputError)
-    return None if found is None else InputError(str(getattr(found, "cause", None) or found))
+def find_raised(error: BaseException, kinds: type[Kind] | tuple[type[Kind], ...]) -> Kind | None:
+    """Return the error of some kinds that a worker raised, if that is what stands behind an error of Ray's.
 
-
-def find_file_error(error: BaseException) -> OSError | None:
-    """Return the error of a worker that could not read or write, if that is what stands behind an error of Ray's."""
-    found = find(error, OSError)
+    Ray's own has both kinds, and the trace for its message.
+    """
+    found = find(error, kinds)
     cause = getattr(found, "cause", None) or found
-    return cause if isinstance(cause, OSError) else None
+    return cause if isinstance(cause, kinds) else None
 
 
 def losses() -> tuple[type[Exception], ...]:
