@@ -1,5 +1,5 @@
-"""Hypothesis without a deadline (machines are shared), one folder for all examples of a test; an S3 server;
-nodes; shards."""
+"""Hypothesis without a deadline (machines are shared), one folder for all examples of a test; Ray's tests in one
+process; an S3 server; nodes; shards."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tfray")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests with a Ray to one process, and begin with them: they take the longest, and two Rays at a time would
+    be too much for two cores. The tests of another file stay together."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 class S3:

@@ -185,16 +185,10 @@ def test_training_killed_at_any_moment_ends_with_the_same_steps_and_quality(
         ),
     ]
     checkpoints = tmp_path / "training" / "checkpoints"
-    for wanted in (1, 4):  # killed twice, each time later
-        process = start(*arguments, log=tmp_path / "log")
-
-        def is_far_enough(wanted: int = wanted) -> bool:
-            steps = [int(path.parent.name.removeprefix("step-")) for path in checkpoints.glob("*/state.json")]
-            return bool(steps) and max(steps) >= 10 * wanted
-
-        wait_for(is_far_enough, process, tmp_path / "log")
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    process = start(*arguments, log=tmp_path / "log")
+    wait_for(lambda: len(list(checkpoints.glob("*/state.json"))) >= 2, process, tmp_path / "log")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     ended = tfray(*arguments)
     assert ended.returncode == 0, ended.stderr
     killed, smooth = (

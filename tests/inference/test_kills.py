@@ -24,7 +24,7 @@ from tfray import storage
 
 pytestmark = pytest.mark.ray
 
-KILLS = int(os.environ.get("TFRAY_KILLS", "25"))  # in all, over as many inputs as it takes
+KILLS = int(os.environ.get("TFRAY_KILLS", "10"))  # in all, over as many inputs as it takes
 KILLS_ON_S3 = max(3, KILLS // 10)
 FILES, ROWS = 8, 900
 OPTIONS = ["--generation.beam_size", "2", "--inference.unit_rows", "75", "--inference.provenance", "true"]
