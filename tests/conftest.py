@@ -26,8 +26,8 @@ settings.load_profile("tfray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests with a Ray to one process, and begin with them: they take the longest, and two Rays at a time would
-    be too much for two cores. The tests of another file stay together."""
+    """Give all tests with a Ray to one process, and begin with them: they take the longest, and two Rays at a time are
+    too much for two cores. The tests of another file stay together."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
