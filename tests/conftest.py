@@ -25,6 +25,7 @@ settings.register_profile(
 settings.load_profile("tfray")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give all tests with a Ray to one process, and begin with them: they take the longest, and two Rays at a time are
     too much for two cores. The tests of another file stay together."""

@@ -65,8 +65,8 @@ class SlotCache:
     def grow(self, capacity: int) -> None:
         """Make room for positions below `capacity`."""
         shape = (self.layers, 2, self.slots, self.heads, capacity, self.width * self.head_dim)
-        # Zeros, not whatever was there: a masked key must still be a number.
-        buffer = self.like.new_zeros(shape)
+        # A masked key must still be a number; the kernels look at none.
+        buffer = self.like.new_empty(shape) if self.kernels else self.like.new_zeros(shape)
         ancestors = torch.zeros(self.slots, self.width, capacity, dtype=torch.int32, device=self.like.device)
         seen = 0 if self.kernels else capacity * self.width  # the kernels need no bias
         bias = self.like.new_full((self.slots, self.width, seen), float("-inf"))
