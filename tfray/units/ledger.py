@@ -207,7 +207,7 @@ def refusal(folder: str, changed: Mapping[str, str], allow_change: Sequence[str]
     insist = "" if allow_change is None else ", go on with the new with " + insisting(other)
     return CheckpointMismatch(
         f"out={folder!r} was made from something else: {listed}; choose another folder, go back "
-        f"to the old setting{insist}, or make it anew with --overwrite true (predict: --mode overwrite)"
+        f"to the old setting{insist}, or make it anew with --overwrite (predict: --mode overwrite)"
     )
 
 
