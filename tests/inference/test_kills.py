@@ -26,8 +26,11 @@ pytestmark = pytest.mark.ray
 
 KILLS = int(os.environ.get("TFRAY_KILLS", "10"))  # in all, over as many inputs as it takes
 KILLS_ON_S3 = max(3, KILLS // 10)
-FILES, ROWS = 8, 900
-OPTIONS = ["--generation.beam_size", "2", "--inference.unit_rows", "75", "--inference.provenance", "true"]
+FILES, ROWS, UNIT_ROWS = 8, 900, 75
+OPTIONS = [
+    *("--generation.beam_size", "2", "--inference.unit_rows", str(UNIT_ROWS)),
+    *("--inference.provenance", "true"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ class Chaos:
             time.sleep(self.chance.uniform(0.2, 5.0))
             if self.killed.total() >= most or process.poll() is not None:
                 continue
-            kind = self.chance.choices(["worker", "node", "driver"], [8, 1, 4])[0]
+            kind = self.choose()
             workers = self.nodes.workers()
             if kind == "driver" and self.has_grown():
                 process.kill()
@@ -103,9 +106,21 @@ class Chaos:
         assert process.returncode == 0, self.log.read_text()
         return self.killed
 
+    def choose(self) -> str:
+        """Return what is killed next: a node, and the driver once files are done, and from then on what chance says."""
+        if not self.killed["node"]:
+            return "node"
+        if not self.killed["driver"] and self.done() >= 3 * ROWS // UNIT_ROWS:
+            return "driver"
+        return self.chance.choices(["worker", "node", "driver"], [8, 1, 4])[0]
+
+    def done(self) -> int:
+        """Return how many units have their record."""
+        return len(storage.list_files(storage.join(self.out, "_units")))
+
     def has_grown(self) -> bool:
         """Say whether units were finished since the driver was killed last: a start takes longer than a unit."""
-        count = len(storage.list_files(storage.join(self.out, "_units")))
+        count = self.done()
         grown, self.units = count > self.units + 3, count if count > self.units + 3 else self.units
         return grown
 
@@ -158,7 +173,7 @@ def test_every_row_is_there_once_with_its_value_and_finished_files_stay_closed(
     killed: Counter[str] = Counter()
     chance, spoilt = random.Random(KILLS), 0
     wanted = {(f"{n}.{'jsonl' if n % 4 == 3 else 'parquet'}", row) for n in range(FILES) for row in range(ROWS)}
-    # Chance decides what is killed: go on until everything was.
+    # Chance has its say in what is killed: go on until everything was.
     while killed.total() < KILLS or not (killed["worker"] and killed["node"] and killed["driver"] and spoilt):
         folder = tmp_path / str(killed.total())
         folder.mkdir()
