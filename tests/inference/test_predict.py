@@ -21,7 +21,7 @@ from tests.inference.conftest import WORDS, Run, make_job, make_model
 from tfray import storage
 from tfray.checkpoint.folder import open_model_folder
 from tfray.corpus import jsonl
-from tfray.errors import CheckpointMismatch, InputError, TooManyErrors
+from tfray.errors import CheckpointMismatch, InputError, StorageFailure, TooManyErrors
 from tfray.generation import engine
 from tfray.generation.rows import Hypothesis, Output
 from tfray.inference import predict as job_module
@@ -421,7 +421,7 @@ def test_a_full_disk_ends_the_job_with_one_message_and_nothing_recorded(
     def fail(path: str, table: pa.Table) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"out=.*No space left.*same command"):
+    with monkeypatch.context() as patch, pytest.raises(StorageFailure, match=r"out=.*No space left.*same command"):
         patch.setattr(write_module, "publish", fail)
         run(job)
     assert not list((tmp_path / "out" / "_units").glob("*")) and len(run(job)) == 30
@@ -448,7 +448,7 @@ def test_a_storage_that_fails_while_input_is_read_ends_the_job_and_records_nothi
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match=r"a\.parquet.*Input/output error.*same command"),
+        pytest.raises(StorageFailure, match=r"a\.parquet.*Input/output error.*same command"),
     ):
         patch.setattr(places, "FIRST_PAUSE", 0.0)
         patch.setattr(job_module, "begin", begin_and_fail)

@@ -175,8 +175,7 @@ def sweep_folder(folder: str) -> None:
 def check_fits(folder: str, saved: Saved, tensors: dict[str, Tensor]) -> None:
     """Raise CheckpointMismatch unless a checkpoint has each tensor in its shape, and none besides."""
     remedy = (
-        "train on with the model settings that it was made with, choose another 'out', or say --overwrite to "
-        "train anew"
+        "train on with the model settings that it was made with, choose another 'out', or say --overwrite to train anew"
     )
     for name, tensor in tensors.items():
         stored = saved.tensors.get(name) or saved.tensors.get(stand_in(name))
