@@ -48,7 +48,7 @@ def main(model: str, source: str, out: str, size: str, beam: str, target: str) -
 
     cores = os.cpu_count() or 1
     # Twice as many logical cores: with one for each, reading and writing would wait for the models for ever.
-    ray.init(num_cpus=2 * cores, log_to_driver=False, include_dashboard=False)
+    ray.init(address="local", num_cpus=2 * cores, log_to_driver=False, include_dashboard=False)
     times = Path(f"{out}-times-{time.time():.0f}")
     times.mkdir()
     ray.data.read_parquet(source, override_num_blocks=4 * cores).map_batches(
