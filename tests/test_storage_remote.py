@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import S3
 from tfray import storage
 from tfray.corpus.read import declare_schema, read_unit
-from tfray.errors import InputError, JobError, StorageFailure
+from tfray.errors import InputError, StorageFailure
 from tfray.storage import places
 from tfray.units.files import find_files
 from tfray.units.plan import plan_units
@@ -129,12 +129,13 @@ def test_a_web_file_that_changes_has_another_identity(web: tuple[Path, str]) -> 
 
 def test_what_the_web_cannot_do_is_refused_with_a_clear_word(web: tuple[Path, str], no_pause: None) -> None:
     _, address = web
-    for url, word in [
-        (f"{address}/none.txt", "does not exist"),
-        (f"{address}/*.txt", "web servers do not list files"),
-        ("http://127.0.0.1:9/a.txt", "cannot be read"),
-    ]:
-        with pytest.raises(JobError, match=word) as error:
+    refusals: list[tuple[str, str, type[Exception]]] = [
+        (f"{address}/none.txt", "does not exist", InputError),
+        (f"{address}/*.txt", "web servers do not list files", InputError),
+        ("http://127.0.0.1:9/a.txt", "cannot be read", StorageFailure),
+    ]
+    for url, word, kind in refusals:
+        with pytest.raises(kind, match=word) as error:
             storage.expand(url)
         assert url in str(error.value)
     with pytest.raises(InputError, match="can only be read"):

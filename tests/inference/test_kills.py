@@ -78,7 +78,7 @@ class Chaos:
     def run(self, most: int, spoil: bool = True) -> Counter[str]:
         """Return how often what was killed."""
         process = start(*self.arguments)
-        deadline = time.monotonic() + 180 + 30 * most
+        deadline = time.monotonic() + 90 + 25 * most
         while process.poll() is None or process.returncode not in (0, 2, 3):
             assert time.monotonic() < deadline, self.log.read_text()
             if process.poll() is not None:  # Ray gave up: the same command goes on
