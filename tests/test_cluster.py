@@ -1,10 +1,12 @@
-"""Where Ray is reached, and what is said where it is not; no Ray is started here."""
+"""Where Ray is reached, what is said where it is not, and how one runs that is started here."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from tfray.cluster import start
+from tfray.cluster import connected, start
 from tfray.config import ClusterConfig
 from tfray.errors import InputError
 
@@ -32,3 +34,12 @@ def test_a_ray_that_does_not_answer_is_named_by_the_source_of_its_address(
         monkeypatch.setenv("RAY_ADDRESS", environment)
     with pytest.raises(InputError, match=named):
         start(ClusterConfig(address=given))
+
+
+@pytest.mark.ray
+def test_the_workers_of_a_local_ray_are_no_nicer_than_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with connected(ClusterConfig(num_cpus=1)):
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
