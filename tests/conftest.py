@@ -30,8 +30,8 @@ settings.load_profile("tfray")
 
 class OneRay(LoadScopeScheduling):
     """Gives xdist's processes a file at a time, and at last all files with a Ray to one of them: beside others they
-    starve on two cores, for Ray's workers stand back. (Groups by marks are without effect in pytest 9.2 with xdist
-    3.8.)"""
+    starve on two cores, for the workers of a Ray that `Nodes` starts stand back. (Groups by marks are without effect
+    in pytest 9.2 with xdist 3.8.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from tfray.config import ClusterConfig
 from tfray.errors import InputError, Terminated
 
-QUIET = {
+RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -37,7 +37,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in QUIET.items():
+    for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     start(config)
     quiet_ray_data()
