@@ -14,6 +14,7 @@ import platform
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -85,14 +86,15 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def call(function: object, *arguments: Tensor | int | float | None) -> None:
+def call(function: Any, *arguments: Tensor | float | None) -> None:
     """Call a kernel; tensors must be contiguous where the kernel says so, and live."""
-    function(*[pass_on(argument) for argument in arguments])  # type: ignore[operator]
+    if function.argtypes is None:
+        function.argtypes = [type_of(argument) for argument in arguments]
+    function(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
 
 
-def pass_on(argument: Tensor | int | float | None) -> object:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, float):
-        return ctypes.c_float(argument)
-    return None if argument is None else ctypes.c_int64(argument)
+def type_of(argument: Tensor | float | None) -> type:
+    """Return what a kernel takes an argument as; None is a tensor that there is not."""
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p
+    return ctypes.c_float if isinstance(argument, float) else ctypes.c_int64

@@ -55,11 +55,14 @@ def attend_sources(kernels: ctypes.CDLL, joint: Tensor, lengths: list[int], head
     return torch.cat(parts)
 
 
-def attend_short(kernels: ctypes.CDLL, joint: Tensor, lengths: list[int], heads: int, head_dim: int) -> Tensor:
-    """Return what self-attention gathers of short sources, by the kernels."""
+def attend_short(
+    kernels: ctypes.CDLL, joint: Tensor, lengths: list[int], heads: int, head_dim: int, is_causal: bool = False
+) -> Tensor:
+    """Return what self-attention gathers of short sequences, by the kernels."""
     output = joint.new_empty(len(joint), heads * head_dim)
     starts = torch.tensor([0, *itertools.accumulate(lengths)])
-    native.call(kernels.attend_source, joint, starts, output, len(lengths), heads, head_dim, max(lengths))
+    shape = len(lengths), heads, head_dim, max(lengths), is_causal
+    native.call(kernels.attend_sequences, joint, starts, output, *shape)
     return output
 
 
@@ -72,6 +75,4 @@ def attend_alone(joint: Tensor, heads: int, head_dim: int) -> Tensor:
 def attend_targets(kernels: ctypes.CDLL, joint: Tensor, shape: tuple[int, int], heads: int, head_dim: int) -> Tensor:
     """Return what causal self-attention gathers of (rows, length) tokens, as a search does it, to the last bit."""
     rows, length = shape
-    output = joint.new_empty(len(joint), heads * head_dim)
-    native.call(kernels.attend_target, joint, output, rows, heads, head_dim, length)
-    return output
+    return attend_short(kernels, joint, [length] * rows, heads, head_dim, is_causal=True)

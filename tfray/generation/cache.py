@@ -31,6 +31,12 @@ def round_up(length: int) -> int:
     return -(-length // PAD_TO) * PAD_TO
 
 
+def in_blocks(keys: Tensor) -> Tensor:
+    """Return keys (rows, heads, positions, head_dim) as the kernels want them, the positions of a block side by side:
+    (rows, heads, blocks, head_dim, PAD_TO)."""
+    return keys.unflatten(2, (-1, PAD_TO)).transpose(3, 4).contiguous()
+
+
 class SlotCache:
     """Keys and values of up to `slots` rows with `width` hypotheses each, for one model."""
 
@@ -50,7 +56,7 @@ class SlotCache:
         self.like = like
         self.layers = layers
         self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)
-        self.memory_buffer = like.new_empty(layers, 2, slots, heads, round_up(source), head_dim)
+        self.memory_buffer = like.new_zeros(layers, 2, slots, heads, round_up(source), head_dim)
         self.memory_lengths = torch.ones(slots, dtype=torch.long, device=like.device)
         self.memory_bias_buffer = like.new_full((slots, 1, round_up(source)), float("-inf"))
         self.source_lengths = [0] * slots
@@ -65,8 +71,7 @@ class SlotCache:
     def grow(self, capacity: int) -> None:
         """Make room for positions below `capacity`."""
         shape = (self.layers, 2, self.slots, self.heads, capacity, self.width * self.head_dim)
-        # A masked key must still be a number; the kernels look at none.
-        buffer = self.like.new_empty(shape) if self.kernels else self.like.new_zeros(shape)
+        buffer = self.like.new_zeros(shape)  # a masked key must still be a number
         ancestors = torch.zeros(self.slots, self.width, capacity, dtype=torch.int32, device=self.like.device)
         seen = 0 if self.kernels else capacity * self.width  # the kernels need no bias
         bias = self.like.new_full((self.slots, self.width, seen), float("-inf"))
@@ -104,17 +109,17 @@ class SlotCache:
 
     def keep_natively(self, kernels: ctypes.CDLL, slots: list[int], keys_values: list[Tensor]) -> None:
         """Store the same for the kernels, which look at no more than a source's length."""
-        layers, both, *shape = self.memory_buffer.shape
+        layers, _, *shape = self.memory_buffer.shape
         keep = kernels.keep_memory_half if self.like.dtype == torch.bfloat16 else kernels.keep_memory
         for slot, part in zip(slots, keys_values, strict=True):
-            native.call(keep, part.contiguous(), self.memory_buffer, slot, len(part), layers * both, *shape)
+            native.call(keep, part.contiguous(), self.memory_buffer, slot, len(part), layers, *shape)
 
     def reach(self, rows: int) -> None:
         """Make room for the next token of the first `rows` rows."""
         self.rows = rows
         longest = max(self.steps_taken[:rows])
         if longest >= self.capacity:
-            self.grow(max(2 * self.capacity, longest + 1))
+            self.grow(max(2 * self.capacity, round_up(longest + 1)))
         self.length = min(round_up(longest + 1), self.capacity)
         self.source = round_up(max(self.source_lengths[:rows]))
 
@@ -179,12 +184,9 @@ class SlotCache:
 
     def end_step(self, parents: Tensor | None) -> None:
         """Let hypothesis (row, i) go on from (row, parents[row, i]); None: each from itself."""
-        if self.kernels and self.width > 1:
-            place = torch.arange(self.width, dtype=torch.int32).expand(self.rows, -1)
+        if self.kernels and parents is not None:
             lines = self.ancestors[: self.rows, :, : self.length]
-            lines.scatter_(2, self.positions[: self.rows, None, None].expand(-1, self.width, 1), place[..., None])
-            if parents is not None:
-                lines.copy_(lines.gather(1, parents[..., None].expand_as(lines)))
+            lines.copy_(lines.gather(1, parents[..., None].expand_as(lines)))
         self.positions[: self.rows] += 1
         self.steps_taken[: self.rows] = [steps + 1 for steps in self.steps_taken[: self.rows]]
         if parents is not None and not self.kernels:

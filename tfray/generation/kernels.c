@@ -3,6 +3,8 @@
  * Compiled once by the system's C compiler (see native.py); without one, torch does the same work. Every row
  * is worked on alone and in one order, so its result does not depend on the other rows.
  */
+#include <stdlib.h>
+
 #include "../kernels.h"
 
 /* Inlined with a constant head size, so that a query and a sum of values stay in registers. */
@@ -14,45 +16,38 @@
     default: work(__VA_ARGS__, size);                                                                                 \
     }
 
-INLINE float dot(const float *restrict a, const float *restrict b, whole n) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (whole i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
+/* Numbers that are worked on at a time, whatever a processor's registers hold. */
+#define LANES 16
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+
+INLINE Lanes load(const float *from) {
+    Lanes values;
+    memcpy(&values, from, sizeof(values));
+    return values;
 }
 
-INLINE void add_weighted(float *restrict sum, float weight, const float *restrict value, whole n) {
-#pragma omp simd
-    for (whole i = 0; i < n; i++) sum[i] += weight * value[i];
+INLINE void store(float *to, Lanes values) { memcpy(to, &values, sizeof(values)); }
+
+/* Two halves in 32 bits: the first is the lower one. */
+INLINE Lanes first_of(Bits pairs) { return (Lanes)(pairs << 16); }
+INLINE Lanes second_of(Bits pairs) { return (Lanes)(pairs & 0xffff0000u); }
+
+/* The nearest half, in the upper 16 bits. */
+INLINE Bits rounded(Lanes values) {
+    Bits bits = (Bits)values;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+}
+
+INLINE uint32_t upper(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
 }
 
 /* Ask for memory that is needed next: caches are larger than the processor's. */
 INLINE void fetch(const void *from, whole bytes) {
     for (whole at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
-}
-
-INLINE void store(float *restrict to, const float *restrict from, whole n) { memcpy(to, from, n * sizeof(float)); }
-
-/* The same with keys and values in bfloat16, the upper half of a float. */
-INLINE float dot_half(const float *restrict a, const half *restrict b, whole n) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (whole i = 0; i < n; i++) sum += a[i] * as_float((uint32_t)b[i] << 16);
-    return sum;
-}
-
-INLINE void add_weighted_half(float *restrict sum, float weight, const half *restrict value, whole n) {
-#pragma omp simd
-    for (whole i = 0; i < n; i++) sum[i] += weight * as_float((uint32_t)value[i] << 16);
-}
-
-INLINE void store_half(half *restrict to, const float *restrict from, whole n) {
-#pragma omp simd
-    for (whole i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, from + i, 4);
-        to[i] = (half)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    }
 }
 
 /* Bytes around 128 and each row's scale. */
@@ -117,11 +112,10 @@ void normalize_rows(const float *states, const float *weight, const float *bias,
     }
 }
 
-/* In whole vectors: scores has room for VECTOR_WIDTH - 1 more, which become 0 or the next to it. */
-#define VECTOR_WIDTH 16
+/* In whole vectors: scores has room for LANES - 1 more, which become 0 or the next to it. */
 static inline void softmax(float *restrict scores, whole used) {
     float most = -3e38f, sum = 0;
-    whole count = (used + VECTOR_WIDTH - 1) / VECTOR_WIDTH * VECTOR_WIDTH;
+    whole count = (used + LANES - 1) / LANES * LANES;
     for (whole i = used; i < count; i++) scores[i] = -3e38f;
 #pragma omp simd reduction(max : most)
     for (whole i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
@@ -140,75 +134,75 @@ static inline void softmax(float *restrict scores, whole used) {
 #include "attend.h"
 #undef KEY
 #undef NAME
+#define IN_HALVES
 #define KEY half
 #define NAME(name) name##_half
 #include "attend.h"
 
-/* Self-attention of the encoder over tokens without padding. joint: (tokens, 3 x heads x size); starts: rows + 1. */
-INLINE void attend_source_sized(const float *joint, const whole *starts, float *output, whole rows, whole heads,
-                                whole longest, const whole size) {
+/* Self-attention of sequences of tokens without padding, each position to all of its sequence, or to those up to it
+ * (then with the sums of attend_past, in their order). joint: (tokens, 3 x heads x size); starts: rows + 1. */
+INLINE void attend_sequences_sized(const float *joint, const whole *starts, float *output, whole rows, whole heads,
+                                   whole longest, whole causal, float *keys, const whole size) {
     whole model = heads * size;
-    float scores[longest + VECTOR_WIDTH];
+    float scores[longest + LANES];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             const float *own = joint + starts[row] * 3 * model + head * size;
-            whole count = starts[row + 1] - starts[row];
-            attend_all(own, 3 * model, own + model, own + 2 * model, 3 * model,
-                       output + starts[row] * model + head * size, model, count, count, scores, size);
+            float *to = output + starts[row] * model + head * size;
+            whole count = starts[row + 1] - starts[row], at_once = causal ? 1 : count;
+            for (whole at = 0; at < count; at++) keep_key(keys, at, own + at * 3 * model + model, size);
+            for (whole at = 0; at < count; at += at_once)
+                attend_all(own + at * 3 * model, 3 * model, keys, own + 2 * model, 3 * model, to + at * model, model,
+                           at_once, causal ? at + 1 : count, scores, size);
         }
 }
 
-void attend_source(const float *joint, const whole *starts, float *output, whole rows, whole heads, whole size,
-                   whole longest) {
-    BY_SIZE(attend_source_sized, joint, starts, output, rows, heads, longest)
+void attend_sequences(const float *joint, const whole *starts, float *output, whole rows, whole heads, whole size,
+                      whole longest, whole causal) {
+    float *keys = calloc((longest + LANES) * size, sizeof(float)); /* what was there may be slow to compute with */
+    BY_SIZE(attend_sequences_sized, joint, starts, output, rows, heads, longest, causal, keys)
+    free(keys);
 }
 
-/* Self-attention of a whole target, each position to those up to it: the sums of attend_past, in its order. joint:
- * (rows x length, 3 x heads x size). */
-INLINE void attend_target_sized(const float *joint, float *output, whole rows, whole heads, whole length,
-                                const whole size) {
-    whole model = heads * size;
-    float scores[length + VECTOR_WIDTH];
-    for (whole row = 0; row < rows; row++)
-        for (whole head = 0; head < heads; head++)
-            for (whole place = 0; place < length; place++) {
-                const float *own = joint + row * length * 3 * model + head * size;
-                attend_all(own + place * 3 * model, 3 * model, own + model, own + 2 * model, 3 * model,
-                           output + (row * length + place) * model + head * size, model, 1, place + 1, scores, size);
-            }
+#define BLOCK 64 /* of a vocabulary, as in select.py */
+
+INLINE float highest(const float *restrict line, whole count) {
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (whole i = 0; i < count; i++) most = line[i] > most ? line[i] : most;
+    return most;
 }
 
-void attend_target(const float *joint, float *output, whole rows, whole heads, whole size, whole length) {
-    BY_SIZE(attend_target_sized, joint, output, rows, heads, length)
-}
-
-/* The logarithm of each row's sum of exponentials: a logit less this is a log-probability. */
-void log_sums(const float *logits, float *sums, whole rows, whole vocab) {
+/* The logarithm of each row's sum of exponentials: a logit less this is a log-probability. And the highest of each
+ * BLOCK: bounds is (rows, blocks). */
+void log_sums(const float *logits, float *sums, float *bounds, whole rows, whole vocab) {
+    whole blocks = (vocab + BLOCK - 1) / BLOCK;
     for (whole row = 0; row < rows; row++) {
         const float *line = logits + row * vocab;
-        float most = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : most)
-        for (whole i = 0; i < vocab; i++) most = line[i] > most ? line[i] : most;
+        float *own = bounds + row * blocks, sum = 0;
+        for (whole at = 0; at < vocab; at += BLOCK)
+            own[at / BLOCK] = vocab - at < BLOCK ? highest(line + at, vocab - at) : highest(line + at, BLOCK);
+        float most = highest(own, blocks);
 #pragma omp simd reduction(+ : sum)
         for (whole i = 0; i < vocab; i++) sum += exponential(line[i] - most);
         sums[row] = most + logf(sum);
     }
 }
 
-/* The count highest of each row and their ids, the best first; equal ones in the order of their ids. */
-void best_tokens(const float *scores, float *values, whole *ids, whole rows, whole vocab, whole count) {
+/* The count highest of each row and their ids, the best first; equal ones in the order of their ids. bounds: of each
+ * BLOCK, what none of it is above, (rows, blocks), or none. */
+void best_tokens(const float *scores, const float *bounds, float *values, whole *ids, whole rows, whole vocab,
+                 whole count) {
     for (whole row = 0; row < rows; row++) {
-        const float *line = scores + row * vocab;
+        const float *line = scores + row * vocab, *bound = bounds ? bounds + row * ((vocab + BLOCK - 1) / BLOCK) : 0;
         float *best = values + row * count;
         whole *names = ids + row * count;
         whole found = 0;
-        for (whole block = 0; block < vocab; block += 64) {
-            whole stop = block + 64 < vocab ? block + 64 : vocab;
-            float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-            for (whole i = block; i < stop; i++) most = line[i] > most ? line[i] : most;
+        for (whole at = 0; at < vocab; at += BLOCK) {
+            whole stop = at + BLOCK < vocab ? at + BLOCK : vocab;
+            float most = bound ? bound[at / BLOCK] : highest(line + at, stop - at);
             if (found == count && !(most > best[count - 1])) continue;
-            for (whole i = block; i < stop; i++) {
+            for (whole i = at; i < stop; i++) {
                 if (found == count && !(line[i] > best[count - 1])) continue;
                 whole place = found < count ? found++ : count - 1;
                 while (place > 0 && line[i] > best[place - 1]) {
@@ -222,3 +216,7 @@ void best_tokens(const float *scores, float *values, whole *ids, whole rows, who
         }
     }
 }
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
+#include "tiles.h"
+#endif

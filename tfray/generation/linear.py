@@ -8,7 +8,6 @@ to three rows). int8 quantizes weights per output and activations per row, at th
 from __future__ import annotations
 
 import ctypes
-import logging
 from typing import Literal, Protocol
 
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tfray.generation import native
-
-logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "int8"]
 Activation = Literal["none", "relu", "gelu"]
@@ -106,9 +103,7 @@ class QuantizedLinear:
     """oneDNN's product of 8-bit integers; inputs and outputs are fp32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
-        weight = weight.float()
-        self.scale = weight.abs().amax(1).clamp_min(1e-30) / 127
-        whole = (weight / self.scale[:, None]).round().to(torch.int8)
+        whole, self.scale = quantize_outputs(weight)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, [HINT_ROWS, weight.shape[1]])
         self.zero = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = None if bias is None else bias.float()
@@ -144,34 +139,14 @@ class QuantizedLinear:
         return product
 
 
+def quantize_outputs(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (outputs, inputs) as bytes, and each output's scale, (outputs,)."""
+    weight = weight.float()
+    scale = weight.abs().amax(1).clamp_min(1e-30) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
 def quantize_rows(states: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows, inputs) as bytes around 128, and each row's scale, (rows, 1)."""
     scale = torch.linalg.vector_norm(states, float("inf"), -1, keepdim=True).clamp_min_(1e-30).div_(127)
     return torch.addcdiv(states.new_tensor(128.5), states, scale).to(torch.uint8), scale
-
-
-def works(kind: type) -> bool:
-    """Say whether a kind of linear map runs on this processor and gives what the plain one gives.
-
-    Also where all numbers are as large as they can be: before VNNI, x86 adds products of bytes in 16 bits, which
-    are too few.
-    """
-    weight = torch.linspace(-1, 1, 24)[:, None].expand(24, 16).contiguous()
-    bias, states = torch.linspace(-2, 2, 24), torch.linspace(-1, 1, 6)[:, None].expand(6, 16).contiguous()
-    try:
-        found, expected = kind(weight, bias, "relu")(states), PlainLinear(weight, bias, "relu")(states)
-        return bool((found.float() - expected).abs().max() < 0.3)
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-
-
-def choose_linear(precision: Precision, device: torch.device) -> type:
-    """Return the kind of linear map for a precision on a device, by what works there: on a CPU without products of
-    halves or bytes, those of fp32."""
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        wanted = {"fp32": BlockedLinear, "bf16": HalfLinear, "int8": QuantizedLinear}[precision]
-        kind = next(filter(works, [wanted, BlockedLinear]), PlainLinear)
-        if kind is not wanted:
-            logger.warning("this processor has no sound products in %s: generation computes in fp32", precision)
-        return kind
-    return PlainLinear

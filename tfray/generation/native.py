@@ -14,12 +14,12 @@ import torch
 
 from tfray.native import SHARED, call, compiled_library
 
-__all__ = ["call", "compiled", "kernels"]
+__all__ = ["call", "compiled", "kernels", "tiles"]
 
-SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h")), SHARED]
+SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "tiles.h", "multiply.h")), SHARED]
 NAMES = [
     *("quantize_rows", "finish_rows", "normalize_rows", "log_sums", "best_tokens"),
-    *("attend_source", "attend_target", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
+    *("attend_sequences", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
     *("keep_memory", "keep_memory_half"),
 ]
 
@@ -33,3 +33,15 @@ def compiled() -> ctypes.CDLL | None:
 def kernels(device: torch.device) -> ctypes.CDLL | None:
     """Return the kernels where this process can use them."""
     return compiled() if device.type == "cpu" and torch.get_num_threads() == 1 else None
+
+
+@functools.cache
+def tiles_are_granted() -> bool:
+    """Say whether the processor has matrix tiles, and the system lets this process use them."""
+    library = compiled()
+    return library is not None and hasattr(library, "tiles_are_granted") and bool(library.tiles_are_granted())
+
+
+def tiles(device: torch.device) -> ctypes.CDLL | None:
+    """Return the kernels where they have products by matrix tiles."""
+    return kernels(device) if tiles_are_granted() else None

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
-from tfray.generation.cache import SlotCache, round_up
+from tfray.generation.cache import SlotCache, in_blocks, round_up
 from tfray.generation.linear import BlockedLinear, Linear, PlainLinear, Precision
 from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
 from tfray.model.layers import DecoderLayer, EncoderLayer
@@ -210,7 +210,7 @@ class Network:
             queries = attention.inner(states)
             output = torch.empty_like(queries)
             rows, heads, source, size = keys.shape
-            parts = (keys.contiguous(), values.contiguous(), torch.tensor(lengths))
+            parts = (in_blocks(keys), values.contiguous(), torch.tensor(lengths))
             shape = (rows, len(queries) // rows, heads, size, source)
             native.call(kernels.attend_memory, queries, *parts, output, *shape)
             return attention.output, output

@@ -14,7 +14,7 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation import native
 from tfray.generation.board import Board
-from tfray.generation.select import best_token, best_tokens
+from tfray.generation.select import BLOCK, best_token, best_tokens
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
 NEVER = float("-inf")
@@ -30,15 +30,17 @@ class NextTokens(NamedTuple):
     """(rows x width, vocab), fp32: logits, or log-probabilities whose log sums are 0; -inf where a rule forbids."""
     log_sums: Tensor
     """(rows x width, 1)."""
+    bounds: Tensor | None = None
+    """What no score of a block of tokens is above, (rows x width, blocks); rules only lower scores."""
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Return the most probable token's log-probability, and its id, (rows x width) each."""
-        values, ids = best_token(self.scores)
+        values, ids = best_token(self.scores, self.bounds)
         return values - self.log_sums[:, 0], ids
 
     def best_few(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the most probable tokens' log-probabilities, and their ids, (rows x width, count) each."""
-        values, ids = best_tokens(self.scores, count)
+        values, ids = best_tokens(self.scores, count, self.bounds)
         return values - self.log_sums, ids
 
     def log_probs(self, rows: slice = slice(None)) -> Tensor:
@@ -62,9 +64,10 @@ def normalize(logits: Tensor) -> NextTokens:
     log_sums = logits.new_zeros(len(logits), 1)
     if kernels is None:
         return NextTokens(logits.log_softmax(-1), log_sums)
-    logits = logits.contiguous()
-    native.call(kernels.log_sums, logits, log_sums, *logits.shape)
-    return NextTokens(logits, log_sums)
+    logits, (rows, vocab) = logits.contiguous(), logits.shape
+    bounds = logits.new_empty(rows, -(-vocab // BLOCK))
+    native.call(kernels.log_sums, logits, log_sums, bounds, rows, vocab)
+    return NextTokens(logits, log_sums, bounds)
 
 
 def forbid(scores: Tensor, board: Board, config: GenerationConfig) -> None:

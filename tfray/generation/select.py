@@ -1,4 +1,8 @@
-"""The best tokens of each row of scores, exactly: equal scores in the order of their ids."""
+"""The best tokens of each row of scores, exactly: equal scores in the order of their ids.
+
+The compiled kernel looks into few blocks of the vocabulary where it is told what none of a block's scores is above:
+`bounds`, (rows, blocks).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ from torch import Tensor
 from tfray.generation import native
 
 BLOCK = 64
+"""Tokens, as in kernels.c."""
 
 
-def best_token(scores: Tensor) -> tuple[Tensor, Tensor]:
+def best_token(scores: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the highest score of each row and its first id, (rows) each.
 
     In two stages, of blocks and inside the best one: on a CPU `max` with indices is ten times slower.
@@ -20,7 +25,7 @@ def best_token(scores: Tensor) -> tuple[Tensor, Tensor]:
     rows, vocab = scores.shape
     kernels = native.kernels(scores.device)
     if kernels is not None:
-        values, ids = select_natively(kernels, scores, 1)
+        values, ids = select_natively(kernels, scores, 1, bounds)
         return values[:, 0], ids[:, 0]
     if scores.device.type != "cpu" or vocab < 4 * BLOCK:
         found = scores.max(-1)
@@ -38,12 +43,12 @@ def best_token(scores: Tensor) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def best_tokens(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_tokens(scores: Tensor, count: int, bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the `count` highest scores of each row and their ids, the best first, (rows, count) each."""
     rows, vocab = scores.shape
     kernels = native.kernels(scores.device)
     if kernels is not None:
-        return select_natively(kernels, scores, min(count, vocab))
+        return select_natively(kernels, scores, min(count, vocab), bounds)
     if vocab < 4 * BLOCK or count * BLOCK > vocab // 2:
         return ordered_top(scores, torch.arange(vocab, device=scores.device).expand(rows, -1), count)
     whole = vocab // BLOCK * BLOCK
@@ -59,11 +64,13 @@ def best_tokens(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return ordered_top(values, ids, count)
 
 
-def select_natively(kernels: ctypes.CDLL, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def select_natively(
+    kernels: ctypes.CDLL, scores: Tensor, count: int, bounds: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return the same by the compiled kernel."""
     scores = scores.contiguous()
     values, ids = torch.empty(len(scores), count), torch.empty(len(scores), count, dtype=torch.long)
-    native.call(kernels.best_tokens, scores, values, ids, *scores.shape, count)
+    native.call(kernels.best_tokens, scores, bounds, values, ids, *scores.shape, count)
     return values, ids
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tfray.generation import native
-from tfray.generation.linear import Activation, Linear, PlainLinear, Precision, choose_linear
+from tfray.generation.linear import Activation, Linear, PlainLinear, Precision
+from tfray.generation.products import choose_linear
 from tfray.model.architecture import Architecture
 from tfray.model.attention import SelfAttention
 from tfray.model.layers import DecoderLayer, EncoderLayer, FeedForward

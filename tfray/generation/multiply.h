@@ -1,0 +1,87 @@
+/* A product by tiles of CELLs; tiles.h includes this once for each type. */
+
+/* A row's inputs as a row of tiles, and what else a row needs. */
+INLINE void NAME(convert_rows)(const Product *product, CELL *tiles, whole first, whole count, whole depths) {
+    for (whole row = 0; row < count; row++) {
+        CELL *to = tiles + row / SIDE * SIDE * depths * DEPTH + row % SIDE * DEPTH;
+#ifdef IN_BYTES
+        product->row_scales[row] = convert_bytes((const float *)product->states + (first + row) * product->inputs, product->inputs, to, depths);
+#else
+        convert_half(product, first + row, to, depths);
+#endif
+    }
+}
+
+/* Write some rows of a block as they are wanted. */
+INLINE void NAME(finish_rows)(const Product *product, const SUM *sums, const Block *block, whole from, whole to) {
+    for (whole row = from; row < least(to, block->height); row++) {
+        const SUM *line = sums + row * PANEL;
+#ifdef IN_BYTES
+        const float *scales = product->scales + block->left;
+        __m512 scale = _mm512_set1_ps(product->row_scales[block->top + row]);
+        __m512 first = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(line)), scale);
+        __m512 second = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(line + SIDE)), scale);
+        first = _mm512_mul_ps(first, _mm512_loadu_ps(scales));
+        second = _mm512_mul_ps(second, _mm512_loadu_ps(scales + SIDE));
+#else
+        __m512 first = _mm512_load_ps(line), second = _mm512_load_ps(line + SIDE);
+#endif
+        finish(product, first, second, block->first + block->top + row, block);
+    }
+}
+
+/* Sum a block of 32 rows x 32 outputs; meanwhile the one before is finished. */
+INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths, SUM *sums,
+                            const SUM *last_sums, const Block *last, const char *next) {
+    const whole cells = SIDE * DEPTH;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (whole depth = 0; depth < depths; depth++) {
+        _tile_loadd(4, states + depth * cells, 64);
+        _tile_loadd(6, weights + depth * cells, 64);
+        MULTIPLY(0, 4, 6);
+        _tile_loadd(5, states + (depths + depth) * cells, 64);
+        MULTIPLY(2, 5, 6);
+        _tile_loadd(7, weights + (depths + depth) * cells, 64);
+        MULTIPLY(1, 4, 7);
+        MULTIPLY(3, 5, 7);
+        for (whole line = 0; line < FETCHED; line++) __builtin_prefetch(next + (depth * FETCHED + line) * 64, 0, 2);
+        NAME(finish_rows)(product, last_sums, last, depth * PANEL / depths, (depth + 1) * PANEL / depths);
+    }
+    _tile_stored(0, sums, PANEL * sizeof(SUM));
+    _tile_stored(1, sums + SIDE, PANEL * sizeof(SUM));
+    _tile_stored(2, sums + SIDE * PANEL, PANEL * sizeof(SUM));
+    _tile_stored(3, sums + SIDE * PANEL + SIDE, PANEL * sizeof(SUM));
+}
+
+/* activation(states W^T + bias) + residual, (rows, outputs). weights: tiles; scales: of the outputs, for bytes; bias
+ * and residual: or none. scales and bias reach to the end of the last panel. States and output are halves where it is
+ * said, floats elsewhere. */
+void NAME(multiply)(const void *states, const CELL *weights, const float *scales, const float *bias,
+                    const float *residual, void *output, whole halves_in, whole halves_out, whole relu, whole rows,
+                    whole inputs, whole outputs) {
+    whole depths = (inputs + DEPTH - 1) / DEPTH, cells = depths * DEPTH;
+    whole most = least((rows + PANEL - 1) / PANEL * PANEL, AT_ONCE);
+    CELL *tiles = aligned_alloc(64, most * (cells * sizeof(CELL) + 2 * sizeof(float)));
+    Product product = {states, scales, bias, residual, (float *)(tiles + most * cells), output,
+                       halves_in, halves_out, relu, inputs, outputs};
+    SUM sums[2][PANEL * PANEL] __attribute__((aligned(64)));
+    whole turn = 0;
+    _tile_loadconfig(&SHAPES);
+    for (whole first = 0; first < rows; first += most) {
+        whole count = least(rows - first, most);
+        Block last = {0};
+        NAME(convert_rows)(&product, tiles, first, count, depths);
+        for (whole left = 0; left < outputs; left += PANEL)
+            for (whole top = 0; top < count; top += PANEL, turn = !turn) {
+                NAME(sum_block)(&product, tiles + top * cells, weights + left * cells, depths, sums[turn], sums[!turn], &last,
+                                (const char *)(weights + (left + PANEL) * cells) + top / PANEL * depths * FETCHED * 64);
+                last = (Block){first, top, left, least(count - top, PANEL), mask_of(outputs - left)};
+            }
+        NAME(finish_rows)(&product, sums[!turn], &last, 0, PANEL);
+    }
+    _tile_release();
+    free(tiles);
+}

@@ -1,0 +1,46 @@
+"""Which kind of linear map serves a precision on a device: the fastest that gives the right results there."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, Precision, QuantizedLinear
+from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
+
+logger = logging.getLogger(__name__)
+
+KINDS: dict[Precision, list[type]] = {
+    "fp32": [BlockedLinear],
+    "bf16": [TiledHalfLinear, HalfLinear],
+    "int8": [TiledByteLinear, QuantizedLinear],
+}
+"""The fastest first."""
+
+
+def works(kind: type) -> bool:
+    """Say whether a kind of linear map runs on this processor and gives what the plain one gives.
+
+    Also where all numbers are as large as they can be: before VNNI, x86 adds products of bytes in 16 bits, which
+    are too few.
+    """
+    weight = torch.linspace(-1, 1, 24)[:, None].expand(24, 16).contiguous()
+    bias, states = torch.linspace(-2, 2, 24), torch.linspace(-1, 1, 6)[:, None].expand(6, 16).contiguous()
+    try:
+        found, expected = kind(weight, bias, "relu")(states), PlainLinear(weight, bias, "relu")(states)
+        return bool((found.float() - expected).abs().max() < 0.3)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+def choose_linear(precision: Precision, device: torch.device) -> type:
+    """Return the kind of linear map for a precision on a device, by what works there: on a CPU without products of
+    halves or bytes, those of fp32."""
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        wanted = KINDS[precision]
+        kind = next(filter(works, [*wanted, BlockedLinear]), PlainLinear)
+        if kind not in wanted:
+            logger.warning("this processor has no sound products in %s: generation computes in fp32", precision)
+        return kind
+    return PlainLinear

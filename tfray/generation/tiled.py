@@ -1,0 +1,71 @@
+"""Linear maps by a processor's matrix tiles (AMX): product, bias, activation and residual in one pass of a kernel.
+
+Sums are of 32 bits, and so are inputs and outputs: states become halves or bytes inside the kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tfray.generation import native
+from tfray.generation.linear import Activation, quantize_outputs
+
+SIDE = 16
+"""Outputs of a tile, and groups of neighbouring inputs."""
+PANEL = 2 * SIDE
+"""Outputs that the kernel works on at a time."""
+
+
+def tiled(weight: Tensor) -> Tensor:
+    """Return a weight (outputs, inputs) as tiles (outputs, inputs, group, output, input in a group), each of 1,024
+    bytes; zeros fill up the last ones. A group has 32 bits: two halves or four bytes."""
+    group = 4 // weight.element_size()
+    weight = F.pad(weight, (0, -weight.shape[1] % (SIDE * group), 0, -weight.shape[0] % PANEL))
+    return weight.unflatten(1, (-1, SIDE, group)).unflatten(0, (-1, SIDE)).permute(0, 2, 3, 1, 4).contiguous()
+
+
+def filled_up(values: Tensor) -> Tensor:
+    """Return a value for each output, and zeros up to a whole panel."""
+    return F.pad(values.float(), (0, -len(values) % PANEL))
+
+
+class TiledLinear:
+    """A product in bf16, or where `scale` holds the outputs' scales, in int8 with states quantized per row."""
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, activation: Activation) -> None:
+        tiles = native.tiles(weight.device)
+        if tiles is None:
+            raise RuntimeError("no matrix tiles")
+        self.multiply = tiles.multiply_half if scale is None else tiles.multiply_bytes
+        self.outputs, self.inputs = weight.shape
+        self.activation: Activation = activation
+        self.weight = tiled(weight)
+        self.scale = None if scale is None else filled_up(scale)
+        self.bias = filled_up(torch.zeros(self.outputs) if bias is None else bias)
+
+    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        rows, states = states.shape[0], states.contiguous()
+        is_relu = self.activation == "relu"
+        gives_halves = is_relu and self.scale is None  # for the product that follows
+        dtype = torch.bfloat16 if gives_halves else torch.float32
+        output = torch.empty(rows, self.outputs, dtype=dtype)
+        kinds = states.dtype == torch.bfloat16, gives_halves, is_relu
+        parts = states, self.weight, self.scale, self.bias, residual, output
+        native.call(self.multiply, *parts, *kinds, rows, self.inputs, self.outputs)
+        return F.gelu(output) if self.activation == "gelu" else output
+
+
+class TiledHalfLinear(TiledLinear):
+    """The product in bf16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        super().__init__(weight.bfloat16(), None, bias, activation)
+
+
+class TiledByteLinear(TiledLinear):
+    """The product in int8."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+        super().__init__(*quantize_outputs(weight), bias, activation)

@@ -1,0 +1,124 @@
+/* Products by a processor's matrix tiles (AMX): multiply_half and multiply_bytes.
+ *
+ * A tile is 16 rows of 64 bytes: of states, 16 rows x DEPTH inputs; of weights, 16 outputs x DEPTH inputs, GROUP
+ * neighbouring inputs of an output side by side (see linear.tiled). Two tiles of states by two of weights give four
+ * of sums, which stay in registers over all inputs. A row's sums do not depend on the other rows.
+ */
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SIDE 16           /* rows of a tile */
+#define PANEL (2 * SIDE)  /* rows, and outputs, that are worked on at a time */
+#ifndef FETCHED
+#define FETCHED 8
+#endif
+#define AT_ONCE 256       /* rows that are made tiles of at a time: they stay in the cache */
+
+static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64))) SHAPES = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+/* Ask the system for the use of tiles by this process, and say whether it is granted. */
+whole tiles_are_granted(void) {
+    const long request_permission = 0x1023, tile_data = 18;
+    return !syscall(SYS_arch_prctl, request_permission, tile_data);
+}
+
+INLINE whole least(whole a, whole b) { return a < b ? a : b; }
+
+/* The first so many of 32. */
+INLINE uint32_t mask_of(whole count) { return 0xffffffffu >> (32 - least(count, 32)); }
+
+/* A product that is worked on. */
+typedef struct {
+    const void *states;
+    const float *scales, *bias, *residual;
+    float *row_scales;
+    void *output;
+    whole halves_in, halves_out, relu, inputs, outputs;
+} Product;
+
+/* Up to 32 x 32 of its sums; rows count from the first that are tiles at present. */
+typedef struct {
+    whole first, top, left, height;
+    uint32_t mask; /* of the outputs that there are */
+} Block;
+
+/* Write a row's part as it is wanted: activation(sums + bias) + residual. */
+INLINE void finish(const Product *product, __m512 first, __m512 second, whole row, const Block *block) {
+    whole left = block->left, place = row * product->outputs + left;
+    __mmask16 here = block->mask, beyond = block->mask >> SIDE;
+    __m512 floor = _mm512_set1_ps(product->relu ? 0.0f : -INFINITY);
+    first = _mm512_max_ps(_mm512_add_ps(first, _mm512_loadu_ps(product->bias + left)), floor);
+    second = _mm512_max_ps(_mm512_add_ps(second, _mm512_loadu_ps(product->bias + left + SIDE)), floor);
+    if (product->residual) {
+        first = _mm512_add_ps(first, _mm512_maskz_loadu_ps(here, product->residual + place));
+        second = _mm512_add_ps(second, _mm512_maskz_loadu_ps(beyond, product->residual + place + SIDE));
+    }
+    if (product->halves_out) {
+        __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+        _mm512_mask_storeu_epi16((half *)product->output + place, block->mask, halves);
+    } else {
+        __builtin_prefetch((float *)product->output + place + PANEL, 1);
+        __builtin_prefetch((float *)product->output + place + PANEL + SIDE, 1);
+        _mm512_mask_storeu_ps((float *)product->output + place, here, first);
+        _mm512_mask_storeu_ps((float *)product->output + place + SIDE, beyond, second);
+    }
+}
+
+/* A row's inputs in halves, zeros after them up to whole tiles. */
+INLINE void convert_half(const Product *product, whole row, half *restrict to, whole depths) {
+    for (whole depth = 0; depth < depths; depth++) {
+        whole at = row * product->inputs + depth * 32;
+        uint32_t mask = mask_of(product->inputs - depth * 32);
+        __m512i cells;
+        if (product->halves_in) {
+            cells = _mm512_maskz_loadu_epi16(mask, (const half *)product->states + at);
+        } else {
+            const float *from = (const float *)product->states + at;
+            __m512 first = _mm512_maskz_loadu_ps(mask, from), second = _mm512_maskz_loadu_ps(mask >> 16, from + SIDE);
+            cells = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+        }
+        _mm512_store_si512(to + depth * SIDE * 32, cells);
+    }
+}
+
+/* A row's inputs in bytes, zeros after them up to whole tiles; returns the row's scale. */
+INLINE float convert_bytes(const float *restrict from, whole inputs, int8_t *restrict to, whole depths) {
+    float most = 1e-30f;
+#pragma omp simd reduction(max : most)
+    for (whole i = 0; i < inputs; i++) {
+        float size = fabsf(from[i]);
+        most = size > most ? size : most;
+    }
+    __m512 factor = _mm512_set1_ps(127.0f / most);
+    for (whole at = 0; at < depths * 64; at += SIDE) {
+        whole count = inputs - at < SIDE ? (inputs > at ? inputs - at : 0) : SIDE;
+        __m512 values = _mm512_maskz_loadu_ps((1u << count) - 1, from + at);
+        __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values, factor));
+        _mm_store_si128((__m128i *)(to + at / 64 * SIDE * 64 + at % 64), _mm512_cvtepi32_epi8(rounded));
+    }
+    return most / 127.0f;
+}
+
+#define NAME(name) name##_half
+#define CELL half
+#define SUM float
+#define DEPTH 32
+#define MULTIPLY _tile_dpbf16ps
+#include "multiply.h"
+#undef NAME
+#undef CELL
+#undef SUM
+#undef DEPTH
+#undef MULTIPLY
+#define IN_BYTES
+#define NAME(name) name##_bytes
+#define CELL int8_t
+#define SUM int32_t
+#define DEPTH 64
+#define MULTIPLY _tile_dpbssd
+#include "multiply.h"
