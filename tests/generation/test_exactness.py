@@ -12,10 +12,12 @@ from tfray.config import GenerationConfig
 from tfray.generation import native
 from tfray.generation.cache import SlotCache
 from tfray.generation.generate import generate, prepare
-from tfray.generation.linear import BlockedLinear, PlainLinear, QuantizedLinear, choose_linear
+from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear
 from tfray.generation.network import Network
+from tfray.generation.products import works
 from tfray.generation.rows import Request
 from tfray.generation.scoring import embed, score
+from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
 
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -164,10 +166,10 @@ def test_equal_scores_go_by_token_id_and_place(lively):
             assert equal == sorted(equal)
 
 
-@pytest.mark.parametrize("kind", [BlockedLinear, QuantizedLinear])
+@pytest.mark.parametrize("kind", [BlockedLinear, QuantizedLinear, TiledHalfLinear, TiledByteLinear])
 @pytest.mark.parametrize("inputs, outputs", [(16, 48), (100, 300), (256, 256)])
 def test_a_rows_product_does_not_depend_on_the_other_rows(kind, inputs, outputs):
-    if choose_linear("int8" if kind is QuantizedLinear else "fp32", torch.device("cpu")) is not kind:
+    if not works(kind):
         pytest.skip("this processor has no such product")
     torch.manual_seed(0)
     linear = kind(torch.randn(outputs, inputs), torch.randn(outputs), "relu")
@@ -178,9 +180,15 @@ def test_a_rows_product_does_not_depend_on_the_other_rows(kind, inputs, outputs)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
-@pytest.mark.parametrize("kind, limit", [(BlockedLinear, 1e-4), (QuantizedLinear, 0.2)])
+@pytest.mark.parametrize(
+    "kind, limit",
+    [
+        *((BlockedLinear, 1e-4), (HalfLinear, 0.1), (QuantizedLinear, 0.2)),
+        *((TiledHalfLinear, 0.1), (TiledByteLinear, 0.2)),
+    ],
+)
 def test_every_kind_of_product_is_the_plain_one(kind, limit, activation):
-    if choose_linear("int8" if kind is QuantizedLinear else "fp32", torch.device("cpu")) is not kind:
+    if not works(kind):
         pytest.skip("this processor has no such product")
     torch.manual_seed(0)
     weight, bias, states, residual = torch.randn(33, 64), torch.randn(33), torch.randn(7, 64), torch.randn(7, 33)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tfray.generation import linear
-from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear, choose_linear, few_kinds
+from tfray.generation import products
+from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear, few_kinds
+from tfray.generation.products import choose_linear, works
+from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear, tiled
 
-KINDS = [("fp32", BlockedLinear, 1e-5), ("bf16", HalfLinear, 0.05), ("int8", QuantizedLinear, 0.1)]
+KINDS = [
+    *((BlockedLinear, 1e-5), (HalfLinear, 0.05), (QuantizedLinear, 0.1)),
+    *((TiledHalfLinear, 0.05), (TiledByteLinear, 0.1)),
+]
 
 
 def test_products_of_any_number_of_rows_are_of_few_sizes():
@@ -18,22 +23,34 @@ def test_products_of_any_number_of_rows_are_of_few_sizes():
     assert all(few_kinds(size) == size for size in sizes.values()), "what is filled up stays as it is"
 
 
-@pytest.mark.parametrize(("precision", "kind", "tolerance"), KINDS)
+@pytest.mark.parametrize(("kind", "tolerance"), KINDS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 24), (37, 70)])
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100, 129, 1000])
-def test_every_row_is_multiplied_and_no_other_comes_back(precision, kind, tolerance, rows):
-    if choose_linear(precision, torch.device("cpu")) is not kind:
-        pytest.skip(f"this processor has no product of {precision}")
+def test_every_row_is_multiplied_and_no_other_comes_back(kind, tolerance, inputs, outputs, rows):
+    if not works(kind):
+        pytest.skip(f"this processor has no {kind.__name__}")
     torch.manual_seed(0)
     weight, bias, states, residual = (
-        torch.randn(24, 64) / 8,
-        torch.randn(24),
-        torch.randn(rows, 64),
-        torch.randn(rows, 24),
+        torch.randn(outputs, inputs) / 8,
+        torch.randn(outputs),
+        torch.randn(rows, inputs),
+        torch.randn(rows, outputs),
     )
-    for activation, added in (("relu", None), ("none", None), ("none", residual)):
+    for activation, added in (("relu", None), ("gelu", None), ("none", None), ("none", residual)):
         found, expected = (each(weight, bias, activation)(states, added) for each in (kind, PlainLinear))
         assert found.shape == expected.shape
         torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("group", "kind"), [(2, torch.bfloat16), (4, torch.int8)])
+def test_a_tile_has_sixteen_outputs_and_every_input_in_its_place(group, kind):
+    weight = torch.arange(40 * 100).view(40, 100).remainder(101).to(kind)
+    tiles = tiled(weight)
+    assert tiles.shape == (4, -(-100 // (16 * group)), 16, 16, group) and tiles[0, 0].nbytes == 1024
+    for output, place in [(0, 0), (17, 3), (39, 99)]:
+        found = tiles[output // 16, place // (16 * group), place // group % 16, output % 16, place % group]
+        assert found == weight[output, place]
+    assert tiles.float().sum() == weight.float().sum(), "and zeros elsewhere"
 
 
 class TooNarrow(PlainLinear):
@@ -52,7 +69,6 @@ class Missing:
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_where_products_are_wrong_or_missing_generation_computes_in_fp32_and_says_so(precision, monkeypatch, caplog):
-    monkeypatch.setattr(linear, "HalfLinear", TooNarrow)
-    monkeypatch.setattr(linear, "QuantizedLinear", Missing)
+    monkeypatch.setattr(products, "KINDS", {"bf16": [Missing, TooNarrow], "int8": [Missing]})
     assert choose_linear(precision, torch.device("cpu")) is BlockedLinear
     assert f"no sound products in {precision}: generation computes in fp32" in caplog.text

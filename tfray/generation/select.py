@@ -64,9 +64,7 @@ def best_tokens(scores: Tensor, count: int, bounds: Tensor | None = None) -> tup
     return ordered_top(values, ids, count)
 
 
-def select_natively(
-    kernels: ctypes.CDLL, scores: Tensor, count: int, bounds: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def select_natively(kernels: ctypes.CDLL, scores: Tensor, count: int, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the same by the compiled kernel."""
     scores = scores.contiguous()
     values, ids = torch.empty(len(scores), count), torch.empty(len(scores), count, dtype=torch.long)
