@@ -29,6 +29,22 @@ INLINE Lanes load(const float *from) {
 
 INLINE void store(float *to, Lanes values) { memcpy(to, &values, sizeof(values)); }
 
+INLINE Lanes load_some(const float *from, whole count) {
+    if (count == LANES) return load(from);
+    Lanes values = {0};
+    memcpy(&values, from, count * sizeof(float));
+    return values;
+}
+
+INLINE void store_some(float *to, Lanes values, whole count) {
+    if (count == LANES)
+        store(to, values);
+    else
+        memcpy(to, &values, count * sizeof(float));
+}
+
+INLINE whole least(whole a, whole b) { return a < b ? a : b; }
+
 /* Two halves in 32 bits: the first is the lower one. */
 INLINE Lanes first_of(Bits pairs) { return (Lanes)(pairs << 16); }
 INLINE Lanes second_of(Bits pairs) { return (Lanes)(pairs & 0xffff0000u); }
@@ -217,6 +233,7 @@ void best_tokens(const float *scores, const float *bounds, float *values, whole 
     }
 }
 
+#include "panels.h"
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
 #include "tiles.h"
 #endif

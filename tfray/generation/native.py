@@ -16,9 +16,12 @@ from tfray.native import SHARED, call, compiled_library
 
 __all__ = ["call", "compiled", "kernels", "tiles"]
 
-SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "tiles.h", "multiply.h")), SHARED]
+SOURCES = [
+    *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "tiles.h", "multiply.h")),
+    SHARED,
+]
 NAMES = [
-    *("quantize_rows", "finish_rows", "normalize_rows", "log_sums", "best_tokens"),
+    *("multiply_float", "quantize_rows", "finish_rows", "normalize_rows", "log_sums", "best_tokens"),
     *("attend_sequences", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
     *("keep_memory", "keep_memory_half"),
 ]

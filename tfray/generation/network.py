@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from tfray.generation import native
 from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
 from tfray.generation.cache import PAD_TO, SlotCache, in_blocks, round_up
-from tfray.generation.linear import BlockedLinear, Linear, PlainLinear, Precision
+from tfray.generation.linear import Linear, Precision
+from tfray.generation.products import EXACT
 from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
 from tfray.model.layers import DecoderLayer, EncoderLayer
 from tfray.model.positions import frequencies, sinusoids
@@ -32,7 +33,7 @@ class Network:
         self.architecture = architecture = model.architecture
         self.device = model.output_weight.device
         packer = Packer(architecture, precision, self.device)
-        self.is_exact = packer.kind in (PlainLinear, BlockedLinear)
+        self.is_exact = packer.kind in EXACT
         self.dtype = packer.dtype
         self.is_pre_norm = architecture.norm_position == "pre"
         self.is_rotary = architecture.positions == "rotary"

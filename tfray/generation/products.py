@@ -7,16 +7,18 @@ import logging
 import torch
 
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, Precision, QuantizedLinear
+from tfray.generation.panels import PanelLinear
 from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
 
 logger = logging.getLogger(__name__)
 
 KINDS: dict[Precision, list[type]] = {
-    "fp32": [BlockedLinear],
+    "fp32": [PanelLinear, BlockedLinear],
     "bf16": [TiledHalfLinear, HalfLinear],
     "int8": [TiledByteLinear, QuantizedLinear],
 }
 """The fastest first."""
+EXACT = {PanelLinear, BlockedLinear, PlainLinear}
 
 
 def works(kind: type) -> bool:
@@ -39,7 +41,7 @@ def choose_linear(precision: Precision, device: torch.device) -> type:
     halves or bytes, those of fp32."""
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         wanted = KINDS[precision]
-        kind = next(filter(works, [*wanted, BlockedLinear]), PlainLinear)
+        kind = next(filter(works, [*wanted, *KINDS["fp32"]]), PlainLinear)
         if kind not in wanted:
             logger.warning("this processor has no sound products in %s: generation computes in fp32", precision)
         return kind

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.linear import Activation, quantize_outputs
+from tfray.generation.panels import PANEL, filled_up
 
 SIDE = 16
 """Outputs of a tile, and groups of neighbouring inputs."""
-PANEL = 2 * SIDE
-"""Outputs that the kernel works on at a time."""
 
 
 def tiled(weight: Tensor) -> Tensor:
@@ -24,11 +23,6 @@ def tiled(weight: Tensor) -> Tensor:
     group = 4 // weight.element_size()
     weight = F.pad(weight, (0, -weight.shape[1] % (SIDE * group), 0, -weight.shape[0] % PANEL))
     return weight.unflatten(1, (-1, SIDE, group)).unflatten(0, (-1, SIDE)).permute(0, 2, 3, 1, 4).contiguous()
-
-
-def filled_up(values: Tensor) -> Tensor:
-    """Return a value for each output, and zeros up to a whole panel."""
-    return F.pad(values.float(), (0, -len(values) % PANEL))
 
 
 class TiledLinear:

@@ -27,8 +27,6 @@ whole tiles_are_granted(void) {
     return !syscall(SYS_arch_prctl, request_permission, tile_data);
 }
 
-INLINE whole least(whole a, whole b) { return a < b ? a : b; }
-
 /* The first so many of 32. */
 INLINE uint32_t mask_of(whole count) { return 0xffffffffu >> (32 - least(count, 32)); }
 
