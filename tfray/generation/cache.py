@@ -33,8 +33,8 @@ def round_up(length: int) -> int:
 
 def in_blocks(keys: Tensor) -> Tensor:
     """Return keys (rows, heads, positions, head_dim) as the kernels want them, the positions of a block side by side:
-    (rows, heads, blocks, head_dim, PAD_TO)."""
-    return keys.unflatten(2, (-1, PAD_TO)).transpose(3, 4).contiguous()
+    (rows, heads, blocks, head_dim, lanes)."""
+    return keys.unflatten(2, (-1, native.lanes())).transpose(3, 4).contiguous()
 
 
 class SlotCache:

@@ -16,8 +16,16 @@
     default: work(__VA_ARGS__, size);                                                                                 \
     }
 
-/* Numbers that are worked on at a time, whatever a processor's registers hold. */
+/* Numbers that a register holds: they are worked on at a time. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+whole lanes_of_a_register(void) { return LANES; }
+
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 

@@ -14,7 +14,7 @@ import torch
 
 from tfray.native import SHARED, call, compiled_library
 
-__all__ = ["call", "compiled", "kernels", "tiles"]
+__all__ = ["call", "compiled", "kernels", "lanes", "tiles"]
 
 SOURCES = [
     *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "tiles.h", "multiply.h")),
@@ -36,6 +36,14 @@ def compiled() -> ctypes.CDLL | None:
 def kernels(device: torch.device) -> ctypes.CDLL | None:
     """Return the kernels where this process can use them."""
     return compiled() if device.type == "cpu" and torch.get_num_threads() == 1 else None
+
+
+@functools.cache
+def lanes() -> int:
+    """Return how many numbers the kernels work on at a time: 16, 8 or 4."""
+    library = compiled()
+    assert library is not None
+    return int(library.lanes_of_a_register())
 
 
 @functools.cache

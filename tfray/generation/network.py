@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
-from tfray.generation.cache import PAD_TO, SlotCache, in_blocks, round_up
+from tfray.generation.cache import SlotCache, in_blocks, round_up
 from tfray.generation.linear import Linear, Precision
 from tfray.generation.products import EXACT
 from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
@@ -71,7 +71,7 @@ class Network:
     def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
         """Return what keys and values are kept in: halves where products are not exact anyhow, and kernels know the
         size of a head."""
-        has_halves = kernels is not None and not self.is_exact and self.head_dim % (2 * PAD_TO) == 0
+        has_halves = kernels is not None and not self.is_exact and self.head_dim % (2 * native.lanes()) == 0
         return torch.bfloat16 if has_halves else self.dtype
 
     def reach(self, length: int) -> None:

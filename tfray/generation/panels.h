@@ -6,11 +6,10 @@
  */
 #ifdef __AVX512F__
 #define GROUP 12
-#define WIDE 2
 #else
 #define GROUP 6
-#define WIDE 1
 #endif
+#define WIDE 2
 #define CHUNK 252 /* rows, which stay in the cache while all weights pass */
 
 /* Sums of GROUP rows with WIDE panels; meanwhile a panel that is needed next is asked for. */
@@ -31,7 +30,7 @@ INLINE void sum_group(const float *const *rows, const float *panel, const float 
 }
 
 /* activation(states W^T + bias) + residual, (rows, outputs); residual: or none. Weights and bias reach to the end of
- * the last two panels. */
+ * the last WIDE panels. */
 void multiply_float(const float *states, const float *weights, const float *bias, const float *residual, float *output,
                     whole relu, whole rows, whole inputs, whole outputs) {
     Lanes sums[GROUP][WIDE];

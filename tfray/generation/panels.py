@@ -13,9 +13,7 @@ from torch.nn import functional as F
 from tfray.generation import native
 from tfray.generation.linear import Activation
 
-LANES = 16
-"""Outputs of a panel."""
-PANEL = 2 * LANES
+PANEL = 32
 """Outputs that the kernels work on at a time at most."""
 
 
@@ -24,10 +22,10 @@ def filled_up(values: Tensor) -> Tensor:
     return F.pad(values.float(), (0, -len(values) % PANEL))
 
 
-def in_panels(weight: Tensor) -> Tensor:
-    """Return a weight (outputs, inputs) as panels, (outputs / LANES, inputs, LANES); zeros fill up the last ones."""
+def in_panels(weight: Tensor, lanes: int) -> Tensor:
+    """Return a weight (outputs, inputs) as panels, (outputs / lanes, inputs, lanes); zeros fill up the last ones."""
     weight = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
-    return weight.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
+    return weight.unflatten(0, (-1, lanes)).transpose(1, 2).contiguous()
 
 
 class PanelLinear:
@@ -39,7 +37,7 @@ class PanelLinear:
             raise RuntimeError("no kernels")
         self.multiply = kernels.multiply_float
         self.outputs, self.inputs = weight.shape
-        self.weight = in_panels(weight.float())
+        self.weight = in_panels(weight.float(), native.lanes())
         self.bias = filled_up(torch.zeros(self.outputs) if bias is None else bias)
         self.activation: Activation = activation
 
