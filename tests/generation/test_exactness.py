@@ -14,6 +14,7 @@ from tfray.generation.cache import SlotCache
 from tfray.generation.generate import generate, prepare
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear
 from tfray.generation.network import Network
+from tfray.generation.panels import PanelLinear
 from tfray.generation.products import works
 from tfray.generation.rows import Request
 from tfray.generation.scoring import embed, score
@@ -166,7 +167,7 @@ def test_equal_scores_go_by_token_id_and_place(lively):
             assert equal == sorted(equal)
 
 
-@pytest.mark.parametrize("kind", [BlockedLinear, QuantizedLinear, TiledHalfLinear, TiledByteLinear])
+@pytest.mark.parametrize("kind", [PanelLinear, BlockedLinear, QuantizedLinear, TiledHalfLinear, TiledByteLinear])
 @pytest.mark.parametrize("inputs, outputs", [(16, 48), (100, 300), (256, 256)])
 def test_a_rows_product_does_not_depend_on_the_other_rows(kind, inputs, outputs):
     if not works(kind):
@@ -183,7 +184,7 @@ def test_a_rows_product_does_not_depend_on_the_other_rows(kind, inputs, outputs)
 @pytest.mark.parametrize(
     "kind, limit",
     [
-        *((BlockedLinear, 1e-4), (HalfLinear, 0.1), (QuantizedLinear, 0.2)),
+        *((PanelLinear, 1e-4), (BlockedLinear, 1e-4), (HalfLinear, 0.1), (QuantizedLinear, 0.2)),
         *((TiledHalfLinear, 0.1), (TiledByteLinear, 0.2)),
     ],
 )

@@ -7,11 +7,12 @@ import torch
 
 from tfray.generation import products
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear, few_kinds
+from tfray.generation.panels import PanelLinear
 from tfray.generation.products import choose_linear, works
 from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear, tiled
 
 KINDS = [
-    *((BlockedLinear, 1e-5), (HalfLinear, 0.05), (QuantizedLinear, 0.1)),
+    *((PanelLinear, 1e-5), (BlockedLinear, 1e-5), (HalfLinear, 0.05), (QuantizedLinear, 0.1)),
     *((TiledHalfLinear, 0.05), (TiledByteLinear, 0.1)),
 ]
 
@@ -69,6 +70,6 @@ class Missing:
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_where_products_are_wrong_or_missing_generation_computes_in_fp32_and_says_so(precision, monkeypatch, caplog):
-    monkeypatch.setattr(products, "KINDS", {"bf16": [Missing, TooNarrow], "int8": [Missing]})
-    assert choose_linear(precision, torch.device("cpu")) is BlockedLinear
+    monkeypatch.setattr(products, "KINDS", {**products.KINDS, "bf16": [Missing, TooNarrow], "int8": [Missing]})
+    assert choose_linear(precision, torch.device("cpu")) in products.EXACT
     assert f"no sound products in {precision}: generation computes in fp32" in caplog.text

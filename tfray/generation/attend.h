@@ -75,8 +75,8 @@ INLINE void NAME(gather)(const float *restrict weights, const KEY *restrict valu
         store(output + i + LANES, second);
     }
     for (; i < size; i++) {
-        float sum = 0;
-        for (whole at = 0; at < length; at++) sum += weights[at] * *VALUE;
+        float sum = 0; /* rounded once, said outright: compilers do so in one place and not in another */
+        for (whole at = 0; at < length; at++) sum = __builtin_fmaf(weights[at], *VALUE, sum);
         output[i] = sum;
     }
 #endif
