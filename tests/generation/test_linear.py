@@ -43,6 +43,17 @@ def test_every_row_is_multiplied_and_no_other_comes_back(kind, tolerance, inputs
         torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", [PanelLinear, TiledHalfLinear])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_what_is_no_number_stays_none_in_our_kernels(kind, activation):
+    if not works(kind):
+        pytest.skip(f"this processor has no {kind.__name__}")
+    states = torch.ones(3, 32)
+    states[1, 5] = float("nan")
+    found = kind(torch.ones(40, 32), torch.zeros(40), activation)(states).float()
+    assert found[1].isnan().all() and not found[[0, 2]].isnan().any()
+
+
 @pytest.mark.parametrize(("group", "kind"), [(2, torch.bfloat16), (4, torch.int8)])
 def test_a_tile_has_sixteen_outputs_and_every_input_in_its_place(group, kind):
     weight = torch.arange(40 * 100).view(40, 100).remainder(101).to(kind)

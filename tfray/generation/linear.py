@@ -1,4 +1,4 @@
-"""Linear maps with their weights laid out once for the kernels that multiply them.
+"""Linear maps by torch and its library, oneDNN, with their weights laid out once.
 
 On a CPU oneDNN's blocked layout is used: it is faster than a plain product, and a row's result does not
 depend on how many rows it is multiplied with, to the last bit (a plain product takes another way for up

@@ -1,11 +1,12 @@
 /* A product by tiles of CELLs; tiles.h includes this once for each type. */
 
-/* A row's inputs as a row of tiles, and what else a row needs. */
+/* Make tiles of some rows' inputs. */
 INLINE void NAME(convert_rows)(const Product *product, CELL *tiles, whole first, whole count, whole depths) {
     for (whole row = 0; row < count; row++) {
         CELL *to = tiles + row / SIDE * SIDE * depths * DEPTH + row % SIDE * DEPTH;
 #ifdef IN_BYTES
-        product->row_scales[row] = convert_bytes((const float *)product->states + (first + row) * product->inputs, product->inputs, to, depths);
+        const float *from = (const float *)product->states + (first + row) * product->inputs;
+        product->row_scales[row] = convert_bytes(from, product->inputs, to, depths);
 #else
         convert_half(product, first + row, to, depths);
 #endif
@@ -30,7 +31,7 @@ INLINE void NAME(finish_rows)(const Product *product, const SUM *sums, const Blo
     }
 }
 
-/* Sum a block of 32 rows x 32 outputs; meanwhile the one before is finished. */
+/* Sum a block of 32 rows x 32 outputs; meanwhile the one before is finished, and what is next is asked for. */
 INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths, SUM *sums,
                             const SUM *last_sums, const Block *last, const char *next) {
     const whole cells = SIDE * DEPTH;
@@ -76,8 +77,9 @@ void NAME(multiply)(const void *states, const CELL *weights, const float *scales
         NAME(convert_rows)(&product, tiles, first, count, depths);
         for (whole left = 0; left < outputs; left += PANEL)
             for (whole top = 0; top < count; top += PANEL, turn = !turn) {
-                NAME(sum_block)(&product, tiles + top * cells, weights + left * cells, depths, sums[turn], sums[!turn], &last,
-                                (const char *)(weights + (left + PANEL) * cells) + top / PANEL * depths * FETCHED * 64);
+                const char *next = (const char *)(weights + (left + PANEL) * cells) + top / PANEL * depths * FETCHED * 64;
+                NAME(sum_block)(&product, tiles + top * cells, weights + left * cells, depths, sums[turn], sums[!turn],
+                                &last, next);
                 last = (Block){first, top, left, least(count - top, PANEL), mask_of(outputs - left)};
             }
         NAME(finish_rows)(&product, sums[!turn], &last, 0, PANEL);

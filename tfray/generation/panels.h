@@ -46,7 +46,7 @@ void multiply_float(const float *states, const float *weights, const float *bias
                     for (whole at = left; at < least(left + WIDE * LANES, outputs); at += LANES) {
                         Lanes line = sums[row - top][(at - left) / LANES] + load(bias + at), zero = {0};
                         whole place = row * outputs + at, width = least(outputs - at, LANES);
-                        if (relu) line = (Lanes)((Bits)line & (Bits)(line > zero));
+                        if (relu) line = (Lanes)((Bits)line & ~(Bits)(line < zero)); /* NaN stays NaN */
                         if (residual) line += load_some(residual + place, width);
                         __builtin_prefetch(output + place + WIDE * LANES, 1);
                         store_some(output + place, line, width);

@@ -1,19 +1,17 @@
 /* Products by a processor's matrix tiles (AMX): multiply_half and multiply_bytes.
  *
  * A tile is 16 rows of 64 bytes: of states, 16 rows x DEPTH inputs; of weights, 16 outputs x DEPTH inputs, GROUP
- * neighbouring inputs of an output side by side (see linear.tiled). Two tiles of states by two of weights give four
+ * neighbouring inputs of an output side by side (see tiled.py). Two tiles of states by two of weights give four
  * of sums, which stay in registers over all inputs. A row's sums do not depend on the other rows.
  */
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SIDE 16           /* rows of a tile */
-#define PANEL (2 * SIDE)  /* rows, and outputs, that are worked on at a time */
-#ifndef FETCHED
-#define FETCHED 8
-#endif
-#define AT_ONCE 256       /* rows that are made tiles of at a time: they stay in the cache */
+#define SIDE 16          /* rows of a tile */
+#define PANEL (2 * SIDE) /* rows, and outputs, that are worked on at a time */
+#define AT_ONCE 256      /* rows that are made tiles of at a time: they stay in the cache */
+#define FETCHED 8        /* cache lines of the next weights that are asked for while four tiles are multiplied */
 
 static const struct {
     uint8_t palette, start, reserved[14];
@@ -50,8 +48,9 @@ INLINE void finish(const Product *product, __m512 first, __m512 second, whole ro
     whole left = block->left, place = row * product->outputs + left;
     __mmask16 here = block->mask, beyond = block->mask >> SIDE;
     __m512 floor = _mm512_set1_ps(product->relu ? 0.0f : -INFINITY);
-    first = _mm512_max_ps(_mm512_add_ps(first, _mm512_loadu_ps(product->bias + left)), floor);
-    second = _mm512_max_ps(_mm512_add_ps(second, _mm512_loadu_ps(product->bias + left + SIDE)), floor);
+    /* Of two numbers one of which is NaN, the maximum is the second. */
+    first = _mm512_max_ps(floor, _mm512_add_ps(first, _mm512_loadu_ps(product->bias + left)));
+    second = _mm512_max_ps(floor, _mm512_add_ps(second, _mm512_loadu_ps(product->bias + left + SIDE)));
     if (product->residual) {
         first = _mm512_add_ps(first, _mm512_maskz_loadu_ps(here, product->residual + place));
         second = _mm512_add_ps(second, _mm512_maskz_loadu_ps(beyond, product->residual + place + SIDE));
