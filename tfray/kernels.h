@@ -10,6 +10,9 @@ typedef uint16_t half; /* bfloat16 */
 
 INLINE float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 
+/* The nearest bfloat16 to a float, or to each of several: bits, of which the upper half is left. */
+#define NEAREST_HALF(bits) (((bits) + 0x7fff + (((bits) >> 16) & 1)) & 0xffff0000u)
+
 /* e^x for x <= 88 or so: Cephes' polynomial, 2 units in the last place; below e^-87 it is e^-87, NaN stays NaN. */
 INLINE float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;

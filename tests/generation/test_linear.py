@@ -82,5 +82,5 @@ class Missing:
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_where_products_are_wrong_or_missing_generation_computes_in_fp32_and_says_so(precision, monkeypatch, caplog):
     monkeypatch.setattr(products, "KINDS", {**products.KINDS, "bf16": [Missing, TooNarrow], "int8": [Missing]})
-    assert choose_linear(precision, torch.device("cpu")) in products.EXACT
+    assert choose_linear(precision, torch.device("cpu")) is next(filter(works, [PanelLinear, BlockedLinear]))
     assert f"no sound products in {precision}: generation computes in fp32" in caplog.text

@@ -124,11 +124,12 @@ INLINE void NAME(attend_past_sized)(const float *restrict joint, KEY *restrict k
         for (whole head = 0; head < heads; head++) {
             whole own = (row * heads + head) * capacity * width * size;
             KEY *own_keys = keys + own, *own_values = values + own;
-            fetch(own_keys + capacity * width * size, (last / LANES + 1) * block * sizeof(KEY));
+            fetch(own_keys + capacity * width * size, in_whole_lanes(last + 1) * width * size * sizeof(KEY));
             fetch(own_values + capacity * width * size, last * width * size * sizeof(KEY));
             for (whole place = 0; place < width; place++) {
                 const float *from = joint + (row * width + place) * 3 * model + head * size;
-                NAME(keep_key)(own_keys + (last / LANES * width + place) * size * LANES, last % LANES, from + model, size);
+                KEY *own_block = own_keys + last / LANES * block + place * size * LANES;
+                NAME(keep_key)(own_block, last % LANES, from + model, size);
                 NAME(keep_value)(own_values + (last * width + place) * size, from + 2 * model, size);
             }
             for (whole place = 0; place < width; place++) {
@@ -136,7 +137,7 @@ INLINE void NAME(attend_past_sized)(const float *restrict joint, KEY *restrict k
                 const int32_t *line = ancestors + (row * width + place) * capacity;
                 for (whole at = 0; at <= last; at += LANES) {
                     const KEY *here = own_keys + at / LANES * block;
-                    whole used = last + 1 - at < LANES ? last + 1 - at : LANES;
+                    whole used = least(last + 1 - at, LANES);
                     if (width == 1)
                         NAME(score)(query, here, scores + at, size);
                     else
@@ -165,7 +166,7 @@ INLINE void NAME(attend_memory_sized)(const float *queries, const KEY *keys, con
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             whole own = (row * heads + head) * capacity * size, at = row * width * model + head * size;
-            fetch(keys + own + capacity * size, (lengths[row] + LANES - 1) / LANES * LANES * size * sizeof(KEY));
+            fetch(keys + own + capacity * size, in_whole_lanes(lengths[row]) * size * sizeof(KEY));
             fetch(values + own + capacity * size, lengths[row] * size * sizeof(KEY));
             NAME(attend_all)(queries + at, model, keys + own, values + own, size, output + at, model, width,
                              lengths[row], scores, size);

@@ -52,21 +52,19 @@ INLINE void store_some(float *to, Lanes values, whole count) {
 }
 
 INLINE whole least(whole a, whole b) { return a < b ? a : b; }
+INLINE whole in_whole_lanes(whole count) { return (count + LANES - 1) / LANES * LANES; }
 
 /* Two halves in 32 bits: the first is the lower one. */
 INLINE Lanes first_of(Bits pairs) { return (Lanes)(pairs << 16); }
 INLINE Lanes second_of(Bits pairs) { return (Lanes)(pairs & 0xffff0000u); }
 
 /* The nearest half, in the upper 16 bits. */
-INLINE Bits rounded(Lanes values) {
-    Bits bits = (Bits)values;
-    return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
-}
+INLINE Bits rounded(Lanes values) { return NEAREST_HALF((Bits)values); }
 
 INLINE uint32_t upper(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    return (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+    return NEAREST_HALF(bits);
 }
 
 /* Ask for memory that is needed next: caches are larger than the processor's. */
@@ -74,18 +72,22 @@ INLINE void fetch(const void *from, whole bytes) {
     for (whole at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
 }
 
+INLINE float largest_size(const float *restrict from, whole count) {
+    float most = 1e-30f;
+#pragma omp simd reduction(max : most)
+    for (whole i = 0; i < count; i++) {
+        float size = fabsf(from[i]);
+        most = size > most ? size : most;
+    }
+    return most;
+}
+
 /* Bytes around 128 and each row's scale. */
 void quantize_rows(const float *states, uint8_t *bytes, float *scales, whole rows, whole width) {
     for (whole row = 0; row < rows; row++) {
         const float *in = states + row * width;
         uint8_t *out = bytes + row * width;
-        float most = 1e-30f;
-#pragma omp simd reduction(max : most)
-        for (whole i = 0; i < width; i++) {
-            float size = fabsf(in[i]);
-            most = size > most ? size : most;
-        }
-        float factor = 127.0f / most;
+        float most = largest_size(in, width), factor = 127.0f / most;
         scales[row] = most / 127.0f;
 #pragma omp simd
         for (whole i = 0; i < width; i++) out[i] = (uint8_t)(int32_t)(in[i] * factor + 128.5f);
@@ -139,7 +141,7 @@ void normalize_rows(const float *states, const float *weight, const float *bias,
 /* In whole vectors: scores has room for LANES - 1 more, which become 0 or the next to it. */
 static inline void softmax(float *restrict scores, whole used) {
     float most = -3e38f, sum = 0;
-    whole count = (used + LANES - 1) / LANES * LANES;
+    whole count = in_whole_lanes(used);
     for (whole i = used; i < count; i++) scores[i] = -3e38f;
 #pragma omp simd reduction(max : most)
     for (whole i = 0; i < count; i++) most = scores[i] > most ? scores[i] : most;
@@ -223,7 +225,7 @@ void best_tokens(const float *scores, const float *bounds, float *values, whole 
         whole *names = ids + row * count;
         whole found = 0;
         for (whole at = 0; at < vocab; at += BLOCK) {
-            whole stop = at + BLOCK < vocab ? at + BLOCK : vocab;
+            whole stop = least(at + BLOCK, vocab);
             float most = bound ? bound[at / BLOCK] : highest(line + at, stop - at);
             if (found == count && !(most > best[count - 1])) continue;
             for (whole i = at; i < stop; i++) {

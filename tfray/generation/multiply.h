@@ -77,7 +77,8 @@ void NAME(multiply)(const void *states, const CELL *weights, const float *scales
         NAME(convert_rows)(&product, tiles, first, count, depths);
         for (whole left = 0; left < outputs; left += PANEL)
             for (whole top = 0; top < count; top += PANEL, turn = !turn) {
-                const char *next = (const char *)(weights + (left + PANEL) * cells) + top / PANEL * depths * FETCHED * 64;
+                whole fetched = top / PANEL * depths * FETCHED * 64;
+                const char *next = (const char *)(weights + (left + PANEL) * cells) + fetched;
                 NAME(sum_block)(&product, tiles + top * cells, weights + left * cells, depths, sums[turn], sums[!turn],
                                 &last, next);
                 last = (Block){first, top, left, least(count - top, PANEL), mask_of(outputs - left)};

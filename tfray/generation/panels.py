@@ -17,9 +17,10 @@ PANEL = 32
 """Outputs that the kernels work on at a time at most."""
 
 
-def filled_up(values: Tensor) -> Tensor:
-    """Return a value for each output, and zeros up to a whole panel."""
-    return F.pad(values.float(), (0, -len(values) % PANEL))
+def filled_up(values: Tensor | None, outputs: int) -> Tensor:
+    """Return a value for each output, 0 where there are none, and zeros up to a whole panel."""
+    values = torch.zeros(outputs) if values is None else values.float()
+    return F.pad(values, (0, -outputs % PANEL))
 
 
 def in_panels(weight: Tensor, lanes: int) -> Tensor:
@@ -38,7 +39,7 @@ class PanelLinear:
         self.multiply = kernels.multiply_float
         self.outputs, self.inputs = weight.shape
         self.weight = in_panels(weight.float(), native.lanes())
-        self.bias = filled_up(torch.zeros(self.outputs) if bias is None else bias)
+        self.bias = filled_up(bias, self.outputs)
         self.activation: Activation = activation
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Linear maps by a processor's matrix tiles (AMX): product, bias, activation and residual in one pass of a kernel.
 
-Sums are of 32 bits, and so are inputs and outputs: states become halves or bytes inside the kernel.
+Sums are of 32 bits, and so are inputs and outputs, for what surrounds the products is faster so; only between two
+products, after an activation, states stay in bf16. The kernel makes them halves or bytes.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class TiledLinear:
         self.outputs, self.inputs = weight.shape
         self.activation: Activation = activation
         self.weight = tiled(weight)
-        self.scale = None if scale is None else filled_up(scale)
-        self.bias = filled_up(torch.zeros(self.outputs) if bias is None else bias)
+        self.scale = None if scale is None else filled_up(scale, self.outputs)
+        self.bias = filled_up(bias, self.outputs)
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         rows, states = states.shape[0], states.contiguous()

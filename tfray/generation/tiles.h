@@ -85,15 +85,10 @@ INLINE void convert_half(const Product *product, whole row, half *restrict to, w
 
 /* A row's inputs in bytes, zeros after them up to whole tiles; returns the row's scale. */
 INLINE float convert_bytes(const float *restrict from, whole inputs, int8_t *restrict to, whole depths) {
-    float most = 1e-30f;
-#pragma omp simd reduction(max : most)
-    for (whole i = 0; i < inputs; i++) {
-        float size = fabsf(from[i]);
-        most = size > most ? size : most;
-    }
+    float most = largest_size(from, inputs);
     __m512 factor = _mm512_set1_ps(127.0f / most);
     for (whole at = 0; at < depths * 64; at += SIDE) {
-        whole count = inputs - at < SIDE ? (inputs > at ? inputs - at : 0) : SIDE;
+        whole count = inputs > at ? least(inputs - at, SIDE) : 0;
         __m512 values = _mm512_maskz_loadu_ps((1u << count) - 1, from + at);
         __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values, factor));
         _mm_store_si128((__m128i *)(to + at / 64 * SIDE * 64 + at % 64), _mm512_cvtepi32_epi8(rounded));

@@ -18,7 +18,7 @@ INLINE void put(float *to, float value) { *to = value; }
 INLINE float get_half(const half *from) { return as_float((uint32_t)*from << 16); }
 INLINE void put_half(half *to, float value) {
     uint32_t bits = as_bits(value);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t rounded = NEAREST_HALF(bits) >> 16;
     *to = (half)(value != value ? 0x7fc0 : rounded); /* NaN stays NaN */
 }
 
