@@ -149,16 +149,23 @@ def test_one_workers_full_disk_is_told_by_all_and_leaves_nothing_half(tmp_path: 
 
 
 def die_before_saving(out: str, pipe) -> None:
-    """Save on the first of two ranks while the other is gone; the first sends what it is told."""
+    """Save on the first of two ranks while the other is gone; the first sends what it is told.
+
+    The second goes only once the first has opened its group too: one that is gone while groups open is another error.
+    """
     rank = int(os.environ["CHECKPOINT_RANK"])
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
-    checkpoints = Checkpoints(out, keep=2)
-    if rank == 0:
-        checkpoints.save(Progress(step=7), some_state(7))
-        try:
-            checkpoints.wait()
-        except BaseException as error:
-            pipe.send(f"{type(error).__name__}")
+    checkpoints, opened = Checkpoints(out, keep=2), Path(out, "opened")
+    if rank == 1:
+        while not opened.exists():
+            time.sleep(0.01)
+        os._exit(0)
+    opened.touch()
+    checkpoints.save(Progress(step=7), some_state(7))
+    try:
+        checkpoints.wait()
+    except BaseException as error:
+        pipe.send(f"{type(error).__name__}")
     os._exit(0)
 
 
