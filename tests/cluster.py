@@ -133,4 +133,7 @@ def kill(process: int) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
-    serve(int(sys.argv[1]))
+    from tfray.local_ray import few_processes
+
+    with few_processes():
+        serve(int(sys.argv[1]))

@@ -43,3 +43,23 @@ def test_the_workers_of_a_local_ray_are_no_nicer_than_the_command(monkeypatch: p
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with connected(ClusterConfig(num_cpus=1)):
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("dashboard", "there"), [(False, {"gcs_server", "raylet"}), (True, {"gcs_server", "raylet", "dashboard"})]
+)
+def test_a_local_ray_has_the_processes_alone_that_a_job_needs(
+    monkeypatch: pytest.MonkeyPatch, dashboard: bool, there: set[str]
+) -> None:
+    import ray
+    from ray._private import node, worker
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    usual = node.Node
+    with connected(ClusterConfig(num_cpus=1, dashboard=dashboard)):
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        started = {name for name, processes in vars(worker)["_global_node"].all_processes.items() if processes}
+        assert there <= started
+        assert not (started - there - {"reaper"}) or dashboard
+    assert node.Node is usual, "who starts another Ray in this process gets a whole one"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "tfray"
 ORDER = [
     {"errors", "native"},
     {"config", "web"},
-    {"storage"},
+    {"storage", "local_ray"},
     {"cluster", "report", "scores"},
     {"units"},
     {"corpus"},
@@ -28,7 +28,7 @@ ORDER = [
     {"cli"},
 ]
 RAY_FILES = {
-    *("cluster.py", "units/stream.py", "batches/feed.py"),
+    *("local_ray.py", "cluster.py", "units/stream.py", "batches/feed.py"),
     *("training/fit.py", "training/group.py", "training/launch.py", "training/worker.py", "training/validator.py"),
 }
 PUBLIC_SEARCH = {"tfray.generation.generate", "tfray.generation.scoring"}

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from tfray import local_ray
 from tfray.config import ClusterConfig
 from tfray.errors import InputError, Terminated
 
@@ -21,9 +22,6 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray's workers are nice by 15, so that Ray's own processes and the driver take a busy core from them whenever they
-    # stir: on two cores that is 5 % and more of the work.
-    "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
@@ -90,15 +88,13 @@ def start(config: ClusterConfig) -> None:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
-    local = {"num_cpus": config.num_cpus, "include_dashboard": config.dashboard}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         with muted_stderr():
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else local),  # type: ignore[arg-type]
-            )
+            if address:
+                ray.init(address, **quiet)
+            else:
+                local_ray.start(config.num_cpus, config.dashboard, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(unreachable(config, error)) from error
 
