@@ -164,6 +164,8 @@ static inline void softmax(float *restrict scores, whole used) {
 #define KEY half
 #define NAME(name) name##_half
 #include "attend.h"
+#undef KEY
+#undef NAME
 
 /* Self-attention of sequences of tokens without padding, each position to all of its sequence, or to those up to it
  * (then with the sums of attend_past, in their order). joint: (tokens, 3 x heads x size); starts: rows + 1. */
@@ -245,5 +247,8 @@ void best_tokens(const float *scores, const float *bounds, float *values, whole 
 
 #include "panels.h"
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
-#include "tiles.h"
+#define HAS_TILES
+#endif
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include "products.h"
 #endif

@@ -1,4 +1,4 @@
-/* A product by tiles of CELLs; tiles.h includes this once for each type. */
+/* A product by tiles of CELLs; products.h includes this once for each type. */
 
 /* Make tiles of some rows' inputs. */
 INLINE void NAME(convert_rows)(const Product *product, CELL *tiles, whole first, whole count, whole depths) {
@@ -31,9 +31,10 @@ INLINE void NAME(finish_rows)(const Product *product, const SUM *sums, const Blo
     }
 }
 
-/* Sum a block of 32 rows x 32 outputs; meanwhile the one before is finished, and what is next is asked for. */
-INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths, SUM *sums,
-                            const SUM *last_sums, const Block *last, const char *next) {
+/* Sum a block of up to 32 rows x 32 outputs; meanwhile the one before is finished, and what is next is asked for. */
+#ifdef HAS_TILES
+INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths,
+                            const Block *block, SUM *sums, const Block *last, const SUM *last_sums, const char *next) {
     const whole cells = SIDE * DEPTH;
     _tile_zero(0);
     _tile_zero(1);
@@ -56,21 +57,53 @@ INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CE
     _tile_stored(2, sums + SIDE * PANEL, PANEL * sizeof(SUM));
     _tile_stored(3, sums + SIDE * PANEL + SIDE, PANEL * sizeof(SUM));
 }
+#else
+INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths,
+                            const Block *block, SUM *sums, const Block *last, const SUM *last_sums, const char *next) {
+    const whole cells = SIDE * DEPTH, in_32_bits = DEPTH / SIDE;
+    for (whole top = 0; top < block->height; top += HEIGHT) {
+        const CELL *group = states + top / SIDE * depths * cells + top % SIDE * DEPTH;
+        SUMS own[HEIGHT][2];
+        for (int row = 0; row < HEIGHT; row++)
+            for (int part = 0; part < 2; part++) own[row][part] = START(product->starts + block->left + part * SIDE);
+        for (whole depth = 0; depth < depths; depth++) {
+            for (whole line = 0; line < FETCHED && !top; line++)
+                __builtin_prefetch(next + (depth * FETCHED + line) * 64, 0, 2);
+            for (whole at = 0; at < SIDE; at++) {
+                const CELL *first = weights + depth * cells + at * DEPTH;
+                __m512i ours[2] = {_mm512_loadu_si512(first), _mm512_loadu_si512(first + depths * cells)};
+#pragma GCC unroll 8
+                for (int row = 0; row < HEIGHT; row++) {
+                    int32_t some;
+                    memcpy(&some, group + depth * cells + row * DEPTH + at * in_32_bits, sizeof(some));
+                    __m512i same = _mm512_set1_epi32(some);
+                    own[row][0] = ADD_DOTS(own[row][0], same, ours[0]);
+                    own[row][1] = ADD_DOTS(own[row][1], same, ours[1]);
+                }
+            }
+        }
+        memcpy(sums + top * PANEL, own, sizeof(own));
+    }
+    NAME(finish_rows)(product, last_sums, last, 0, PANEL);
+}
+#endif
 
-/* activation(states W^T + bias) + residual, (rows, outputs). weights: tiles; scales: of the outputs, for bytes; bias
- * and residual: or none. scales and bias reach to the end of the last panel. States and output are halves where it is
- * said, floats elsewhere. */
-void NAME(multiply)(const void *states, const CELL *weights, const float *scales, const float *bias,
-                    const float *residual, void *output, whole halves_in, whole halves_out, whole relu, whole rows,
-                    whole inputs, whole outputs) {
+/* activation(states W^T + bias) + residual, (rows, outputs). weights: tiles; for bytes, starts: what the sums of dot
+ * products start from, and scales: of the outputs; residual: or none. Starts, scales and bias reach to the end of the
+ * last panel. States and output are halves where it is said, floats elsewhere. */
+void NAME(multiply)(const void *states, const CELL *weights, const int32_t *starts, const float *scales,
+                    const float *bias, const float *residual, void *output, whole halves_in, whole halves_out,
+                    whole relu, whole rows, whole inputs, whole outputs) {
     whole depths = (inputs + DEPTH - 1) / DEPTH, cells = depths * DEPTH;
     whole most = least((rows + PANEL - 1) / PANEL * PANEL, AT_ONCE);
     CELL *tiles = aligned_alloc(64, most * (cells * sizeof(CELL) + 2 * sizeof(float)));
-    Product product = {states, scales, bias, residual, (float *)(tiles + most * cells), output,
+    Product product = {states, starts, scales, bias, residual, (float *)(tiles + most * cells), output,
                        halves_in, halves_out, relu, inputs, outputs};
     SUM sums[2][PANEL * PANEL] __attribute__((aligned(64)));
     whole turn = 0;
+#ifdef HAS_TILES
     _tile_loadconfig(&SHAPES);
+#endif
     for (whole first = 0; first < rows; first += most) {
         whole count = least(rows - first, most);
         Block last = {0};
@@ -79,12 +112,15 @@ void NAME(multiply)(const void *states, const CELL *weights, const float *scales
             for (whole top = 0; top < count; top += PANEL, turn = !turn) {
                 whole fetched = top / PANEL * depths * FETCHED * 64;
                 const char *next = (const char *)(weights + (left + PANEL) * cells) + fetched;
-                NAME(sum_block)(&product, tiles + top * cells, weights + left * cells, depths, sums[turn], sums[!turn],
-                                &last, next);
-                last = (Block){first, top, left, least(count - top, PANEL), mask_of(outputs - left)};
+                Block block = {first, top, left, least(count - top, PANEL), mask_of(outputs - left)};
+                NAME(sum_block)(&product, tiles + top * cells, weights + left * cells, depths, &block, sums[turn],
+                                &last, sums[!turn], next);
+                last = block;
             }
         NAME(finish_rows)(&product, sums[!turn], &last, 0, PANEL);
     }
+#ifdef HAS_TILES
     _tile_release();
+#endif
     free(tiles);
 }

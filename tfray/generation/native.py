@@ -14,10 +14,10 @@ import torch
 
 from tfray.native import SHARED, call, compiled_library
 
-__all__ = ["call", "compiled", "kernels", "lanes", "tiles"]
+__all__ = ["call", "compiled", "kernels", "lanes", "products"]
 
 SOURCES = [
-    *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "tiles.h", "multiply.h")),
+    *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "products.h", "multiply.h")),
     SHARED,
 ]
 NAMES = [
@@ -47,12 +47,12 @@ def lanes() -> int:
 
 
 @functools.cache
-def tiles_are_granted() -> bool:
-    """Say whether the processor has matrix tiles, and the system lets this process use them."""
+def products_are_granted() -> bool:
+    """Say whether the processor has products of halves or bytes, and the system lets this process use them."""
     library = compiled()
-    return library is not None and hasattr(library, "tiles_are_granted") and bool(library.tiles_are_granted())
+    return library is not None and hasattr(library, "products_are_granted") and bool(library.products_are_granted())
 
 
-def tiles(device: torch.device) -> ctypes.CDLL | None:
-    """Return the kernels where they have products by matrix tiles."""
-    return kernels(device) if tiles_are_granted() else None
+def products(device: torch.device) -> ctypes.CDLL | None:
+    """Return the kernels where they have products of halves or bytes."""
+    return kernels(device) if products_are_granted() else None

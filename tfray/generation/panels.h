@@ -5,7 +5,7 @@
  * rows.
  */
 #ifdef __AVX512F__
-#define GROUP 12
+#define GROUP 8
 #else
 #define GROUP 6
 #endif
@@ -21,7 +21,7 @@ INLINE void sum_group(const float *const *rows, const float *panel, const float 
         __builtin_prefetch(next + i * LANES);
 #pragma GCC unroll 2
         for (int part = 0; part < WIDE; part++) weights[part] = load(panel + (part * inputs + i) * LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
         for (int row = 0; row < GROUP; row++)
 #pragma GCC unroll 2
             for (int part = 0; part < WIDE; part++) own[row][part] += rows[row][i] * weights[part];

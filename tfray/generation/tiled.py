@@ -1,5 +1,6 @@
-"""Linear maps by a processor's matrix tiles (AMX): product, bias, activation and residual in one pass of a kernel.
+"""Linear maps in halves or bytes by kernels of our own: product, bias, activation and residual in one pass.
 
+A processor's matrix tiles (AMX) do the work, or its dot products (AVX-512), for which weights lie in the same order.
 Sums are of 32 bits, and so are inputs and outputs, for what surrounds the products is faster so; only between two
 products, after an activation, states stay in bf16. The kernel makes them halves or bytes.
 """
@@ -26,18 +27,27 @@ def tiled(weight: Tensor) -> Tensor:
     return weight.unflatten(1, (-1, SIDE, group)).unflatten(0, (-1, SIDE)).permute(0, 2, 3, 1, 4).contiguous()
 
 
+def sums_of_128(weight: Tensor) -> Tensor:
+    """Return what each output's sum is too high by, negated, where states are bytes around 128, up to a whole panel."""
+    sums = -128 * weight.sum(1, dtype=torch.int32)
+    return F.pad(sums, (0, -len(sums) % PANEL))
+
+
 class TiledLinear:
     """A product in bf16, or where `scale` holds the outputs' scales, in int8 with states quantized per row."""
 
     def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, activation: Activation) -> None:
-        tiles = native.tiles(weight.device)
-        if tiles is None:
-            raise RuntimeError("no matrix tiles")
-        self.multiply = tiles.multiply_half if scale is None else tiles.multiply_bytes
+        name = "multiply_half" if scale is None else "multiply_bytes"
+        self.multiply = getattr(native.products(weight.device), name, None)
+        if self.multiply is None:
+            raise RuntimeError("the processor has no such products")
         self.outputs, self.inputs = weight.shape
         self.activation: Activation = activation
         self.weight = tiled(weight)
-        self.scale = None if scale is None else filled_up(scale, self.outputs)
+        self.starts = self.scale = None
+        if scale is not None:
+            self.starts = sums_of_128(weight)
+            self.scale = filled_up(scale, self.outputs)
         self.bias = filled_up(bias, self.outputs)
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -47,7 +57,7 @@ class TiledLinear:
         dtype = torch.bfloat16 if gives_halves else torch.float32
         output = torch.empty(rows, self.outputs, dtype=dtype)
         kinds = states.dtype == torch.bfloat16, gives_halves, is_relu
-        parts = states, self.weight, self.scale, self.bias, residual, output
+        parts = states, self.weight, self.starts, self.scale, self.bias, residual, output
         native.call(self.multiply, *parts, *kinds, rows, self.inputs, self.outputs)
         return F.gelu(output) if self.activation == "gelu" else output
 
