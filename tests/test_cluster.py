@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -43,6 +46,21 @@ def test_the_workers_of_a_local_ray_are_no_nicer_than_the_command(monkeypatch: p
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with connected(ClusterConfig(num_cpus=1)):
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
+@pytest.mark.ray
+def test_one_core_with_many_actors_is_nothing_that_people_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with connected(ClusterConfig(num_cpus=1)):
+        kind: Any = ray.remote(num_cpus=0)(Counter)
+        actors = [kind.remote() for _ in range(13)]
+        assert ray.get([actor.total.remote() for actor in actors]) == [0] * 13
+        time.sleep(1)  # what Ray says takes a while
+    assert "WARNING" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.ray

@@ -9,23 +9,31 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-ENVIRONMENT = {
-    # Ray's workers are nice by 15, so that Ray's own processes and the driver take a busy core from them whenever they
-    # stir: on two cores that is 5 % and more of the work.
-    "RAY_worker_niceness": "0",
-    # Nobody announces to this one machine that it will be taken away; a signal comes to tfray itself.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
+MOST_STARTING = 4
 
 
 def start(cpus: int | None, dashboard: bool, **options: object) -> None:
     """Start Ray on this machine; options are those of `ray.init`."""
     import ray
 
-    for name, value in ENVIRONMENT.items():
+    for name, value in environment(cpus or os.cpu_count() or 1).items():
         os.environ.setdefault(name, value)
     with contextlib.nullcontext() if dashboard else few_processes():
         ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **options)  # type: ignore[arg-type]
+
+
+def environment(cpus: int) -> dict[str, str]:
+    """Return what Ray's processes are to know, on a machine with so many cores for it."""
+    return {
+        # Ray's workers are nice by 15, so that Ray's own processes and the driver take a busy core from them whenever
+        # they stir: on two cores that is 5 % and more of the work.
+        "RAY_worker_niceness": "0",
+        # Nobody announces to this one machine that it will be taken away; a signal comes to tfray itself.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # People are warned of four times as many workers as may start at once (as many as there are cores), which a
+        # training on one core has.
+        "RAY_worker_maximum_startup_concurrency": str(max(MOST_STARTING, cpus)),
+    }
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ class ClusterConfig:
     num_cpus: int | None = None
     """CPU cores of the local Ray. Default: all cores of this machine."""
     dashboard: bool = False
-    """Start the dashboard of the local Ray on localhost."""
+    """Start the dashboard of the local Ray on localhost; Ray then takes five seconds more to start."""
     autoscaling: bool = False
     """The cluster adds nodes on demand: do not refuse what its present nodes cannot hold."""
 
