@@ -53,6 +53,14 @@ def test_losses_that_hardly_differ_may_still_move_by_the_least_distance():
     assert guard.is_spike(1.0, 0.001 + 10.1 * LEAST_DISTANCE)
 
 
+def test_norms_far_below_what_gradients_are_clipped_to_may_still_reach_a_multiple_of_that():
+    guard = SpikeGuard(10.0, least_norm=1.0)
+    for _ in range(HISTORY):
+        guard.judge(0.01, 0.5)
+    assert not guard.is_spike(9.9, 0.5)
+    assert guard.is_spike(10.1, 0.5)
+
+
 def test_without_enough_history_nothing_is_judged():
     assert not trained_guard(NEEDED - 1).judge(1e6, 1e6)
     assert trained_guard(NEEDED).judge(1e6, 1e6)

@@ -58,9 +58,10 @@ class TrainingConfig:
     """Largest norm of a step's gradient; 0 switches clipping off."""
     spike_factor: float = 10.0
     """A step is a spike, and is skipped and counted, where its gradient norm is more than this many times the median
-    of the last 200 steps, or its loss is above their median by more than this many times their median distance from
-    it (taken as 0.05 nats a token at least). Skipped steps do not enter the 200; fewer than 50 judge nothing; an 11th
-    spike in a row is the new level: it is taken, and the 200 begin anew. 0 switches it off."""
+    of the last 200 steps (taken as gradient_clip at least), or its loss is above their median by more than this many
+    times their median distance from it (taken as 0.05 nats a token at least). Skipped steps do not enter the 200;
+    fewer than 50 judge nothing; an 11th spike in a row is the new level: it is taken, and the 200 begin anew. 0
+    switches it off."""
     ema_decay: float = 0.0
     """Decay per step of an exponential moving average of the weights, which is then what is
     validated and written as a model folder; 0 switches it off."""

@@ -21,10 +21,14 @@ LEAST_DISTANCE = 0.05
 
 
 class SpikeGuard:
-    """Remembers gradient norms and losses of the last steps, and judges the next by them."""
+    """Remembers gradient norms and losses of the last steps, and judges the next by them.
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    least_norm is what the median of the norms is taken for at least: gradients are clipped to it, and without it a
+    training that makes hardly a mistake any more would skip all that it still makes.
+    """
+
+    def __init__(self, factor: float, least_norm: float = 0.0) -> None:
+        self.factor, self.least_norm = factor, least_norm
         self.load_state_dict({})
 
     def judge(self, norm: float, loss: float) -> bool:
@@ -52,7 +56,8 @@ class SpikeGuard:
             return False
         usual = median(self.losses)
         distance = max(LEAST_DISTANCE, median(abs(earlier - usual) for earlier in self.losses))
-        return norm > self.factor * median(self.norms) or loss - usual > self.factor * distance
+        usual_norm = max(self.least_norm, median(self.norms))
+        return norm > self.factor * usual_norm or loss - usual > self.factor * distance
 
     def state_dict(self) -> dict[str, list[float] | int]:
         """Return what was remembered, as JSON keeps it."""

@@ -92,7 +92,7 @@ class Worker:
         order = order_of(self.tokens, job.batches)
         self.progress = adapt(self.checkpoints.load(self.state.tensors()), order, job.training.best_metric)
         self.state.loaded(self.progress.updates)
-        self.spikes = SpikeGuard(job.training.spike_factor)
+        self.spikes = SpikeGuard(job.training.spike_factor, job.training.gradient_clip)
         self.spikes.load_state_dict(self.progress.spikes)
         self.folders = ModelFolders(job, self.tokens, self.architecture)
         self.validation = self.make_validation()
