@@ -15,7 +15,6 @@ from tfray.generation import native
 from tfray.generation.attention import attend, bias_of
 from tfray.generation.cache import in_blocks
 from tfray.generation.generate import generate
-from tfray.generation.linear import quantize_rows
 
 KERNELS = native.kernels(torch.device("cpu"))
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no C compiler")
@@ -27,24 +26,9 @@ def lengths_mask(lengths: list[int], longest: int) -> Tensor:
 
 @needs_kernels
 @pytest.mark.parametrize("width", [1, 15, 256, 1000])
-def test_rows_are_quantized_finished_and_normalized_as_by_torch(width):
+def test_rows_are_normalized_as_by_torch(width):
     torch.manual_seed(width)
-    states, residual, bias, weight = (
-        torch.randn(9, width),
-        torch.randn(9, width),
-        torch.randn(width),
-        torch.randn(width),
-    )
-    whole, scales = torch.empty(9, width, dtype=torch.uint8), torch.empty(9, 1)
-    native.call(KERNELS.quantize_rows, states, whole, scales, 9, width)
-    expected, expected_scales = quantize_rows(states)
-    torch.testing.assert_close(scales, expected_scales)
-    assert (whole.int() - expected.int()).abs().max() <= 1
-    for with_residual, relu in ((residual, 0), (None, 1), (None, 0)):
-        output = states.clone()
-        native.call(KERNELS.finish_rows, output, scales, bias, with_residual, relu, 9, width)
-        wanted = states * scales + bias + (residual if with_residual is not None else 0)
-        torch.testing.assert_close(output, wanted.relu() if relu else wanted)
+    states, bias, weight = torch.randn(9, width), torch.randn(width), torch.randn(width)
     output = torch.empty_like(states)
     native.call(KERNELS.normalize_rows, states, weight, bias, 1e-5, output, 9, width)
     torch.testing.assert_close(output, F.layer_norm(states, (width,), weight, bias), atol=1e-5, rtol=1e-4)

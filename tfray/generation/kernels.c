@@ -72,54 +72,6 @@ INLINE void fetch(const void *from, whole bytes) {
     for (whole at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
 }
 
-INLINE float largest_size(const float *restrict from, whole count) {
-    float most = 1e-30f;
-#pragma omp simd reduction(max : most)
-    for (whole i = 0; i < count; i++) {
-        float size = fabsf(from[i]);
-        most = size > most ? size : most;
-    }
-    return most;
-}
-
-/* Bytes around 128 and each row's scale. */
-void quantize_rows(const float *states, uint8_t *bytes, float *scales, whole rows, whole width) {
-    for (whole row = 0; row < rows; row++) {
-        const float *in = states + row * width;
-        uint8_t *out = bytes + row * width;
-        float most = largest_size(in, width), factor = 127.0f / most;
-        scales[row] = most / 127.0f;
-#pragma omp simd
-        for (whole i = 0; i < width; i++) out[i] = (uint8_t)(int32_t)(in[i] * factor + 128.5f);
-    }
-}
-
-/* products * scale + bias (+ residual, or relu), in place. */
-void finish_rows(float *products, const float *scales, const float *bias, const float *residual, whole relu,
-                 whole rows, whole width) {
-    for (whole row = 0; row < rows; row++) {
-        float *out = products + row * width;
-        float scale = scales[row];
-        if (residual) {
-            const float *add = residual + row * width;
-#pragma omp simd
-            for (whole i = 0; i < width; i++) out[i] = out[i] * scale + bias[i] + add[i];
-        } else if (!bias) {
-#pragma omp simd
-            for (whole i = 0; i < width; i++) out[i] *= scale;
-        } else if (relu) {
-#pragma omp simd
-            for (whole i = 0; i < width; i++) {
-                float value = out[i] * scale + bias[i];
-                out[i] = value > 0 ? value : 0;
-            }
-        } else {
-#pragma omp simd
-            for (whole i = 0; i < width; i++) out[i] = out[i] * scale + bias[i];
-        }
-    }
-}
-
 /* Layer norm over each row. */
 void normalize_rows(const float *states, const float *weight, const float *bias, float eps, float *output, whole rows,
                     whole width) {

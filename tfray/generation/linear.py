@@ -7,14 +7,11 @@ to three rows). int8 quantizes weights per output and activations per row, at th
 
 from __future__ import annotations
 
-import ctypes
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from tfray.generation import native
 
 Precision = Literal["fp32", "bf16", "int8"]
 Activation = Literal["none", "relu", "gelu"]
@@ -110,9 +107,6 @@ class QuantizedLinear:
         self.activation: Activation = activation
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        kernels = native.kernels(states.device)
-        if kernels is not None and self.activation != "gelu":
-            return self.multiply_natively(kernels, states, residual)
         whole, scale = quantize_rows(states)
         whole = filled_up(whole)
         product = torch.ops.onednn.qlinear_pointwise(
@@ -124,19 +118,6 @@ class QuantizedLinear:
         if self.bias is None:
             return product.mul_(scale)
         return activate(torch.addcmul(self.bias, product, scale), self.activation)
-
-    def multiply_natively(self, kernels: ctypes.CDLL, states: Tensor, residual: Tensor | None) -> Tensor:
-        """Return the same with what surrounds the product in two passes."""
-        states = states.contiguous()
-        rows, inputs = states.shape
-        whole, scale = torch.empty(few_kinds(rows), inputs, dtype=torch.uint8), torch.empty(rows, 1)
-        native.call(kernels.quantize_rows, states, whole, scale, rows, inputs)
-        product = torch.ops.onednn.qlinear_pointwise(
-            whole, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )[:rows]
-        is_relu = self.activation == "relu"
-        native.call(kernels.finish_rows, product, scale, self.bias, residual, is_relu, rows, len(self.scale))
-        return product
 
 
 def quantize_outputs(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ SOURCES = [
     SHARED,
 ]
 NAMES = [
-    *("multiply_float", "quantize_rows", "finish_rows", "normalize_rows", "log_sums", "best_tokens"),
+    *("multiply_float", "normalize_rows", "log_sums", "best_tokens"),
     *("attend_sequences", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
     *("keep_memory", "keep_memory_half"),
 ]
