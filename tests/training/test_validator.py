@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 
 from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
 from tfray.errors import InputError
+from tfray.local_ray import few_processes
 from tfray.model.architecture import Architecture
 from tfray.tokens.shards import TokenFolder
 from tfray.training import validator as validator_file
@@ -25,6 +27,13 @@ SPARE_MACHINE = Room(cpus=8, gpus=0, machines=3, taken_cpus=4.25, taken_gpus=0)
 FULL_MACHINES = SPARE_MACHINE._replace(machines=2)
 SPARE_GPU = Room(cpus=16, gpus=3, machines=1, taken_cpus=2.25, taken_gpus=2)
 FULL_GPUS = SPARE_GPU._replace(gpus=2)
+
+
+@pytest.fixture(autouse=True)
+def few_ray_processes() -> Iterator[None]:
+    """Rays that start here do so in two seconds."""
+    with few_processes():
+        yield
 
 
 @pytest.mark.parametrize(
