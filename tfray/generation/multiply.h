@@ -32,10 +32,10 @@ INLINE void NAME(finish_rows)(const Product *product, const SUM *sums, const Blo
 }
 
 /* Sum a block of up to 32 rows x 32 outputs; meanwhile the one before is finished, and what is next is asked for. */
-#ifdef HAS_TILES
 INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths,
                             const Block *block, SUM *sums, const Block *last, const SUM *last_sums, const char *next) {
     const whole cells = SIDE * DEPTH;
+#ifdef HAS_TILES
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -56,11 +56,8 @@ INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CE
     _tile_stored(1, sums + SIDE, PANEL * sizeof(SUM));
     _tile_stored(2, sums + SIDE * PANEL, PANEL * sizeof(SUM));
     _tile_stored(3, sums + SIDE * PANEL + SIDE, PANEL * sizeof(SUM));
-}
 #else
-INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths,
-                            const Block *block, SUM *sums, const Block *last, const SUM *last_sums, const char *next) {
-    const whole cells = SIDE * DEPTH, in_32_bits = DEPTH / SIDE;
+    const whole in_32_bits = DEPTH / SIDE;
     for (whole top = 0; top < block->height; top += HEIGHT) {
         const CELL *group = states + top / SIDE * depths * cells + top % SIDE * DEPTH;
         SUMS own[HEIGHT][2];
@@ -85,8 +82,8 @@ INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CE
         memcpy(sums + top * PANEL, own, sizeof(own));
     }
     NAME(finish_rows)(product, last_sums, last, 0, PANEL);
-}
 #endif
+}
 
 /* activation(states W^T + bias) + residual, (rows, outputs). weights: tiles; for bytes, starts: what the sums of dot
  * products start from, and scales: of the outputs; residual: or none. Starts, scales and bias reach to the end of the
