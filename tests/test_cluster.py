@@ -12,6 +12,7 @@ import pytest
 from tfray.cluster import connected, start
 from tfray.config import ClusterConfig
 from tfray.errors import InputError
+from tfray.local_ray import environment
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,21 @@ def test_the_workers_of_a_local_ray_are_no_nicer_than_the_command(monkeypatch: p
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with connected(ClusterConfig(num_cpus=1)):
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
+@pytest.mark.ray
+def test_what_a_local_ray_is_told_is_unknown_to_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_worker_niceness", "1")
+    own = set(environment(cpus=1)) - {"RAY_worker_niceness"}
+    assert own and not own & set(os.environ)
+    with connected(ClusterConfig(num_cpus=1)):
+        assert ray.get(ray.remote(lambda: os.environ["RAY_worker_niceness"]).remote()) == "1"
+        assert own <= ray.get(ray.remote(lambda: set(os.environ)).remote())
+        assert not own & set(os.environ)
+    assert os.environ["RAY_worker_niceness"] == "1"
 
 
 @pytest.mark.ray

@@ -29,7 +29,8 @@ ORDER = [
 ]
 RAY_FILES = {
     *("local_ray.py", "cluster.py", "units/stream.py", "batches/feed.py"),
-    *("training/fit.py", "training/group.py", "training/launch.py", "training/worker.py", "training/validator.py"),
+    *("training/bell.py", "training/fit.py", "training/group.py", "training/launch.py"),
+    *("training/worker.py", "training/validator.py"),
 }
 PUBLIC_SEARCH = {"tfray.generation.generate", "tfray.generation.scoring"}
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")

@@ -16,9 +16,7 @@ def start(cpus: int | None, dashboard: bool, **options: object) -> None:
     """Start Ray on this machine; options are those of `ray.init`."""
     import ray
 
-    for name, value in environment(cpus or os.cpu_count() or 1).items():
-        os.environ.setdefault(name, value)
-    with contextlib.nullcontext() if dashboard else few_processes():
+    with told(environment(cpus or os.cpu_count() or 1)), contextlib.nullcontext() if dashboard else few_processes():
         ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **options)  # type: ignore[arg-type]
 
 
@@ -34,6 +32,19 @@ def environment(cpus: int) -> dict[str, str]:
         # training on one core has.
         "RAY_worker_maximum_startup_concurrency": str(max(MOST_STARTING, cpus)),
     }
+
+
+@contextlib.contextmanager
+def told(environment: dict[str, str]) -> Iterator[None]:
+    """Let processes that start in the block find these variables, but for those that people have set otherwise; later
+    ones, of another Ray, do not."""
+    added = {name: value for name, value in environment.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -1,35 +1,78 @@
 """The train job through Ray against the bare loop of its steps on batches that lie in memory.
 
-    python tests/bench/training.py ray --steps 120
+    python tests/bench/training.py ray --steps 200
 
-Both train one epoch over the same shards of natural text. The job's rate is that of its own log lines, the first
-left out (kernels are made for new shapes); the bare loop runs before and after it, in a process of its own.
+Both train one epoch over the same shards of natural text, at the same time and in turns of some seconds: the processes
+of one stand still while those of the other run, so that both meet the machine at the same speed. A step's time is held
+against that of the same step on the other side; a step in which the turn ended counts on neither.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-LOG_EVERY = 10
+import psutil
+
+TURN_SECONDS = 4.0
+FIRST_STEPS = 10
+"""Left out: kernels are made for new shapes."""
 
 
 def compare_with_job(options: argparse.Namespace) -> None:
     """Print the target tokens a second of the job, of the bare loop, and their ratio (asked: 0.95)."""
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(options, Path(folder))
-        bare = [run_bare(job, options.device)]
-        by_job = run_job(job)
-        bare.append(run_bare(job, options.device))
-    print(f"bare loop, before and after: {bare[0]:,.0f} and {bare[1]:,.0f} target tokens/s")
-    print(f"through the train job: {by_job:,.0f} target tokens/s")
-    print(f"job / bare loop: {by_job / statistics.mean(bare):.3f} (asked 0.95)")
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        sides = [
+            context.Process(target=train_bare, args=(there, job, options.device)),
+            context.Process(target=run_job, args=(job,)),
+        ]
+        take_turns(sides)
+        bare, tokens = here.recv()
+        by_job = job_seconds(job)
+    pairs = list(zip(bare, by_job, tokens, strict=True))[FIRST_STEPS:]
+    whole = [pair for pair in pairs if max(pair[:2]) < TURN_SECONDS]
+    bare_seconds, seconds, done = (sum(column) for column in zip(*whole, strict=True))
+    print(f"{len(whole)} of {len(pairs)} steps were whole on both sides")
+    print(f"bare loop: {done / bare_seconds:,.0f} target tokens/s")
+    print(f"through the train job: {done / seconds:,.0f} target tokens/s")
+    quarters = [whole[len(whole) * part // 4 : len(whole) * (part + 1) // 4] for part in range(4)]
+    ratios = [sum(pair[0] for pair in part) / sum(pair[1] for pair in part) for part in quarters]
+    print("job / bare loop, by quarters:", ", ".join(f"{ratio:.3f}" for ratio in ratios))
+    print(f"job / bare loop: {bare_seconds / seconds:.3f} (asked 0.95)")
+
+
+def take_turns(sides: list[Any]) -> None:
+    """Run processes, with all that they start, to their ends, of which one at a time is awake."""
+    for side in sides:
+        side.start()
+    for side in itertools.cycle(sides):
+        others = [other for other in sides if other is not side and other.is_alive()]
+        if not others and not side.is_alive():
+            return
+        for other in others:
+            signal_all(other.pid, psutil.Process.suspend)
+        if side.is_alive():
+            signal_all(side.pid, psutil.Process.resume)
+            side.join(TURN_SECONDS if others else None)
+
+
+def signal_all(pid: int, send: Any) -> None:
+    """Suspend or resume a process and all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                send(process)
 
 
 def make_job(options: argparse.Namespace, folder: Path) -> Any:
@@ -53,7 +96,7 @@ def make_job(options: argparse.Namespace, folder: Path) -> Any:
     every = 10**9
     training = TrainingConfig(
         epochs=1,
-        log_every=LOG_EVERY,
+        log_every=1,
         validate_every=every,
         checkpoint_every=every,
         learning_rate=1e-4,
@@ -68,31 +111,23 @@ def make_job(options: argparse.Namespace, folder: Path) -> Any:
     )
 
 
-def run_job(job: Any) -> float:
-    """Return the median rate of the log lines after the first."""
-    from tfray.training.log import read_events
+def run_job(job: Any) -> None:
+    """Train."""
     from tfray.training.train import train
 
     train(job)
-    rates = [event["target_tokens_per_second"] for event in read_events(job.out) if event["event"] == "train"]
-    print("job, target tokens/s:", ", ".join(f"{rate:,.0f}" for rate in rates))
-    return statistics.median(rates[1:])
 
 
-def run_bare(job: Any, device: str) -> float:
-    """Return the median rate of the same steps without Ray."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=train_bare, args=(there, job, device))
-    process.start()
-    rates = here.recv()
-    process.join()
-    print("bare, target tokens/s:", ", ".join(f"{rate:,.0f}" for rate in rates))
-    return statistics.median(rates[1:])
+def job_seconds(job: Any) -> list[float]:
+    """Return the seconds of each step, waiting for data and writing its log line included."""
+    from tfray.training.log import read_events
+
+    events = (event for event in read_events(job.out) if event["event"] == "train")
+    return [event["target_tokens_per_step"] / event["target_tokens_per_second"] for event in events]
 
 
 def train_bare(pipe: Any, job: Any, device: str) -> None:
-    """Train one epoch on batches in memory, on the job's kind of device; send the rate of each LOG_EVERY steps."""
+    """Train one epoch on batches in memory, on the job's kind of device; send each step's seconds and target tokens."""
     import torch
 
     from tfray.batches.batch import collate
@@ -114,10 +149,9 @@ def train_bare(pipe: Any, job: Any, device: str) -> None:
     model = Transformer(architecture).to(device)
     state = Replicated(model, job.training, choose_dtype("auto", torch.device(device)))
     state.model.train()
-    rates = []
-    for start in range(0, len(batches) - LOG_EVERY + 1, LOG_EVERY):
-        begun, done = time.perf_counter(), 0
-        for index in range(start, start + LOG_EVERY):
-            done += train_step(state, [batches[index]], [index], 1e-4, job.training).target_tokens
-        rates.append(done / (time.perf_counter() - begun))
-    pipe.send(rates)
+    seconds, done = [], []
+    for index, batch in enumerate(batches):
+        begun = time.perf_counter()
+        done.append(train_step(state, [batch], [index], 1e-4, job.training).target_tokens)
+        seconds.append(time.perf_counter() - begun)
+    pipe.send((seconds, done))

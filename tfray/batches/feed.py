@@ -92,9 +92,9 @@ def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: C
 
 
 def split_feed(dataset, workers: int) -> list:
-    """Return one iterator over lane rows for each worker."""
+    """Return one iterator over lane rows for each worker; one alone needs nobody who hands them out."""
     dataset.context.execution_options.preserve_order = True
-    return dataset.streaming_split(workers, equal=True)
+    return [dataset.iterator()] if workers == 1 else dataset.streaming_split(workers, equal=True)
 
 
 def read_rows(share, ahead: int) -> Iterator[pa.Table]:

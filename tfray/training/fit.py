@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
@@ -55,12 +57,9 @@ def fit(job: TrainJob, steps: int, ticket: Ticket) -> None:
 
     Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
     """
-    import ray
-
     placement = place_workers(job.training, job.cluster, job.batches.lanes)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
-    kind: Any = ray.remote(num_cpus=0)(Bell)
-    bell = kind.remote()
+    bell = Bell(ticket.token)
     settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell, ticket)
     display = Display(job.out)
     is_over = False
@@ -74,8 +73,9 @@ def fit(job: TrainJob, steps: int, ticket: Ticket) -> None:
             follow_log(display, training)
         except KeyboardInterrupt:
             logger.info("training: interrupted; saves a checkpoint (once more ends it at once)")
-            ray.get(bell.ring.remote())
+            bell.ring()
             follow_log(display, training, GRACE_SECONDS)
+            bell.take_away()
             raise
         is_over = not was_preempted(training.exception())
 
@@ -93,10 +93,20 @@ def was_preempted(error: BaseException | None) -> bool:
     raise next(filter(None, told), given_up or error) from None
 
 
+class Trainer(TorchTrainer):
+    """Ray's trainer without the actors that nobody asks anything of: each is a process that Ray wakes a hundred times a
+    second, beside workers that wait for one another."""
+
+    def _create_default_callbacks(self) -> list:
+        """Leave out what hands out data sets, of which it is given none, and on a single node what outlives it."""
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback) if len(node_cpus()) == 1 else (DatasetsCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+
 def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
     """Return Ray's trainer of a job."""
     job = settings.job
-    return TorchTrainer(
+    return Trainer(
         train_worker,
         train_loop_config={"settings": settings},
         scaling_config=ScalingConfig(

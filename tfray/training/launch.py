@@ -6,12 +6,12 @@ import logging
 import threading
 import traceback
 
-import ray
 import ray.exceptions
 import ray.train
 
 from tfray.checkpoint.refusal import FULL
 from tfray.errors import InputError, JobError
+from tfray.training.bell import Bell
 from tfray.training.group import WorkerFailed, usable_workers
 from tfray.training.log import WarningEvents
 from tfray.training.stop import WISHES, Preempted, Wish
@@ -50,10 +50,10 @@ def train_worker(config: dict) -> None:
         logging.getLogger("tfray").removeHandler(warnings)
 
 
-def listen(bell) -> None:
+def listen(bell: Bell) -> None:
     """End training when the driver says so."""
     try:
-        ray.get(bell.wait.remote())
+        bell.wait()
         WISHES.ask(Wish.END)
     except ray.exceptions.RayError:
         return  # the driver is gone, and Ray ends its workers

@@ -26,6 +26,7 @@ from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.bell import Bell
 from tfray.training.ends import is_done, is_stale
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
@@ -45,6 +46,7 @@ from tfray.training.trace import Trace
 from tfray.training.validation import Finding, Validation
 from tfray.training.validator import ActorValidator
 from tfray.units.lock import Ticket
+from tfray.units.stream import poll_less
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +64,8 @@ class Settings(NamedTuple):
     """True where an actor of its own decodes validation sources."""
     trace_pause: float | None
     """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
-    bell: object
-    """The actor by which the driver has the workers end."""
+    bell: Bell
+    """By which the driver has the workers end."""
     ticket: Ticket
     """By which the workers see that their driver holds the place."""
 
@@ -167,6 +169,7 @@ class Worker:
         """Yield this worker's share of each step, from the cursor on; the next ones are made ahead."""
         shares: list = [None] * self.workers
         if self.rank == 0:
+            poll_less()
             feed = open_feed(self.tokens, self.job.batches, self.job.training.epochs, self.progress.cursor)
             shares = split_feed(feed, self.workers)
         if self.workers > 1:
