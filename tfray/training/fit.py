@@ -19,10 +19,10 @@ from tfray.training.bell import Bell
 from tfray.training.display import Display
 from tfray.training.group import GiveUp, GroupConfig, usable_workers
 from tfray.training.launch import train_worker
+from tfray.training.settings import Settings
 from tfray.training.stop import GRACE_SECONDS, Preempted
 from tfray.training.trace import wanted_trace
 from tfray.training.validator import Room, choose_place
-from tfray.training.worker import Settings
 from tfray.units.lock import Ticket
 from tfray.units.stream import find, find_raised
 

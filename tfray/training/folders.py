@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from tfray.checkpoint.state import Progress
 from tfray.config import TextConfig, TrainJob
 from tfray.model.architecture import Architecture
 from tfray.tokens.shards import TokenFolder
+
+logger = logging.getLogger(__name__)
 
 AVERAGE = "average"
 
@@ -37,6 +40,14 @@ class ModelFolders:
         text = TextConfig(**self.tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
         kind = (self.tokenizer_json, self.tokens.task)
         save_model_folder(storage.join(self.job.out, name), weights, self.architecture, *kind, made, text)
+
+    def write_last(self, weights: dict[str, Tensor], progress: Progress) -> None:
+        """Write what comes of the end of training: its newest weights, and an average where one is wanted."""
+        if not progress.best_step:
+            logger.warning("no validation has found a %s: best/ is last/", self.job.training.best_metric)
+            self.write("best", weights, progress)
+        self.write("last", weights, progress)
+        self.write_average(progress)
 
     def write_average(self, progress: Progress) -> None:
         """Write the mean of the last checkpoints, or of the best, where it is wanted."""

@@ -14,8 +14,9 @@ from tfray.errors import InputError, JobError
 from tfray.training.bell import Bell
 from tfray.training.group import WorkerFailed, usable_workers
 from tfray.training.log import WarningEvents
+from tfray.training.settings import Settings
 from tfray.training.stop import WISHES, Preempted, Wish
-from tfray.training.worker import Settings, Worker
+from tfray.training.worker import Worker
 
 
 def train_worker(config: dict) -> None:

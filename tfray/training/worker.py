@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
-import ray
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -21,53 +17,33 @@ from tfray.batches.order import order_of
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.state import Pending
 from tfray.cluster import own_cpus
-from tfray.config import TrainJob
 from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
-from tfray.training.bell import Bell
 from tfray.training.ends import is_done, is_stale
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
 from tfray.training.folders import ModelFolders
 from tfray.training.group import ask_to_save_once
+from tfray.training.journal import Journal
 from tfray.training.judge import judged
-from tfray.training.log import write_event
 from tfray.training.meter import Meter
 from tfray.training.parallel import agree_on_precision, make_state
 from tfray.training.resume import adapt, choose_precision
 from tfray.training.schedule import learning_rate
 from tfray.training.seeds import dropout_seed, weights_seed
+from tfray.training.settings import Settings
 from tfray.training.spikes import SpikeGuard
 from tfray.training.step import train_step
 from tfray.training.stop import WISHES, Agreement, Left, Preempted, Wish, leave_if_wanted
 from tfray.training.trace import Trace
 from tfray.training.validation import Finding, Validation
 from tfray.training.validator import ActorValidator
-from tfray.units.lock import Ticket
 from tfray.units.stream import poll_less
-
-logger = logging.getLogger(__name__)
 
 STEPS_AHEAD = 4
 """Steps whose tensors are made while the present one trains."""
-
-
-class Settings(NamedTuple):
-    """What the driver hands the workers."""
-
-    job: TrainJob
-    steps: int
-    """About how many there are."""
-    validates_beside: bool
-    """True where an actor of its own decodes validation sources."""
-    trace_pause: float | None
-    """Where a test wants to know what was trained on: the seconds by which each step is slowed."""
-    bell: Bell
-    """By which the driver has the workers end."""
-    ticket: Ticket
-    """By which the workers see that their driver holds the place."""
 
 
 class Worker:
@@ -99,6 +75,7 @@ class Worker:
         self.folders = ModelFolders(job, self.tokens, self.architecture)
         self.validation = self.make_validation()
         self.meter = Meter(self.progress.seconds, partial(device_peak, self.device, self.dtype))
+        self.journal = Journal(settings, rank, self.meter)
         self.score: float | None = None
         """Of the newest weights, where they were judged; more is better."""
         self.pending: Pending = self.progress.pending
@@ -120,7 +97,9 @@ class Worker:
 
     def run(self) -> None:
         """Train from where the newest checkpoint is to the last step, or until somebody wants it to end."""
-        self.log_start()
+        parameters = sum(p.numel() for p in self.state.model.parameters())
+        where = (self.workers, self.started - self.workers, str(self.device), name_of(self.dtype))
+        self.journal.started(self.progress.step, parameters, *where)
         wish = self.catch_up()
         for feed_step in self.feed_steps() if wish < Wish.END and not self.is_over else ():
             agreement = Agreement(self.device)
@@ -130,7 +109,9 @@ class Worker:
                 break
         self.checkpoints.wait()
         if self.is_over and not self.left:
-            self.write_folders()
+            weights = self.state.weights()
+            if self.rank == 0:
+                self.folders.write_last(weights, self.progress)
         elif wish >= Wish.END:
             self.end(wish)
         else:
@@ -154,16 +135,6 @@ class Worker:
         if not self.left:
             self.save()
         return Wish.NOTHING
-
-    def write_folders(self) -> None:
-        """Write the model folders that come of the end of training."""
-        weights = self.state.weights()
-        if self.rank == 0:
-            if not self.progress.best_step:
-                logger.warning("no validation has found a %s: best/ is last/", self.job.training.best_metric)
-                self.folders.write("best", weights, self.progress)
-            self.folders.write("last", weights, self.progress)
-            self.folders.write_average(self.progress)
 
     def feed_steps(self) -> Iterator[FeedStep]:
         """Yield this worker's share of each step, from the cursor on; the next ones are made ahead."""
@@ -215,7 +186,7 @@ class Worker:
         config, step = self.job.training, self.progress.step
         is_last = is_done(self.progress, config)
         if is_last or step % config.log_every == 0:
-            self.log_step()
+            self.journal.trained(self.progress, self.rate(step - 1), self.checkpoints.waited_seconds)
         self.judge(self.validation.poll())
         try:
             if is_last or step % config.validate_every == 0:
@@ -231,8 +202,8 @@ class Worker:
         return wish
 
     def end(self, wish: Wish) -> None:
-        """Say that training ends before its last step; all of it is saved."""
-        self.log({"event": "stop", "reason": wish.name.lower()})
+        """End training before its last step; all of it is saved."""
+        self.journal.stopped(self.progress.step, wish)
         if wish == Wish.MOVE:
             raise Preempted(f"a worker was asked to end by SIGTERM; all was saved at step {self.progress.step}")
 
@@ -266,63 +237,12 @@ class Worker:
                 self.score = finding.metrics[metric] * (-1 if metric == "loss" else 1)
             if is_best and self.rank == 0:
                 self.folders.write("best", finding.weights, self.progress, finding.step)
-            if finding.metrics:
-                seconds = round(finding.seconds, 2)
-                self.log(
-                    {"event": "valid", **finding.metrics, "is_best": is_best, "validation_seconds": seconds},
-                    step=finding.step,
-                )
+            self.journal.validated(finding, is_best)
 
     def save(self) -> None:
         """Write a checkpoint in the background."""
-        self.check_place()
+        self.journal.check_place()
         precision = self.job.training.precision
         self.progress = replace(self.progress, spikes=self.spikes.state_dict(), precision=precision, pending=self.left)
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
-
-    def log(self, event: dict, step: int | None = None) -> None:
-        """Write an event, once for all workers."""
-        self.check_place()
-        if self.rank == 0:
-            when = {"step": self.progress.step if step is None else step, "seconds": round(self.meter.seconds, 2)}
-            write_event(self.job.out, {**event, **when})
-
-    def check_place(self) -> None:
-        """Raise InputError where another command has taken over (the driver of this worker was killed), or where this
-        machine sees another folder."""
-        if self.rank == 0:
-            self.settings.ticket.check()
-
-    def log_start(self) -> None:
-        """Say what is trained on what."""
-        parameters = sum(p.numel() for p in self.state.model.parameters())
-        self.log(
-            {
-                "event": "start",
-                "parameters": parameters,
-                "steps": self.settings.steps,
-                "workers": self.workers,
-                "surplus_workers": self.started - self.workers,
-                "lanes": self.job.batches.lanes,
-                "device": str(self.device),
-                "precision": name_of(self.dtype),
-                "peak": self.meter.peak.source if self.meter.peak else "",
-            }
-        )
-
-    def log_step(self) -> None:
-        """Say how training went since the last line."""
-        rates = self.meter.take(self.checkpoints.waited_seconds)
-        left = max(0, self.settings.steps - self.progress.step) * rates.pop("seconds_per_step")
-        self.log(
-            {
-                "event": "train",
-                "steps": self.settings.steps,
-                "epoch": self.progress.epoch,
-                "tokens": self.progress.tokens,
-                "learning_rate": self.rate(self.progress.step - 1),
-                "seconds_left": round(left, 1),
-                **rates,
-            }
-        )
