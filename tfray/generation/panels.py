@@ -17,10 +17,14 @@ PANEL = 32
 """Outputs that the kernels work on at a time at most."""
 
 
-def filled_up(values: Tensor | None, outputs: int) -> Tensor:
-    """Return a value for each output, 0 where there are none, and zeros up to a whole panel."""
-    values = torch.zeros(outputs) if values is None else values.float()
-    return F.pad(values, (0, -outputs % PANEL))
+def whole_panels(values: Tensor) -> Tensor:
+    """Return a value for each output, and zeros after them up to a whole panel."""
+    return F.pad(values, (0, -len(values) % PANEL))
+
+
+def biases(bias: Tensor | None, outputs: int) -> Tensor:
+    """Return whole panels of a bias for each output, 0 where there are none."""
+    return whole_panels(torch.zeros(outputs) if bias is None else bias.float())
 
 
 def in_panels(weight: Tensor, lanes: int) -> Tensor:
@@ -39,7 +43,7 @@ class PanelLinear:
         self.multiply = kernels.multiply_float
         self.outputs, self.inputs = weight.shape
         self.weight = in_panels(weight.float(), native.lanes())
-        self.bias = filled_up(bias, self.outputs)
+        self.bias = biases(bias, self.outputs)
         self.activation: Activation = activation
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:

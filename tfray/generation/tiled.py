@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.linear import Activation, quantize_outputs
-from tfray.generation.panels import PANEL, filled_up
+from tfray.generation.panels import PANEL, biases, whole_panels
 
 SIDE = 16
 """Outputs of a tile, and groups of neighbouring inputs."""
@@ -28,9 +28,8 @@ def tiled(weight: Tensor) -> Tensor:
 
 
 def sums_of_128(weight: Tensor) -> Tensor:
-    """Return what each output's sum is too high by, negated, where states are bytes around 128, up to a whole panel."""
-    sums = -128 * weight.sum(1, dtype=torch.int32)
-    return F.pad(sums, (0, -len(sums) % PANEL))
+    """Return what each output's sum is too high by, negated, where states are bytes around 128."""
+    return -128 * weight.sum(1, dtype=torch.int32)
 
 
 class TiledLinear:
@@ -46,9 +45,9 @@ class TiledLinear:
         self.weight = tiled(weight)
         self.starts = self.scale = None
         if scale is not None:
-            self.starts = sums_of_128(weight)
-            self.scale = filled_up(scale, self.outputs)
-        self.bias = filled_up(bias, self.outputs)
+            self.starts = whole_panels(sums_of_128(weight))
+            self.scale = whole_panels(scale)
+        self.bias = biases(bias, self.outputs)
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         rows, states = states.shape[0], states.contiguous()
