@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SHARED = Path(__file__).with_name("kernels.h")
 """What kernels include, whichever they are."""
 FLAGS = [
-    *("-O3", "-march=native", "-mprefer-vector-width=256", "-fopenmp-simd", "-fno-math-errno"),
+    *("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp-simd", "-fno-math-errno"),
     # Without traps, whose order no one looks at, choices become selections: on AVX2 no exponential is in vectors else.
     *("-ffp-contract=fast", "-fno-trapping-math", "-fPIC"),
 ]

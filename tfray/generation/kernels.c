@@ -169,30 +169,43 @@ void log_sums(const float *logits, float *sums, float *bounds, whole rows, whole
     }
 }
 
+/* A score put into its place among the found best ones, if it has one: of equal scores the lower id is the better. */
+INLINE whole put_in(float score, whole id, float *restrict best, whole *restrict ids, whole found, whole count) {
+#define IS_BETTER(than) (score > best[than] || (score == best[than] && id < ids[than]))
+    if (found == count && !IS_BETTER(count - 1)) return found;
+    whole place = found < count ? found : count - 1;
+    for (; place > 0 && IS_BETTER(place - 1); place--) {
+        best[place] = best[place - 1];
+        ids[place] = ids[place - 1];
+    }
+#undef IS_BETTER
+    best[place] = score;
+    ids[place] = id;
+    return found < count ? found + 1 : found;
+}
+
 /* The count highest of each row and their ids, the best first; equal ones in the order of their ids. bounds: of each
- * BLOCK, what none of it is above, (rows, blocks), or none. */
+ * BLOCK, what none of it is above, (rows, blocks), or none. Blocks are looked into from the highest bound on, so that
+ * few are: they have long left the nearest caches. */
 void best_tokens(const float *scores, const float *bounds, float *values, whole *ids, whole rows, whole vocab,
                  whole count) {
+    whole blocks = (vocab + BLOCK - 1) / BLOCK;
+    float left[blocks]; /* the bounds of blocks that nobody has looked into; NAN of others */
     for (whole row = 0; row < rows; row++) {
-        const float *line = scores + row * vocab, *bound = bounds ? bounds + row * ((vocab + BLOCK - 1) / BLOCK) : 0;
-        float *best = values + row * count;
-        whole *names = ids + row * count;
+        const float *line = scores + row * vocab;
+        for (whole block = 0; block < blocks; block++)
+            left[block] = bounds ? bounds[row * blocks + block]
+                                 : highest(line + block * BLOCK, least(BLOCK, vocab - block * BLOCK));
         whole found = 0;
-        for (whole at = 0; at < vocab; at += BLOCK) {
-            whole stop = least(at + BLOCK, vocab);
-            float most = bound ? bound[at / BLOCK] : highest(line + at, stop - at);
-            if (found == count && !(most > best[count - 1])) continue;
-            for (whole i = at; i < stop; i++) {
-                if (found == count && !(line[i] > best[count - 1])) continue;
-                whole place = found < count ? found++ : count - 1;
-                while (place > 0 && line[i] > best[place - 1]) {
-                    best[place] = best[place - 1];
-                    names[place] = names[place - 1];
-                    place--;
-                }
-                best[place] = line[i];
-                names[place] = i;
-            }
+        float *best = values + row * count;
+        for (whole seen = 0; seen < blocks; seen++) {
+            float most = highest(left, blocks);
+            if (found == count && most < best[count - 1]) break;
+            whole block = 0;
+            while (!(left[block] == most)) block++;
+            left[block] = NAN;
+            for (whole i = block * BLOCK; i < least((block + 1) * BLOCK, vocab); i++)
+                found = put_in(line[i], i, best, ids + row * count, found, count);
         }
     }
 }

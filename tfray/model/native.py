@@ -21,7 +21,7 @@ ENDINGS = {torch.float32: "", torch.bfloat16: "_half"}
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had."""
     names = [kernel + ending for kernel in KERNELS for ending in ENDINGS.values()]
-    return compiled_library(SOURCES, names, "-fopenmp", "-mprefer-vector-width=512")
+    return compiled_library(SOURCES, names, "-fopenmp")
 
 
 def find(name: str, states: Tensor) -> Callable[..., None] | None:
