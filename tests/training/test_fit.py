@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.config import ClusterConfig, TrainingConfig, WorkerRange
+from tests.training.token_folders import make_token_folder
+from tfray.cluster import connected
+from tfray.config import ClusterConfig, ModelConfig, TrainingConfig, TrainJob, WorkerRange
 from tfray.errors import InputError, StorageFailure
 from tfray.training import fit
 from tfray.training.fit import place_workers, was_preempted
 from tfray.training.group import GiveUp, WorkerFailed, usable_workers
 from tfray.training.stop import Preempted
+from tfray.training.train import train
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
@@ -115,3 +118,24 @@ def test_what_a_restart_cannot_mend_ends_training_at_once(tmp_path: Path) -> Non
     callback.after_exception(None, {0: ConnectionError("lost")})
     with pytest.raises(InputError, match="disk is full"):
         callback.after_exception(None, {0: ConnectionError("lost"), 1: InputError("disk is full")})
+
+
+@pytest.mark.ray
+def test_one_worker_has_no_process_beside_it_that_nobody_asks_anything_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.state import actors
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    tokens = make_token_folder(tmp_path / "tokens")
+    job = TrainJob(
+        tokens_folder=tokens.folder,
+        out=str(tmp_path / "out"),
+        model=ModelConfig(preset="tiny"),
+        training=TrainingConfig(max_steps=2, valid_rows=0, use_gpu="no"),
+    )
+    with connected(ClusterConfig(num_cpus=1)):
+        train(job)
+        kinds = {actor["ActorClassName"] for actor in actors().values()}
+    assert {"TrainController", "RayTrainWorker"} <= kinds
+    assert not kinds & {"DatasetManager", "PlacementGroupCleaner", "SplitCoordinator", "Bell"}

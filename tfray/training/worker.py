@@ -140,7 +140,7 @@ class Worker:
         """Yield this worker's share of each step, from the cursor on; the next ones are made ahead."""
         shares: list = [None] * self.workers
         if self.rank == 0:
-            poll_less()
+            poll_less()  # in this process, where one worker reads alone
             feed = open_feed(self.tokens, self.job.batches, self.job.training.epochs, self.progress.cursor)
             shares = split_feed(feed, self.workers)
         if self.workers > 1:
