@@ -66,11 +66,15 @@ def watch(
 
 def tree_megabytes(pid: int) -> float:
     """Return the proportional set size of a process and all below it, in MB."""
+    return sum(map(proportional_bytes, process_tree(pid))) / 1e6
+
+
+def process_tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it; none where it has ended."""
     try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0.0
-    return sum(map(proportional_bytes, processes)) / 1e6
+        return []
 
 
 def proportional_bytes(process: psutil.Process) -> int:

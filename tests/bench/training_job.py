@@ -61,11 +61,11 @@ def take_turns(sides: list[Any]) -> None:
 
 def signal_all(pid: int, send: Any) -> None:
     """Suspend or resume a process and all that it has started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                send(process)
+    from tests.bench.processes import process_tree
+
+    for process in process_tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            send(process)
 
 
 def make_job(options: argparse.Namespace, folder: Path) -> Any:
