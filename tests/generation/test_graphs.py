@@ -40,6 +40,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return replay
 
+    monkeypatch.setattr(Network, "kernels", lambda *rest: None)  # as on a GPU
     monkeypatch.setattr(graphs, "DEVICES", {"cpu"})
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(graphs, "seconds", lambda work: 1.0 if work.__name__ == "replay" else 2.0)
@@ -51,7 +52,6 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_graphs_give_what_steps_give(search: dict, rotary: bool, lively, sources_of, captured: list[int], monkeypatch):
     options = {"positions": "rotary"} if rotary else {}
     sources, config = sources_of(60), GenerationConfig(**search, batch_rows=8)
-    monkeypatch.setattr(Network, "kernels", lambda *rest: None)  # as on a GPU
     expected = generate_plainly(Network(lively(2, max_length=60, end=0.1, **options)), sources, config, monkeypatch)
     found = generate(Network(lively(2, max_length=60, end=0.1, **options)), sources, config)
     assert found == expected

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from tfray.config import GenerationConfig
 from tfray.generation import native
 from tfray.generation.attention import attend, bias_of
-from tfray.generation.cache import in_blocks
 from tfray.generation.generate import generate
+from tfray.generation.paged import in_blocks
 
 KERNELS = native.kernels(torch.device("cpu"))
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no C compiler")
@@ -48,7 +48,7 @@ def test_log_probabilities_are_those_of_torch(vocab):
 
 @needs_kernels
 @pytest.mark.parametrize("size", [6, 32, 48, 64, 128])
-@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("width", [1, 3, 5])
 def test_attention_to_the_source_is_that_of_torch(width, size):
     torch.manual_seed(size)
     heads, lengths, capacity = 2, [5, 1, 30], 32

@@ -10,7 +10,6 @@ companions: masks are exact, and on a CPU so are the kernels (see `linear`).
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,12 +20,13 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.beam import Beam
 from tfray.generation.board import Board
-from tfray.generation.cache import SlotCache, round_up
+from tfray.generation.cache import CacheShape, SlotCache, TensorCache, round_up
 from tfray.generation.graphs import steps_of
 from tfray.generation.memory import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.network import Network
+from tfray.generation.paged import PagedCache
 from tfray.generation.processors import next_tokens
-from tfray.generation.rows import Hypothesis, Request
+from tfray.generation.rows import Hypothesis, Request, longest_target
 from tfray.generation.single import Single
 
 CHUNK_TOKENS = 4096
@@ -84,31 +84,24 @@ class Batch:
         self.networks, self.config, self.slots = engine.networks, engine.config, slots
         self.waiting, self.encoded = deque(rows), deque[Encoded]()
         longest = min(network.architecture.max_length for network in self.networks)
-        source = round_up(max(len(request.source) for _, request in rows))
+        source = max(len(request.source) for _, request in rows)
         self.board = Board(slots, engine.width, longest, self.config, engine.device)
         self.search = (
-            Beam(self.board, self.config, source)
+            Beam(self.board, self.config, round_up(source))
             if self.config.search == "beam" and self.config.beam_size > 1
             else Single(self.board, self.config)
         )
-        self.caches = [
-            SlotCache(
-                slots,
-                engine.width,
-                source,
-                len(network.decoder),
-                network.heads,
-                network.head_dim,
-                network.embedding.new_empty(0, dtype=network.cache_dtype(kernels)),
-                kernels,
-            )
-            for network, kernels in ((each, self.kernels_of(each)) for each in self.networks)
-        ]
+        target = longest_target(source, longest, self.config)
+        self.caches = [self.cache_of(network, engine.width, source, target) for network in self.networks]
         self.steps = [steps_of(network, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
 
-    def kernels_of(self, network: Network) -> ctypes.CDLL | None:
-        """Return the kernels for a network's cache; they do not keep the attention that coverage needs."""
-        return None if self.config.coverage_penalty else network.kernels()
+    def cache_of(self, network: Network, width: int, source: int, target: int) -> SlotCache:
+        """Return a network's cache; that of the kernels where it can be, which do not keep the attention that coverage
+        needs."""
+        shape = CacheShape(self.slots, width, source, target, len(network.decoder), network.heads, network.head_dim)
+        kernels = None if self.config.coverage_penalty else network.kernels()
+        like = network.embedding.new_empty(0, dtype=network.cache_dtype(kernels))
+        return TensorCache(shape, like) if kernels is None else PagedCache(shape, like, kernels)
 
     def run(self) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Yield (row, hypotheses) in the order in which rows are done."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tfray.generation.cache import SlotCache
+from tfray.generation.cache import SlotCache, TensorCache
 from tfray.generation.network import Network
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Graph(NamedTuple):
 
 def steps_of(network: Network, cache: SlotCache) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return Network.step over a cache, as graphs where the device has them and they pay."""
-    if network.device.type in DEVICES:
+    if network.device.type in DEVICES and isinstance(cache, TensorCache):
         return GraphedSteps(network, cache).step
     return lambda ids: network.step(ids, cache)
 
@@ -50,9 +50,9 @@ def steps_of(network: Network, cache: SlotCache) -> Callable[[Tensor], tuple[Ten
 class GraphedSteps:
     """The steps of one network over one cache."""
 
-    def __init__(self, network: Network, cache: SlotCache) -> None:
+    def __init__(self, network: Network, cache: TensorCache) -> None:
         self.network, self.cache = network, cache
-        self.ids = torch.zeros(cache.slots, cache.width, dtype=torch.long, device=network.device)
+        self.ids = torch.zeros(cache.shape.slots, cache.shape.width, dtype=torch.long, device=network.device)
         self.uses: Counter[Shapes] = Counter()
         self.graphs: dict[Shapes, Graph] = {}
         self.buffers: tuple[Tensor, ...] | None = None
@@ -109,12 +109,12 @@ class GraphedSteps:
         cache, network = self.cache, self.network
         if self.buffers is None:
             logits = self.ids.numel(), network.architecture.vocab_size
-            looks = cache.slots, network.heads, cache.width, cache.memory_bias_buffer.shape[-1]
+            looks = cache.shape.slots, network.heads, cache.shape.width, cache.memory_bias_buffer.shape[-1]
             self.buffers = tuple(
                 torch.empty(shape, dtype=network.dtype, device=network.device) for shape in (logits, looks)
             )
         logits, looks = self.buffers
-        return logits[: rows * cache.width], looks[:rows, ..., : cache.source]
+        return logits[: rows * cache.shape.width], looks[:rows, ..., : cache.source]
 
     def pays(self, graph: Graph, rows: int) -> bool:
         """Say whether a graph gives what the step does, and sooner; both may run again, for they begin alike."""

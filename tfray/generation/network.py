@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
-from tfray.generation.cache import SlotCache, in_blocks, round_up
+from tfray.generation.cache import SlotCache, round_up
 from tfray.generation.linear import Linear, Precision
+from tfray.generation.paged import in_blocks
 from tfray.generation.products import EXACT
 from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
 from tfray.model.layers import DecoderLayer, EncoderLayer
@@ -90,12 +91,12 @@ class Network:
         first, second = states.chunk(2, dim=-1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
-    def split(self, states: Tensor, positions: Tensor, parts: int) -> list[Tensor]:
-        """Return queries, keys and values, each (count, heads, head_dim), rotated where need be."""
-        split = list(states.unflatten(-1, (parts, self.heads, self.head_dim)).unbind(1))
-        if self.is_rotary and parts == 3:
-            split[:2] = [self.rotate(part, positions) for part in split[:2]]
-        return split
+    def rotated(self, joint: Tensor, positions: Tensor) -> Tensor:
+        """Return queries, keys and values (count, 3 x d_model), the first two rotated where positions are."""
+        if not self.is_rotary:
+            return joint
+        query, keys, values = joint.unflatten(-1, (3, self.heads, self.head_dim)).unbind(1)
+        return torch.stack([self.rotate(query, positions), self.rotate(keys, positions), values], dim=1).flatten(1)
 
     def around(self, hidden: Tensor, norm: Norm, sublayer: Callable[[Tensor], tuple[Linear, Tensor]]) -> Tensor:
         """Return a sub-layer's output added to its input; the sub-layer leaves its last product to do."""
@@ -148,9 +149,7 @@ class Network:
         attention = layer.self_attention
 
         def gather(states: Tensor) -> tuple[Linear, Tensor]:
-            joint = attention.inner(states)
-            if self.is_rotary:
-                joint = torch.cat([part.flatten(1) for part in self.split(joint, positions, 3)], dim=1)
+            joint = self.rotated(attention.inner(states), positions)
             kernels = self.kernels()
             if kernels is not None and lengths is not None:
                 return attention.output, attend_sources(kernels, joint, lengths, self.heads, self.head_dim)
@@ -239,39 +238,33 @@ class Network:
     # One position of every hypothesis.
 
     def attend_slots(self, layer: Layer, hidden: Tensor, cache: SlotCache, number: int) -> tuple[Tensor, Tensor]:
-        """Return hidden states after cross-attention, and its weights where the kernels don't keep them."""
-        if cache.kernels is None:
-            return self.attend_memory(layer, hidden, *cache.memory(number), cache.memory_bias)
+        """Return hidden states after cross-attention, and its weights, empty where the cache does not keep them."""
         attention = layer.cross_attention
         assert attention is not None
+        looks = [hidden]
 
         def gather(states: Tensor) -> tuple[Linear, Tensor]:
-            return attention.output, cache.attend_memory(number, attention.inner(states))
+            gathered, looks[0] = cache.attend_memory(number, attention.inner(states))
+            return attention.output, gathered
 
-        return self.around(hidden, attention.norm, gather), hidden
+        hidden = self.around(hidden, attention.norm, gather)
+        return hidden, looks[0]
 
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
         layer's attention to the source, (rows, heads, width, source)."""
         rows, width = ids.shape
+        cache.start_step(rows)
         self.reach(cache.length)
         positions = cache.positions[:rows].repeat_interleave(width)
         hidden = self.embed(ids.flatten(), positions)
         looks = hidden
-        cache.start_step(rows)
         for number, layer in enumerate(self.decoder):
             attention = layer.self_attention
 
             def gather(states: Tensor, attention: Attention = attention, number: int = number) -> tuple[Linear, Tensor]:
-                joint = attention.inner(states)
-                if cache.kernels is not None and not self.is_rotary:
-                    return attention.output, cache.attend_past(number, joint)
-                query, keys, values = self.split(joint, positions, 3)
-                if cache.kernels is not None:
-                    joint = torch.stack([query, keys, values], dim=1)
-                    return attention.output, cache.attend_past(number, joint.flatten(1))
-                keys, values = cache.append(number, keys, values)
-                return attention.output, attend(query.unflatten(0, (rows, width)), keys, values, cache.bias)[0]
+                joint = self.rotated(attention.inner(states), positions)
+                return attention.output, cache.attend_past(number, joint)
 
             hidden = self.around(hidden, attention.norm, gather)
             hidden, looks = self.attend_slots(layer, hidden, cache, number)
