@@ -25,6 +25,7 @@ from tfray.storage.places import (
     split_options,
 )
 from tfray.storage.publishing import (
+    WRITE_ERRORS,
     append_line,
     check_creatable,
     check_writable,
@@ -43,6 +44,7 @@ from tfray.storage.reading import READ_ERRORS, open_input, open_patiently, read_
 
 __all__ = [
     "READ_ERRORS",
+    "WRITE_ERRORS",
     "absolute",
     "append_line",
     "base_name",

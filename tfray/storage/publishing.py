@@ -21,6 +21,7 @@ from tfray.errors import InputError, StorageFailure
 from tfray.storage.places import absolute, base_name, exists, filesystem, is_remote, is_web, join
 from tfray.storage.reading import read_text
 
+WRITE_ERRORS = (OSError, StorageFailure)  # what a place raises that cannot be written
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}|\.probe-[0-9a-f]{32}")
 
 
@@ -148,7 +149,7 @@ def check_writable(folder: str) -> None:
     try:
         publish_bytes(probe, b"")
         remove(probe)
-    except (OSError, StorageFailure) as error:
+    except WRITE_ERRORS as error:
         raise InputError(f"out={folder!r} cannot be written: {error}; choose another folder") from error
 
 

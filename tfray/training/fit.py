@@ -74,8 +74,10 @@ def fit(job: TrainJob, steps: int, ticket: Ticket) -> None:
         except KeyboardInterrupt:
             logger.info("training: interrupted; saves a checkpoint (once more ends it at once)")
             bell.ring()
-            follow_log(display, training, GRACE_SECONDS)
-            bell.take_away()
+            try:
+                follow_log(display, training, GRACE_SECONDS)
+            finally:
+                bell.take_away()
             raise
         is_over = not was_preempted(training.exception())
 

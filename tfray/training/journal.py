@@ -14,18 +14,18 @@ class Journal:
     """Of one worker; all but that of rank 0 stay silent."""
 
     def __init__(self, settings: Settings, rank: int, meter: Meter) -> None:
-        self.settings, self.is_written, self.meter = settings, rank == 0, meter
+        self.settings, self.is_writer, self.meter = settings, rank == 0, meter
 
     def check_place(self) -> None:
         """Raise InputError where another command has taken over (the driver of this worker was killed), or where this
         machine sees another folder."""
-        if self.is_written:
+        if self.is_writer:
             self.settings.ticket.check()
 
     def write(self, step: int, event: dict) -> None:
         """Write an event of a step's weights."""
         self.check_place()
-        if self.is_written:
+        if self.is_writer:
             when = {"step": step, "seconds": round(self.meter.seconds, 2)}
             write_event(self.settings.job.out, {**event, **when})
 

@@ -10,7 +10,6 @@ import logging
 import math
 
 from tfray import storage
-from tfray.errors import StorageFailure
 
 LOG = "log.jsonl"
 SHOWN_WAIT = 0.01
@@ -38,7 +37,7 @@ class WarningEvents(logging.Handler):
         """Write a warning's text; a log that cannot be written ends nothing here."""
         try:
             write_event(self.out, {"event": "warning", "message": record.getMessage()})
-        except (OSError, StorageFailure):
+        except storage.WRITE_ERRORS:
             self.handleError(record)
 
 

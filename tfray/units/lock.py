@@ -207,7 +207,7 @@ class Lock:
                     self.write()
             except FileNotFoundError:
                 continue  # the folder changes places with another one
-            except (OSError, StorageFailure) as error:
+            except storage.WRITE_ERRORS as error:
                 logger.warning("the heartbeat in %s failed: %s", self.path, error)
 
     def check(self) -> None:
