@@ -2,39 +2,27 @@
  *
  * Keys stand in blocks of LANES positions, (size, LANES), so that a query meets all of a block at a time. Of halves,
  * two neighbouring parts of a key stand together, (size / 2, LANES, 2), and so do two parts of a value that are LANES
- * apart: their size is a multiple of 2 * LANES. Where several queries look at the same keys and values, TOGETHER of
- * them share each load; a query's sums are the same alone.
+ * apart: their size is a multiple of 2 * LANES.
  */
 
-/* What each of `count` queries (at a stride), 1 or TOGETHER, and each of a block of keys have in common. */
-INLINE void NAME(score)(const float *restrict queries, whole query_stride, const whole count, const KEY *restrict keys,
-                        float *restrict scores, whole score_stride, const whole size) {
-    Lanes sums[TOGETHER][4] = {{{0}}};
-#define QUERY(at) queries[query * query_stride + (at)]
+/* What a query and each of a block of keys have in common. */
+INLINE void NAME(score)(const float *restrict query, const KEY *restrict keys, float *restrict scores,
+                        const whole size) {
+    Lanes sums[4] = {{0}};
 #ifdef IN_HALVES
     for (whole i = 0; i < size; i += 4)
         for (whole part = 0; part < 4; part += 2) {
             Bits pairs = (Bits)load((const float *)(keys + (i + part) * LANES));
-            for (whole query = 0; query < count; query++) {
-                sums[query][part] += QUERY(i + part) * first_of(pairs);
-                sums[query][part + 1] += QUERY(i + part + 1) * second_of(pairs);
-            }
+            sums[part] += query[i + part] * first_of(pairs);
+            sums[part + 1] += query[i + part + 1] * second_of(pairs);
         }
 #else
     whole quarters = size / 4 * 4;
     for (whole i = 0; i < quarters; i += 4)
-        for (whole part = 0; part < 4; part++) {
-            Lanes key = load(keys + (i + part) * LANES);
-            for (whole query = 0; query < count; query++) sums[query][part] += QUERY(i + part) * key;
-        }
-    for (whole i = quarters; i < size; i++)
-        for (whole query = 0; query < count; query++) sums[query][0] += QUERY(i) * load(keys + i * LANES);
+        for (whole part = 0; part < 4; part++) sums[part] += query[i + part] * load(keys + (i + part) * LANES);
+    for (whole i = quarters; i < size; i++) sums[0] += query[i] * load(keys + i * LANES);
 #endif
-#undef QUERY
-    for (whole query = 0; query < count; query++) {
-        Lanes *own = sums[query];
-        store(scores + query * score_stride, (own[0] + own[1]) + (own[2] + own[3]));
-    }
+    store(scores, (sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 /* A key put into its place among (blocks, size, LANES). */
@@ -59,99 +47,78 @@ INLINE void NAME(keep_value)(KEY *restrict to, const float *restrict value, cons
 #endif
 }
 
-/* Sums of values, weighted for each of `count` queries, 1 or TOGETHER; weights and output at strides. Values: of each
- * position at a stride, `page` positions to a page, in each page from `start` on. ancestors, of one query: which of
- * several values at a position, or none: the first. */
-INLINE void NAME(gather)(const float *restrict weights, whole weight_stride, const whole count,
-                         const KEY *const *restrict pages, whole page, whole start, whole stride,
-                         const int32_t *restrict ancestors, whole length, float *restrict output, whole output_stride,
-                         const whole size) {
+/* The weighted sum of values, `page` positions to a page and in each from `start` on, at a stride; ancestors: which of
+ * several at a position, or none: the first. */
+INLINE void NAME(gather)(const float *restrict weights, const KEY *const *pages, whole page, whole start, whole stride,
+                         const int32_t *restrict ancestors, whole length, float *restrict output, const whole size) {
 #define EACH_POSITION                                                                                                 \
     for (whole from = 0; from < length; from += page)                                                                 \
         for (whole at = from, to = least(from + page, length); at < to; at++)
 #define VALUE (pages[from / page] + start + (at - from) * stride + (ancestors ? ancestors[at] * size : 0) + i)
-#define WEIGHT weights[query * weight_stride + at]
     whole i = 0;
-    for (; i + 2 * LANES <= size; i += 2 * LANES) {
-        Lanes sums[TOGETHER][2] = {{{0}}};
-        EACH_POSITION {
 #ifdef IN_HALVES
+    for (; i < size; i += 2 * LANES) {
+        Lanes first = {0}, second = {0};
+        EACH_POSITION {
             Bits pairs = (Bits)load((const float *)VALUE);
-            Lanes first = first_of(pairs), second = second_of(pairs);
-#else
-            Lanes first = load(VALUE), second = load(VALUE + LANES);
-#endif
-            for (whole query = 0; query < count; query++) {
-                sums[query][0] += WEIGHT * first;
-                sums[query][1] += WEIGHT * second;
-            }
+            first += weights[at] * first_of(pairs);
+            second += weights[at] * second_of(pairs);
         }
-        for (whole query = 0; query < count; query++) {
-            store(output + query * output_stride + i, sums[query][0]);
-            store(output + query * output_stride + i + LANES, sums[query][1]);
-        }
+        store(output + i, first);
+        store(output + i + LANES, second);
     }
-#ifndef IN_HALVES
-    for (; i < size; i++)
-        for (whole query = 0; query < count; query++) {
-            float sum = 0; /* rounded once, said outright: compilers do so in one place and not in another */
-            EACH_POSITION sum = __builtin_fmaf(WEIGHT, *VALUE, sum);
-            output[query * output_stride + i] = sum;
+#else
+    for (; i + 2 * LANES <= size; i += 2 * LANES) {
+        Lanes first = {0}, second = {0};
+        EACH_POSITION {
+            first += weights[at] * load(VALUE);
+            second += weights[at] * load(VALUE + LANES);
         }
+        store(output + i, first);
+        store(output + i + LANES, second);
+    }
+    for (; i < size; i++) {
+        float sum = 0; /* rounded once, said outright: compilers do so in one place and not in another */
+        EACH_POSITION sum = __builtin_fmaf(weights[at], *VALUE, sum);
+        output[i] = sum;
+    }
 #endif
 #undef EACH_POSITION
 #undef VALUE
-#undef WEIGHT
 }
 
-/* `count` queries, 1 or TOGETHER, that look at the same keys (blocks) and values (length, at a stride). */
-INLINE void NAME(attend_some)(const float *restrict queries, whole query_stride, const whole count,
-                              const KEY *restrict keys, const KEY *restrict values, whole stride,
-                              float *restrict output, whole output_stride, whole length, float *restrict scores,
-                              const whole size) {
-    whole room = in_whole_lanes(length);
-    for (whole at = 0; at < length; at += LANES)
-        NAME(score)(queries, query_stride, count, keys + at * size, scores + at, room, size);
-    for (whole query = 0; query < count; query++) softmax(scores + query * room, length);
-    NAME(gather)(scores, room, count, &values, length, 0, stride, 0, length, output, output_stride, size);
-}
-
-/* Any number of such queries; scores has room for TOGETHER * (length + LANES). */
+/* Queries (count, at a stride) that look at the same keys (blocks) and values (length, at a stride). */
 INLINE void NAME(attend_all)(const float *restrict queries, whole query_stride, const KEY *restrict keys,
-                             const KEY *restrict values, whole stride, float *restrict output, whole output_stride,
+                             const KEY *values, whole stride, float *restrict output, whole output_stride,
                              whole count, whole length, float *restrict scores, const whole size) {
-#define ATTEND(some)                                                                                                  \
-    NAME(attend_some)(queries + place * query_stride, query_stride, some, keys, values, stride,                       \
-                      output + place * output_stride, output_stride, length, scores, size)
-    whole place = 0;
-    for (; place + TOGETHER <= count; place += TOGETHER) ATTEND(TOGETHER);
-    for (; place < count; place++) ATTEND(1);
-#undef ATTEND
+    for (whole place = 0; place < count; place++) {
+        for (whole at = 0; at < length; at += LANES)
+            NAME(score)(queries + place * query_stride, keys + at * size, scores + at, size);
+        softmax(scores, length);
+        NAME(gather)(scores, &values, length, 0, stride, 0, length, output + place * output_stride, size);
+    }
 }
 
-/* Scores of `count` queries, 1 to TOGETHER, with a block of keys, of each position that of the query's ancestor;
- * keys: (width, size, LANES); ancestors: a line for each query. */
-INLINE void NAME(score_ancestors)(const float *restrict queries, whole query_stride, whole count,
-                                  const KEY *restrict keys, const int32_t *restrict ancestors, whole line, whole used,
-                                  whole width, float *restrict scores, whole score_stride, const whole size) {
-    float own[TOGETHER * LANES];
+/* A query's scores with a block of keys, of each position that of its ancestor; keys: (width, size, LANES). */
+INLINE void NAME(score_ancestors)(const float *restrict query, const KEY *restrict keys,
+                                  const int32_t *restrict ancestors, whole used, whole width, float *restrict scores,
+                                  const whole size) {
+    float own[LANES];
     for (whole ancestor = 0; ancestor < width; ancestor++) {
-        const KEY *block = keys + ancestor * size * LANES;
-        int is_seen[TOGETHER] = {0}, sight = 0;
-        for (whole query = 0; query < count; query++) {
-            for (whole at = 0; at < used; at++) is_seen[query] |= ancestors[query * line + at] == ancestor;
-            sight += is_seen[query];
-        }
-        int is_shared = sight == TOGETHER;
-        if (is_shared) NAME(score)(queries, query_stride, TOGETHER, block, own, LANES, size);
-        for (whole query = 0; query < count; query++) {
-            if (!is_seen[query]) continue;
-            if (!is_shared)
-                NAME(score)(queries + query * query_stride, 0, 1, block, own + query * LANES, 0, size);
-            float *to = scores + query * score_stride;
-            for (whole at = 0; at < used; at++)
-                to[at] = ancestors[query * line + at] == ancestor ? own[query * LANES + at] : to[at];
-        }
+        int is_one = 0;
+        for (whole at = 0; at < used; at++) is_one |= ancestors[at] == ancestor;
+        if (!is_one) continue;
+        NAME(score)(query, keys + ancestor * size * LANES, own, size);
+        for (whole at = 0; at < used; at++) scores[at] = ancestors[at] == ancestor ? own[at] : scores[at];
+    }
+}
+
+/* Ask for a head's keys and values of so many positions. */
+INLINE void NAME(fetch_past)(KEY *const *pages, whole keys, whole values, whole length, whole width, const whole size) {
+    for (whole from = 0; from < length; from += PAGE) {
+        whole used = least(PAGE, length - from), bytes = width * size * sizeof(KEY);
+        fetch(pages[from / PAGE] + keys, in_whole_lanes(used) * bytes);
+        fetch(pages[from / PAGE] + values, used * bytes);
     }
 }
 
@@ -163,52 +130,41 @@ INLINE void NAME(attend_past_sized)(const float *restrict joint, KEY *const *res
                                     int32_t *restrict ancestors, const whole *restrict positions,
                                     float *restrict output, whole layer, whole rows, whole width, whole heads,
                                     whole pages, const whole size) {
-    whole model = heads * size, line = pages * PAGE, block = width * size * LANES, part = PAGE * width * size;
-    whole stride = 3 * model, room = line + LANES;
-    float scores[TOGETHER * room];
+    whole model = heads * size, line = pages * PAGE, part = PAGE * width * size;
+    float scores[line + LANES];
 #define KEYS(head) ((2 * layer * heads + (head)) * part) /* in a page */
-#define VALUES(head) (((2 * layer + 1) * heads + (head)) * part)
+#define VALUES(head) (KEYS(head) + heads * part)
     for (whole row = 0; row < rows; row++) {
         KEY *const *own = table + row * pages;
         whole last = positions[row];
-        for (whole place = 0; place < width; place++) ancestors[(row * width + place) * line + last] = place;
+        int32_t *lines = ancestors + row * width * line;
+        for (whole place = 0; place < width; place++) lines[place * line + last] = place;
         for (whole head = 0; head < heads; head++) {
-            int is_next = head + 1 < heads;
-            if (is_next || row + 1 < rows) {
-                KEY *const *coming = is_next ? own : own + pages;
-                whole ahead = is_next ? head + 1 : 0, length = is_next ? last : positions[row + 1];
-                for (whole at = 0; at < length; at += PAGE) {
-                    whole bytes = least(length - at, PAGE) * width * size * sizeof(KEY);
-                    fetch(coming[at / PAGE] + KEYS(ahead), bytes);
-                    fetch(coming[at / PAGE] + VALUES(ahead), bytes);
-                }
-            }
+            if (head + 1 < heads)
+                NAME(fetch_past)(own, KEYS(head + 1), VALUES(head + 1), last, width, size);
+            else if (row + 1 < rows)
+                NAME(fetch_past)(own + pages, KEYS(0), VALUES(0), positions[row + 1], width, size);
             for (whole place = 0; place < width; place++) {
-                const float *from = joint + (row * width + place) * stride + head * size;
+                const float *from = joint + (row * width + place) * 3 * model + head * size;
                 KEY *page = own[last / PAGE];
-                KEY *keys = page + KEYS(head) + last % PAGE / LANES * block + place * size * LANES;
-                NAME(keep_key)(keys, last % LANES, from + model, size);
+                KEY *block = page + KEYS(head) + (last % PAGE / LANES * width + place) * size * LANES;
+                NAME(keep_key)(block, last % LANES, from + model, size);
                 NAME(keep_value)(page + VALUES(head) + (last % PAGE * width + place) * size, from + 2 * model, size);
             }
-            for (whole place = 0; place < width; place += TOGETHER) {
-                whole count = least(width - place, TOGETHER);
-                const float *queries = joint + (row * width + place) * stride + head * size;
-                const int32_t *lines = ancestors + (row * width + place) * line;
+            for (whole place = 0; place < width; place++) {
+                const float *query = joint + (row * width + place) * 3 * model + head * size;
+                const int32_t *mine = lines + place * line;
                 for (whole at = 0; at <= last; at += LANES) {
-                    const KEY *here = own[at / PAGE] + KEYS(head) + at % PAGE / LANES * block;
+                    const KEY *here = own[at / PAGE] + KEYS(head) + at % PAGE * width * size;
                     whole used = least(last + 1 - at, LANES);
                     if (width == 1)
-                        NAME(score)(queries, 0, 1, here, scores + at, 0, size);
+                        NAME(score)(query, here, scores + at, size);
                     else
-                        NAME(score_ancestors)(queries, stride, count, here, lines + at, line, used, width, scores + at,
-                                              room, size);
+                        NAME(score_ancestors)(query, here, mine + at, used, width, scores + at, size);
                 }
-                for (whole query = 0; query < count; query++) {
-                    softmax(scores + query * room, last + 1);
-                    NAME(gather)(scores + query * room, 0, 1, (const KEY *const *)own, PAGE, VALUES(head),
-                                 width * size, width == 1 ? 0 : lines + query * line, last + 1,
-                                 output + (row * width + place + query) * model + head * size, 0, size);
-                }
+                softmax(scores, last + 1);
+                NAME(gather)(scores, (const KEY *const *)own, PAGE, VALUES(head), width * size, width == 1 ? 0 : mine,
+                             last + 1, output + (row * width + place) * model + head * size, size);
             }
         }
     }
@@ -227,7 +183,7 @@ INLINE void NAME(attend_memory_sized)(const float *queries, const KEY *keys, con
                                       float *output, whole rows, whole width, whole heads, whole capacity,
                                       const whole size) {
     whole model = heads * size;
-    float scores[TOGETHER * (capacity + LANES)];
+    float scores[capacity + LANES];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             whole own = (row * heads + head) * capacity * size, at = row * width * model + head * size;

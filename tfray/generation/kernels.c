@@ -26,12 +26,6 @@
 #endif
 whole lanes_of_a_register(void) { return LANES; }
 
-/* Queries that share loads: their sums stay in registers. */
-#if defined(__AVX512F__)
-#define TOGETHER 4
-#else
-#define TOGETHER 2
-#endif
 #define PAGE 16 /* positions, as in paged.py */
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
@@ -132,7 +126,7 @@ static inline void softmax(float *restrict scores, whole used) {
 INLINE void attend_sequences_sized(const float *joint, const whole *starts, float *output, whole rows, whole heads,
                                    whole longest, whole causal, float *keys, const whole size) {
     whole model = heads * size;
-    float scores[TOGETHER * (longest + LANES)];
+    float scores[longest + LANES];
     for (whole row = 0; row < rows; row++)
         for (whole head = 0; head < heads; head++) {
             const float *own = joint + starts[row] * 3 * model + head * size;
