@@ -96,6 +96,19 @@ def test_bf16_gives_nearly_the_gradients_of_fp32():
         assert (near.float() - right).norm() < 0.03 * right.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_gives_what_torch_gives(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    states = problem(90, dtype)
+    with_kernel = r_drop_loss(*states, 0.1, 1e-3, 3.0)
+    found = torch.autograd.grad(with_kernel.objective, states[:2])
+    monkeypatch.setattr(loss_module.native, "find", lambda *rest: None)
+    by_torch = r_drop_loss(*states, 0.1, 1e-3, 3.0)
+    near = dict(rtol=1e-5, atol=1e-3) if dtype == torch.float32 else dict(rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(with_kernel, by_torch, **near)
+    for own, expected in zip(found, torch.autograd.grad(by_torch.objective, states[:2]), strict=True):
+        assert (own - expected).norm() < (1e-5 if dtype == torch.float32 else 0.03) * expected.norm()
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 64])
 def test_chunks_keep_twins_together(tokens: int, monkeypatch: pytest.MonkeyPatch):
     hidden, weight, labels = problem(tokens)

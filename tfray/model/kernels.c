@@ -82,8 +82,11 @@ INLINE void fill_bias(float *restrict bias, const uint8_t *seen, whole keys, who
     for (whole key = 0; key < padded; key++) bias[key] = key < keys && (!seen || seen[key]) ? 0.0f : -INFINITY;
 }
 
-/* The most usual size as a constant, so that its loops are unrolled. */
-#define BY_SIZE(work, ...) size == 64 ? work(__VA_ARGS__, 64) : work(__VA_ARGS__, size)
+/* The most usual sizes as constants, so that their loops are unrolled. */
+#define BY_SIZE(work, ...)                                                                                            \
+    size == 64   ? work(__VA_ARGS__, 64)                                                                              \
+    : size == 32 ? work(__VA_ARGS__, 32)                                                                              \
+                 : work(__VA_ARGS__, size)
 
 #define ELEMENT float
 #define NAME(name) name

@@ -13,7 +13,7 @@ from torch import Tensor
 from tfray.native import SHARED, call, compiled_library
 
 SOURCES = [*(Path(__file__).with_name(name) for name in ("kernels.c", "rows.h")), SHARED]
-KERNELS = ("loss_gradient", "normalize", "normalize_backward", "attend", "attend_backward")
+KERNELS = ("loss_gradient", "twin_loss_gradient", "normalize", "normalize_backward", "attend", "attend_backward")
 ENDINGS = {torch.float32: "", torch.bfloat16: "_half"}
 
 

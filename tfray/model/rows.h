@@ -1,31 +1,75 @@
 /* The kernels, once for fp32 and once for bf16. */
 
-/* Logits become the gradient of cross-entropy against smoothed labels plus z-loss, in place. Per row, sums gets the
- * log of the softmax' denominator, the label's logit and the sum of all logits. */
+/* A row's e^(logit - the highest), and their sum. sums gets the log of the softmax' denominator, the label's logit and
+ * the sum of all logits. */
+INLINE float NAME(raise)(const ELEMENT *line, whole label, float *restrict powers, float *restrict sums, whole vocab) {
+    float most = -INFINITY, all = 0, sum = 0;
+#pragma omp simd reduction(max : most) reduction(+ : all)
+    for (whole i = 0; i < vocab; i++) {
+        float logit = GET(line + i);
+        most = logit > most ? logit : most;
+        all += logit;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (whole i = 0; i < vocab; i++) sum += powers[i] = exponential(GET(line + i) - most);
+    sums[0] = most + logf(sum);
+    sums[1] = GET(line + label);
+    sums[2] = all;
+    return sum;
+}
+
+/* Logits become the gradient of cross-entropy against smoothed labels plus z-loss, in place. */
 void NAME(loss_gradient)(ELEMENT *logits, const whole *labels, float smoothing, float z_loss, float *sums, whole rows,
                          whole vocab, whole threads) {
     PARALLEL for (whole row = 0; row < rows; row++) {
         ELEMENT *line = logits + row * vocab;
-        float *powers = malloc(vocab * sizeof(float));
-        float most = -INFINITY, all = 0, sum = 0, uniform = smoothing / vocab;
-#pragma omp simd reduction(max : most) reduction(+ : all)
-        for (whole i = 0; i < vocab; i++) {
-            float logit = GET(line + i);
-            most = logit > most ? logit : most;
-            all += logit;
-        }
-#pragma omp simd reduction(+ : sum)
-        for (whole i = 0; i < vocab; i++) sum += powers[i] = exponential(GET(line + i) - most);
-        float log_total = most + logf(sum), label_logit = GET(line + labels[row]);
-        float factor = (1 + 2 * z_loss * log_total) / sum;
+        float *powers = malloc(vocab * sizeof(float)), uniform = smoothing / vocab;
+        float sum = NAME(raise)(line, labels[row], powers, sums + 3 * row, vocab);
+        float factor = (1 + 2 * z_loss * sums[3 * row]) / sum;
         float label_gradient = powers[labels[row]] * factor - uniform - (1 - smoothing);
 #pragma omp simd
         for (whole i = 0; i < vocab; i++) PUT(line + i, powers[i] * factor - uniform);
         PUT(line + labels[row], label_gradient);
-        sums[3 * row] = log_total;
-        sums[3 * row + 1] = label_logit;
-        sums[3 * row + 2] = all;
         free(powers);
+    }
+}
+
+/* The same of pairs of rows, plus r_drop times the gradient of what divides them (r_drop.py): divergences gets that of
+ * each pair, (KL(p, q) + KL(q, p)) / 2. */
+void NAME(twin_loss_gradient)(ELEMENT *logits, const whole *labels, float smoothing, float z_loss, float r_drop,
+                              float *sums, float *divergences, whole pairs, whole vocab, whole threads) {
+    PARALLEL for (whole pair = 0; pair < pairs; pair++) {
+        ELEMENT *first = logits + 2 * pair * vocab, *second = first + vocab;
+        const whole *label = labels + 2 * pair;
+        float *p = malloc(2 * vocab * sizeof(float)), *q = p + vocab, *own = sums + 6 * pair;
+        float p_share = 1 / NAME(raise)(first, label[0], p, own, vocab);
+        float q_share = 1 / NAME(raise)(second, label[1], q, own + 3, vocab);
+        float p_mean = 0, q_mean = 0; /* of the difference of logits */
+#pragma omp simd reduction(+ : p_mean, q_mean)
+        for (whole i = 0; i < vocab; i++) {
+            float difference = GET(first + i) - GET(second + i);
+            p_mean += p[i] * difference;
+            q_mean += q[i] * difference;
+        }
+        p_mean *= p_share;
+        q_mean *= q_share;
+        divergences[pair] = (p_mean - q_mean) / 2;
+        float p_factor = 1 + 2 * z_loss * own[0], q_factor = 1 + 2 * z_loss * own[3];
+        float uniform = smoothing / vocab, pull = r_drop / 2;
+#pragma omp simd
+        for (whole i = 0; i < vocab; i++) {
+            float difference = GET(first + i) - GET(second + i), a = p[i] * p_share, b = q[i] * q_share;
+            p[i] = a * p_factor - uniform + pull * (a * (difference - p_mean) + a - b);
+            q[i] = b * q_factor - uniform + pull * (b * (q_mean - difference) + b - a);
+        }
+        p[label[0]] -= 1 - smoothing;
+        q[label[1]] -= 1 - smoothing;
+#pragma omp simd
+        for (whole i = 0; i < vocab; i++) {
+            PUT(first + i, p[i]);
+            PUT(second + i, q[i]);
+        }
+        free(p);
     }
 }
 

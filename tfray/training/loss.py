@@ -95,17 +95,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             # One buffer for all chunks: new pages from the system cost more than the softmax.
             buffer = torch.mm(hidden[rows], weight.T) if buffer is None else buffer[: len(hidden[rows])]
             logits = torch.mm(hidden[rows], weight.T, out=buffer) if rows.start else buffer
-            divergence, pull = neighbours_divergence(logits) if r_drop else (0.0, None)
-            sums = turn_into_gradient(logits, labels[rows], smoothing, z_loss)
+            sums, divergence = turn_into_gradient(logits, labels[rows], smoothing, z_loss, r_drop)
             real = min(count - rows.start, len(logits))
             sums, logits[real:] = sums[:real], 0
             log_total, label_logit, all_logits = sums.unbind(-1)
             likelihood += (log_total - label_logit).sum()
             smoothed = log_total - (1 - smoothing) * label_logit - smoothing / len(weight) * all_logits
-            objective += (smoothed + z_loss * log_total.square()).sum()
-            if pull is not None:
-                objective += r_drop * divergence
-                logits.add_(pull, alpha=r_drop)
+            objective += (smoothed + z_loss * log_total.square()).sum() + r_drop * divergence
             torch.mm(logits, weight, out=hidden_gradient[rows])
             part = logits.T @ hidden[rows]
             weight_gradient = part if weight_gradient is None else weight_gradient.float().add_(part)
@@ -121,16 +117,33 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_gradient * scale.to(hidden_gradient.dtype), weight_gradient * scale, None, None, None, None
 
 
-def turn_into_gradient(logits: Tensor, labels: Tensor, smoothing: float, z_loss: float) -> Tensor:
+def turn_into_gradient(
+    logits: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float
+) -> tuple[Tensor, Tensor]:
     """Put the objective's gradient in place of logits (rows, vocab).
 
-    Returns (rows, 3) in fp32: the log of the softmax' denominator, the label's logit, the sum of all logits.
+    Returns (rows, 3) in fp32: the log of the softmax' denominator, the label's logit, the sum of all logits; and the
+    sum of the divergences of pairs of rows, 0 without R-Drop.
     """
-    kernel = native.find("loss_gradient", logits)
-    if kernel is not None:
-        sums = logits.new_empty(len(logits), 3, dtype=torch.float32)
-        kernel(logits, labels, float(smoothing), float(z_loss), sums, *logits.shape)
-        return sums
+    kernel = native.find("twin_loss_gradient" if r_drop else "loss_gradient", logits)
+    if kernel is None:
+        return turn_by_torch(logits, labels, smoothing, z_loss, r_drop)
+    rows, vocab = logits.shape
+    sums = logits.new_empty(rows, 3, dtype=torch.float32)
+    if not r_drop:
+        kernel(logits, labels, float(smoothing), float(z_loss), sums, rows, vocab)
+        return sums, sums.new_zeros(())
+    divergences = sums.new_empty(rows // 2)
+    weights = float(smoothing), float(z_loss), float(r_drop)
+    kernel(logits, labels, *weights, sums, divergences, len(divergences), vocab)
+    return sums, divergences.sum()
+
+
+def turn_by_torch(
+    logits: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float
+) -> tuple[Tensor, Tensor]:
+    """Do the same without a kernel."""
+    divergence, pull = neighbours_divergence(logits) if r_drop else (logits.new_zeros(()), None)
     label_logit = logits.gather(-1, labels[:, None]).float()
     log_total = torch.logsumexp(logits.float(), -1, keepdim=True)
     sums = torch.cat([log_total, label_logit, logits.sum(-1, keepdim=True, dtype=torch.float32)], -1)
@@ -140,4 +153,6 @@ def turn_into_gradient(logits: Tensor, labels: Tensor, smoothing: float, z_loss:
         probabilities *= (1 + 2 * z_loss * log_total).to(logits.dtype)
     probabilities.scatter_(-1, labels[:, None], label_gradient.to(logits.dtype))
     logits -= smoothing / logits.shape[-1]
-    return sums
+    if pull is not None:
+        logits.add_(pull, alpha=r_drop)
+    return sums, divergence
