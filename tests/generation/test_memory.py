@@ -12,11 +12,15 @@ from tfray.config import GenerationConfig
 from tfray.generation import memory
 from tfray.generation.available import available_bytes
 from tfray.generation.draws import draw
+from tfray.generation.engine import Batch, Engine
 from tfray.generation.generate import generate
 from tfray.generation.memory import DRAW_BYTES, plan_groups, row_bytes
 from tfray.generation.network import Network
-from tfray.generation.rows import Request
+from tfray.generation.paged import PagedCache
+from tfray.generation.rows import Request, longest_target
 from tfray.generation.scoring import align, classify, embed, score
+
+BEAM = GenerationConfig(beam_size=2)
 
 
 @pytest.mark.parametrize("search", [dict(beam_size=1), dict(beam_size=3, n_best=2), dict(search="sample", samples=2)])
@@ -145,12 +149,28 @@ def test_available_is_more_than_unused_pages_and_less_than_all():
     assert available_bytes(Path("/nowhere"), Path("/nowhere")) > 0
 
 
+@pytest.mark.parametrize("coverage", [0.0, 0.1])  # with it, torch's cache serves
+def test_a_cache_holds_no_more_than_was_estimated(coverage, lively, sources_of):
+    network = Network(lively(2, max_length=200, end=-2.0))
+    config = GenerationConfig(beam_size=2, coverage_penalty=coverage, max_length_ratio=5.0)
+    rows = [(row, Request(source)) for row, source in enumerate(sorted(sources_of(40), key=len, reverse=True))]
+    batch = Batch(Engine([network], config), 10, rows)
+    assert len([hypotheses for _, hypotheses in batch.run()]) == 40
+    (cache,) = batch.caches
+    chunks = cache.pages.chunks if isinstance(cache, PagedCache) else []
+    tensors = [part for part in vars(cache).values() if isinstance(part, torch.Tensor)]
+    held = sum(tensor.nbytes for tensor in [*tensors, *chunks])
+    longest = len(rows[0][1].source)
+    estimate = 10 * row_bytes(longest, longest_target(longest, 200, config), 2, [network], config)
+    assert estimate / 4 < held < estimate
+
+
 def test_models_on_one_machine_share_what_is_free_and_a_row_gets_the_same_answer(lively, sources_of, monkeypatch):
     network, sources = Network(lively(2)), sources_of(40)
     config = GenerationConfig(beam_size=2, batch_rows=64)
     requests = list(enumerate(map(Request, sources)))
     expected = generate(network, sources, config)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 40 * row_bytes(10, 40, 2, [network]))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 40 * row_bytes(10, 40, 2, [network], BEAM))
     alone = [group.slots for group in plan_groups(requests, [network], config, 2)]
     network.models_here = 40
     shared = [group.slots for group in plan_groups(requests, [network], config, 2)]
@@ -161,9 +181,9 @@ def test_models_on_one_machine_share_what_is_free_and_a_row_gets_the_same_answer
 def test_a_long_source_is_judged_by_the_pieces_that_the_search_sees(lively):
     network = Network(lively(2, max_length=64))
     source = [*[5] * 66, 2]  # in two pieces of 34
-    budget = row_bytes(34, 64, 2, [network]) / 2**30
+    budget = row_bytes(34, 64, 2, [network], BEAM) / 2**30
     config = GenerationConfig(beam_size=2, long_sources="split", memory_gb=budget, max_length_ratio=1.0)
-    assert row_bytes(64, 64, 2, [network]) / 2**30 > budget
+    assert row_bytes(64, 64, 2, [network], BEAM) / 2**30 > budget
     assert generate(network, [source], config)[0].error is None
 
 

@@ -122,7 +122,7 @@ def test_companions_of_bad_rows_get_what_they_get_alone(lively, sources_of):
 
 def test_a_row_too_large_for_the_memory_does_not_hinder_smaller_ones(lively):
     network, long, short = Network(lively(1, max_length=200)), [*[3] * 150, 2], [4, 2]
-    budget = row_bytes(30, 80, 2, [network]) / 2**30
+    budget = row_bytes(30, 80, 2, [network], BEAM) / 2**30
     config = GenerationConfig(beam_size=2, memory_gb=budget)
     found = generate(network, [short, long, short], config)
     assert found[1].error is not None and found[1].error.startswith("too_large")

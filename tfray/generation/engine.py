@@ -96,10 +96,9 @@ class Batch:
         self.steps = [steps_of(network, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
 
     def cache_of(self, network: Network, width: int, source: int, target: int) -> SlotCache:
-        """Return a network's cache; that of the kernels where it can be, which do not keep the attention that coverage
-        needs."""
+        """Return a network's cache: that of the kernels where they serve."""
         shape = CacheShape(self.slots, width, source, target, len(network.decoder), network.heads, network.head_dim)
-        kernels = None if self.config.coverage_penalty else network.kernels()
+        kernels = network.cache_kernels(self.config)
         like = network.embedding.new_empty(0, dtype=network.cache_dtype(kernels))
         return TensorCache(shape, like) if kernels is None else PagedCache(shape, like, kernels)
 

@@ -34,20 +34,19 @@ class Group(NamedTuple):
     rows: list[tuple[int, Request]]
 
 
-def row_bytes(source: int, target: int, width: int, networks: Sequence[Network], draws: bool = False) -> int:
-    """Return about the bytes that a row of so many source and target tokens needs while it has a slot, and where
-    tokens are drawn."""
+def row_bytes(source: int, target: int, width: int, networks: Sequence[Network], config: GenerationConfig) -> int:
+    """Return about the bytes that a row of so many source and target tokens needs while it has a slot."""
     total = 0
     for network in networks:
         shape, size = network.architecture, network.embedding.element_size()
-        if network.kernels() is None:
+        if network.cache_kernels(config) is None:
             target_length = max(FIRST_LENGTH, 2 * round_up(target))  # while a cache grows there are two
             bias = 2 * width * target_length * width * size
         else:
             target_length, bias = round_up(target) + PAGE, 0
         tokens = round_up(source) * 2 + target_length * width  # the source's once more while it waits
         cache = 2 * len(network.decoder) * shape.d_model * tokens * size
-        scores = width * shape.vocab_size * (size + 8 + DRAW_BYTES * draws)
+        scores = width * shape.vocab_size * (size + 8 + DRAW_BYTES * (config.search != "beam"))
         total += cache + bias + scores + width * shape.d_ff * 8
     return total
 
@@ -69,7 +68,7 @@ def slots_for(source: int, networks: Sequence[Network], config: GenerationConfig
     """Return how many rows of a source length fit at a time, 0 where not even one does."""
     longest = min(network.architecture.max_length for network in networks)
     target = longest_target(source, longest, config)
-    needed = row_bytes(source, target, width, networks, draws=config.search != "beam")
+    needed = row_bytes(source, target, width, networks, config)
     slots = min(config.batch_rows, budget // needed)
     if config.max_tokens:
         # A single row may be longer than the budget of a batch.

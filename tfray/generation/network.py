@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tfray.config import GenerationConfig
 from tfray.generation import native
 from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
 from tfray.generation.cache import SlotCache, round_up
@@ -68,6 +69,10 @@ class Network:
     def kernels(self) -> ctypes.CDLL | None:
         """Return the compiled kernels where they serve this network."""
         return native.kernels(self.device) if self.dtype == torch.float32 else None
+
+    def cache_kernels(self, config: GenerationConfig) -> ctypes.CDLL | None:
+        """Return the kernels where they serve a search's cache; they do not keep the attention that coverage needs."""
+        return None if config.coverage_penalty else self.kernels()
 
     def cache_dtype(self, kernels: ctypes.CDLL | None) -> torch.dtype:
         """Return what keys and values are kept in: halves where products are not exact anyhow, and kernels know the
