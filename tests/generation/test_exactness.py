@@ -94,7 +94,7 @@ def test_cached_decoding_equals_full_decoding_of_the_training_model(shape, width
         for row, source in enumerate(sources):
             full = model(torch.tensor([source]).expand(width, -1), targets[row, :, : position + 1])[:, -1]
             found = logits.view(3, width, -1)[row]
-            torch.testing.assert_close(found.log_softmax(-1), full.log_softmax(-1), atol=1e-2, rtol=1e-3)
+            torch.testing.assert_close(found.log_softmax(-1), full.log_softmax(-1), atol=5e-3, rtol=1e-3)
         parents = torch.randint(0, width, (3, width))
         cache.end_step(parents if width > 1 else None)
         if width > 1:  # the past follows the parents; the token to come is each one's own

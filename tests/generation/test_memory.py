@@ -149,9 +149,10 @@ def test_available_is_more_than_unused_pages_and_less_than_all():
     assert available_bytes(Path("/nowhere"), Path("/nowhere")) > 0
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("coverage", [0.0, 0.1])  # with it, torch's cache serves
-def test_a_cache_holds_no_more_than_was_estimated(coverage, lively, sources_of):
-    network = Network(lively(2, max_length=200, end=-2.0))
+def test_a_cache_holds_no_more_than_was_estimated(coverage, precision, lively, sources_of):
+    network = Network(lively(2, max_length=200, end=-2.0, d_model=64), precision)
     config = GenerationConfig(beam_size=2, coverage_penalty=coverage, max_length_ratio=5.0)
     rows = [(row, Request(source)) for row, source in enumerate(sorted(sources_of(40), key=len, reverse=True))]
     batch = Batch(Engine([network], config), 10, rows)

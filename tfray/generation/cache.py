@@ -73,6 +73,10 @@ class SlotCache(ABC):
             self.source_lengths[slot], self.steps_taken[slot] = length, 0
 
     @abstractmethod
+    def release(self, slots: list[int]) -> None:
+        """Let others have what the rows in these slots, which are done, had for themselves."""
+
+    @abstractmethod
     def keep(self, slots: list[int], keys_values: list[Tensor], index: Tensor, lengths: Tensor) -> None:
         """Store keys and values of sources; index: the slots once more, lengths: of the sources."""
 
@@ -134,13 +138,16 @@ class TensorCache(SlotCache):
         self.buffer, self.bias_buffer, self.capacity = buffer, bias, capacity
 
     def keep(self, slots: list[int], keys_values: list[Tensor], index: Tensor, lengths: Tensor) -> None:
-        """Store keys and values of sources, and a bias that hides what is beyond them: zeros, finite and masked."""
-        self.memory_buffer[:, :, index] = 0
+        """Store keys and values of sources, with biases that hide what is beyond them, and what a row before left."""
+        self.memory_buffer[:, :, index] = 0  # what is hidden must be finite
         for slot, part in zip(slots, keys_values, strict=True):
             self.memory_buffer[:, :, slot, :, : len(part)] = part.permute(1, 2, 3, 0, 4)
         hidden = torch.arange(self.memory_bias_buffer.shape[-1], device=index.device) >= lengths[:, None]
         self.memory_bias_buffer[index, 0] = self.like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
         self.bias_buffer[index] = float("-inf")
+
+    def release(self, slots: list[int]) -> None:
+        """Do nothing: a slot's memory is its own."""
 
     def reach(self, rows: int) -> None:
         """Make room for the next token of the first `rows` rows."""

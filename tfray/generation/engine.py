@@ -130,6 +130,8 @@ class Batch:
 
     def fill(self, free: list[int]) -> None:
         """Let waiting rows into free slots; close up those that stay free."""
+        for cache in self.caches:
+            cache.release(free)
         count = min(len(free), len(self.waiting) + len(self.encoded))
         entering = [self.next_encoded() for _ in range(count)]
         if entering:

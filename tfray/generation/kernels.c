@@ -26,7 +26,11 @@
 #endif
 whole lanes_of_a_register(void) { return LANES; }
 
-#define PAGE 16 /* positions, as in paged.py */
+#define PAGE 16 /* positions */
+#if PAGE % LANES
+#error "a page holds whole blocks of keys"
+#endif
+whole positions_of_a_page(void) { return PAGE; }
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));

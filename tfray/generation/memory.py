@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from tfray.config import GenerationConfig
+from tfray.generation import native
 from tfray.generation.available import available_bytes
 from tfray.generation.cache import FIRST_LENGTH, round_up
 from tfray.generation.network import Network
-from tfray.generation.paged import PAGE
 from tfray.generation.rows import Request, longest_target
 
 logger = logging.getLogger(__name__)
@@ -39,15 +39,18 @@ def row_bytes(source: int, target: int, width: int, networks: Sequence[Network],
     total = 0
     for network in networks:
         shape, size = network.architecture, network.embedding.element_size()
-        if network.cache_kernels(config) is None:
+        kernels = network.cache_kernels(config)
+        kept = network.cache_dtype(kernels).itemsize
+        if kernels is None:
             target_length = max(FIRST_LENGTH, 2 * round_up(target))  # while a cache grows there are two
             bias = 2 * width * target_length * width * size
         else:
-            target_length, bias = round_up(target) + PAGE, 0
-        tokens = round_up(source) * 2 + target_length * width  # the source's once more while it waits
-        cache = 2 * len(network.decoder) * shape.d_model * tokens * size
+            target_length, bias = round_up(target) + native.page(), 0  # some pages are free
+        numbers = 2 * len(network.decoder) * shape.d_model  # of a token: keys and values
+        cache = numbers * kept * (round_up(source) + target_length * width)
+        waiting = numbers * size * source
         scores = width * shape.vocab_size * (size + 8 + DRAW_BYTES * (config.search != "beam"))
-        total += cache + bias + scores + width * shape.d_ff * 8
+        total += cache + waiting + bias + scores + width * shape.d_ff * 8
     return total
 
 

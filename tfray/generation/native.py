@@ -14,7 +14,7 @@ import torch
 
 from tfray.native import SHARED, call, compiled_library
 
-__all__ = ["call", "compiled", "kernels", "lanes", "products"]
+__all__ = ["call", "compiled", "kernels", "lanes", "page", "products"]
 
 SOURCES = [
     *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "products.h", "multiply.h")),
@@ -44,6 +44,14 @@ def lanes() -> int:
     library = compiled()
     assert library is not None
     return int(library.lanes_of_a_register())
+
+
+@functools.cache
+def page() -> int:
+    """Return how many positions of a target a page of the kernels' cache has."""
+    library = compiled()
+    assert library is not None
+    return int(library.positions_of_a_page())
 
 
 @functools.cache

@@ -257,7 +257,7 @@ class Network:
 
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
-        layer's attention to the source, (rows, heads, width, source)."""
+        layer's attention to the source, (rows, heads, width, source), empty where the cache does not keep it."""
         rows, width = ids.shape
         cache.start_step(rows)
         self.reach(cache.length)

@@ -1,7 +1,8 @@
 """The cache of the compiled kernels: targets stand on pages, which a row takes as it grows and gives back at its end.
 
-A long row costs the others nothing, and nothing is ever copied. A page has PAGE positions of all layers, (layers, 2,
-heads, PAGE x width x head_dim); which of a position's keys are a hypothesis' ancestors is a table of numbers.
+A long row costs the others nothing, and no target's keys and values are ever copied. A page has some positions of all
+layers, (layers, 2, heads, positions x width x head_dim); which of a position's keys are a hypothesis' ancestors is a
+table of numbers.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from torch import Tensor
 from tfray.generation import native
 from tfray.generation.cache import CacheShape, SlotCache
 
-PAGE = 16
-"""Positions, as in kernels.c."""
 CHUNK_SHARE = 4  # of the slots: as many pages are asked of the system at a time
 
 
@@ -53,12 +52,13 @@ class PagedCache(SlotCache):
         self.kernel_of_memory = kernels.attend_memory_half if halves else kernels.attend_memory
         self.kernel_of_keeping = kernels.keep_memory_half if halves else kernels.keep_memory
         self.memory_lengths = torch.ones(shape.slots, dtype=torch.long)
-        numbers = 2 * shape.layers * shape.heads * PAGE * shape.width * shape.head_dim
+        self.page = native.page()
+        numbers = 2 * shape.layers * shape.heads * self.page * shape.width * shape.head_dim
         self.pages = Pages(numbers, like.dtype, -(-shape.slots // CHUNK_SHARE))
         self.pages_of: list[list[int]] = [[] for _ in range(shape.slots)]
-        self.table = torch.zeros(shape.slots, -(-shape.target // PAGE), dtype=torch.long)
+        self.table = torch.zeros(shape.slots, -(-shape.target // self.page), dtype=torch.long)
         """The same addresses as pages_of."""
-        self.ancestors = torch.zeros(shape.slots, shape.width, self.table.shape[1] * PAGE, dtype=torch.int32)
+        self.ancestors = torch.zeros(shape.slots, shape.width, self.table.shape[1] * self.page, dtype=torch.int32)
 
     def keep(self, slots: list[int], keys_values: list[Tensor], index: Tensor, lengths: Tensor) -> None:
         """Store keys and values of sources; the kernels look at no more than their lengths."""
@@ -66,20 +66,20 @@ class PagedCache(SlotCache):
         for slot, part in zip(slots, keys_values, strict=True):
             parts = part.contiguous(), self.memory_buffer
             native.call(self.kernel_of_keeping, *parts, slot, len(part), layers, *shape)
-            self.give_back(slot)
         self.memory_lengths[index] = lengths
 
-    def give_back(self, slot: int) -> None:
-        """Let others have the pages of a row that is done."""
-        self.pages.free += self.pages_of[slot]
-        self.pages_of[slot] = []
+    def release(self, slots: list[int]) -> None:
+        """Let others have the pages of rows that are done."""
+        for slot in slots:
+            self.pages.free += self.pages_of[slot]
+            self.pages_of[slot] = []
 
     def start_step(self, rows: int) -> None:
         """Prepare for the next token of the first `rows` rows: each has a page for it."""
         super().start_step(rows)
         for slot, steps in enumerate(self.steps_taken[:rows]):
             own = self.pages_of[slot]
-            if steps == PAGE * len(own):
+            if steps == self.page * len(own):
                 own.append(self.pages.take())
                 self.table[slot, len(own) - 1] = own[-1]
 
@@ -111,5 +111,4 @@ class PagedCache(SlotCache):
         self.ancestors[targets] = self.ancestors[sources]
         self.table[targets] = self.table[sources]
         for source, target in zip(sources, targets, strict=True):
-            self.give_back(target)
             self.pages_of[target], self.pages_of[source] = self.pages_of[source], []

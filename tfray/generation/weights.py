@@ -44,7 +44,7 @@ class Packer:
     def __init__(self, architecture: Architecture, precision: Precision, device: torch.device) -> None:
         self.device, self.scale = device, architecture.head_dim**-0.5
         self.kind = choose_linear(precision, device)
-        # On a CPU, activations, norms and the cache are in fp32 whatever the products are in.
+        # On a CPU, activations and norms are in fp32 whatever the products are in.
         self.dtype = torch.bfloat16 if precision == "bf16" and self.kind is PlainLinear else torch.float32
 
     def linear(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Linear:

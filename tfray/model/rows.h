@@ -2,7 +2,8 @@
 
 /* A row's e^(logit - the highest), and their sum. sums gets the log of the softmax' denominator, the label's logit and
  * the sum of all logits. */
-INLINE float NAME(raise)(const ELEMENT *line, whole label, float *restrict powers, float *restrict sums, whole vocab) {
+INLINE float NAME(exponentials)(const ELEMENT *line, whole label, float *restrict powers, float *restrict sums,
+                                whole vocab) {
     float most = -INFINITY, all = 0, sum = 0;
 #pragma omp simd reduction(max : most) reduction(+ : all)
     for (whole i = 0; i < vocab; i++) {
@@ -24,7 +25,7 @@ void NAME(loss_gradient)(ELEMENT *logits, const whole *labels, float smoothing, 
     PARALLEL for (whole row = 0; row < rows; row++) {
         ELEMENT *line = logits + row * vocab;
         float *powers = malloc(vocab * sizeof(float)), uniform = smoothing / vocab;
-        float sum = NAME(raise)(line, labels[row], powers, sums + 3 * row, vocab);
+        float sum = NAME(exponentials)(line, labels[row], powers, sums + 3 * row, vocab);
         float factor = (1 + 2 * z_loss * sums[3 * row]) / sum;
         float label_gradient = powers[labels[row]] * factor - uniform - (1 - smoothing);
 #pragma omp simd
@@ -42,8 +43,8 @@ void NAME(twin_loss_gradient)(ELEMENT *logits, const whole *labels, float smooth
         ELEMENT *first = logits + 2 * pair * vocab, *second = first + vocab;
         const whole *label = labels + 2 * pair;
         float *p = malloc(2 * vocab * sizeof(float)), *q = p + vocab, *own = sums + 6 * pair;
-        float p_share = 1 / NAME(raise)(first, label[0], p, own, vocab);
-        float q_share = 1 / NAME(raise)(second, label[1], q, own + 3, vocab);
+        float p_share = 1 / NAME(exponentials)(first, label[0], p, own, vocab);
+        float q_share = 1 / NAME(exponentials)(second, label[1], q, own + 3, vocab);
         float p_mean = 0, q_mean = 0; /* of the difference of logits */
 #pragma omp simd reduction(+ : p_mean, q_mean)
         for (whole i = 0; i < vocab; i++) {

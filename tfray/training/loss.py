@@ -24,7 +24,7 @@ class Loss(NamedTuple):
     """Sums over the target tokens of a micro-batch."""
 
     objective: Tensor
-    """What is minimized, in nats: cross-entropy against smoothed labels, and the z-loss."""
+    """What is minimized, in nats: cross-entropy against smoothed labels, the z-loss, and R-Drop's divergence."""
     negative_log_likelihood: Tensor
     """Cross-entropy against the labels alone, in nats; no gradient."""
 
