@@ -71,7 +71,7 @@ def test_long_sources_do_not_depend_on_their_companions_either(shape, precision,
 
 
 @pytest.mark.parametrize("is_paged", [False, True])
-@pytest.mark.parametrize("width", [1, 3, 5])
+@pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @torch.inference_mode()
 def test_cached_decoding_equals_full_decoding_of_the_training_model(shape, width, is_paged, lively):
@@ -80,11 +80,11 @@ def test_cached_decoding_equals_full_decoding_of_the_training_model(shape, width
     sources = [[3, 4, 5, 6, 2], [7, 8, 2], [9, 2]]
     memory, lengths = network.encode(sources)
     keys_values = list(network.project_memory(memory).split(lengths))
-    shape = CacheShape(3, width, 5, length, 2, 2, network.head_dim)
+    room = CacheShape(3, width, 5, length, 2, 2, network.head_dim)
     kernels = network.kernels() if is_paged else None
     if is_paged and kernels is None:
         pytest.skip("no C compiler")
-    cache = TensorCache(shape, network.embedding) if kernels is None else PagedCache(shape, network.embedding, kernels)
+    cache = TensorCache(room, network.embedding) if kernels is None else PagedCache(room, network.embedding, kernels)
     cache.admit([0, 1, 2], keys_values)
     torch.manual_seed(1)
     targets = torch.randint(3, 15, (3, width, length))
@@ -94,7 +94,7 @@ def test_cached_decoding_equals_full_decoding_of_the_training_model(shape, width
         for row, source in enumerate(sources):
             full = model(torch.tensor([source]).expand(width, -1), targets[row, :, : position + 1])[:, -1]
             found = logits.view(3, width, -1)[row]
-            torch.testing.assert_close(found.log_softmax(-1), full.log_softmax(-1), atol=5e-3, rtol=1e-3)
+            torch.testing.assert_close(found.log_softmax(-1), full.log_softmax(-1), atol=2e-3, rtol=1e-4)
         parents = torch.randint(0, width, (3, width))
         cache.end_step(parents if width > 1 else None)
         if width > 1:  # the past follows the parents; the token to come is each one's own

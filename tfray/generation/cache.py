@@ -109,9 +109,8 @@ class SlotCache(ABC):
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Move rows to other slots."""
-        source, target = (torch.tensor(slots, device=self.like.device) for slots in (sources, targets))
-        self.memory_buffer[:, :, target] = self.memory_buffer[:, :, source]
-        self.positions[target] = self.positions[source]
+        self.memory_buffer[:, :, targets] = self.memory_buffer[:, :, sources]
+        self.positions[targets] = self.positions[sources]
         for old, new in zip(sources, targets, strict=True):
             self.source_lengths[new] = self.source_lengths[old]
             self.steps_taken[new] = self.steps_taken[old]
@@ -153,7 +152,7 @@ class TensorCache(SlotCache):
         """Make room for the next token of the first `rows` rows."""
         super().start_step(rows)
         if self.length > self.capacity:
-            self.grow(min(max(2 * self.capacity, self.length), max(self.length, round_up(self.shape.target))))
+            self.grow(min(2 * self.capacity, round_up(self.shape.target)))
 
     def start_step(self, rows: int) -> None:
         """Prepare for the next token of the first `rows` rows: every hypothesis will see its own."""
@@ -207,7 +206,6 @@ class TensorCache(SlotCache):
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Move rows to other slots."""
         super().move(sources, targets)
-        source, target = (torch.tensor(slots, device=self.like.device) for slots in (sources, targets))
-        self.memory_bias_buffer[target] = self.memory_bias_buffer[source]
-        self.buffer[:, :, target, :, : self.length] = self.buffer[:, :, source, :, : self.length]
-        self.bias_buffer[target] = self.bias_buffer[source]
+        self.memory_bias_buffer[targets] = self.memory_bias_buffer[sources]
+        self.buffer[:, :, targets, :, : self.length] = self.buffer[:, :, sources, :, : self.length]
+        self.bias_buffer[targets] = self.bias_buffer[sources]

@@ -83,20 +83,23 @@ class PagedCache(SlotCache):
                 own.append(self.pages.take())
                 self.table[slot, len(own) - 1] = own[-1]
 
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """What both of attention's kernels are told: rows, hypotheses of each, heads, and the size of a head."""
+        return self.rows, self.shape.width, self.shape.heads, self.shape.head_dim
+
     def attend_past(self, layer: int, joint: Tensor) -> Tensor:
         """Store the newest keys and values and return what its queries gather."""
-        _, width, _, _, _, heads, head_dim = self.shape
-        output = joint.new_empty(len(joint), heads * head_dim)
+        output = joint.new_empty(len(joint), joint.shape[1] // 3)
         parts = joint, self.table, self.ancestors, self.positions, output
-        native.call(self.kernel_of_past, *parts, layer, self.rows, width, heads, head_dim, self.table.shape[1])
+        native.call(self.kernel_of_past, *parts, layer, *self.counts, self.table.shape[1])
         return output
 
     def attend_memory(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return what queries gather of the source, and no weights."""
-        _, width, _, _, _, heads, head_dim = self.shape
         output = torch.empty_like(queries)
         parts = queries, *self.memory_buffer[layer], self.memory_lengths, output
-        native.call(self.kernel_of_memory, *parts, self.rows, width, heads, head_dim, self.memory_buffer.shape[4])
+        native.call(self.kernel_of_memory, *parts, *self.counts, self.memory_buffer.shape[4])
         return output, queries.new_empty(0)
 
     def follow(self, parents: Tensor) -> None:
