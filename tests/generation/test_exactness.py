@@ -15,7 +15,7 @@ from tfray.generation.generate import generate, prepare
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear
 from tfray.generation.network import Network
 from tfray.generation.paged import PagedCache
-from tfray.generation.panels import PanelLinear
+from tfray.generation.panels import PanelByteLinear, PanelLinear
 from tfray.generation.products import works
 from tfray.generation.rows import Request
 from tfray.generation.scoring import embed, score
@@ -173,7 +173,9 @@ def test_equal_scores_go_by_token_id_and_place(lively):
             assert equal == sorted(equal)
 
 
-@pytest.mark.parametrize("kind", [PanelLinear, BlockedLinear, QuantizedLinear, TiledHalfLinear, TiledByteLinear])
+@pytest.mark.parametrize(
+    "kind", [PanelLinear, BlockedLinear, QuantizedLinear, TiledHalfLinear, TiledByteLinear, PanelByteLinear]
+)
 @pytest.mark.parametrize("inputs, outputs", [(16, 48), (100, 300), (256, 256)])
 def test_a_rows_product_does_not_depend_on_the_other_rows(kind, inputs, outputs):
     if not works(kind):
@@ -191,7 +193,7 @@ def test_a_rows_product_does_not_depend_on_the_other_rows(kind, inputs, outputs)
     "kind, limit",
     [
         *((PanelLinear, 1e-4), (BlockedLinear, 1e-4), (HalfLinear, 0.1), (QuantizedLinear, 0.2)),
-        *((TiledHalfLinear, 0.1), (TiledByteLinear, 0.2)),
+        *((TiledHalfLinear, 0.1), (TiledByteLinear, 0.2), (PanelByteLinear, 0.2)),
     ],
 )
 def test_every_kind_of_product_is_the_plain_one(kind, limit, activation):

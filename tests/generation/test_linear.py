@@ -7,13 +7,13 @@ import torch
 
 from tfray.generation import products
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, QuantizedLinear, few_kinds
-from tfray.generation.panels import PanelLinear
+from tfray.generation.panels import PanelByteLinear, PanelLinear
 from tfray.generation.products import choose_linear, works
 from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear, tiled
 
 KINDS = [
     *((PanelLinear, 1e-5), (BlockedLinear, 1e-5), (HalfLinear, 0.05), (QuantizedLinear, 0.1)),
-    *((TiledHalfLinear, 0.05), (TiledByteLinear, 0.1)),
+    *((TiledHalfLinear, 0.05), (TiledByteLinear, 0.1), (PanelByteLinear, 0.1)),
 ]
 
 
@@ -52,6 +52,20 @@ def test_what_is_no_number_stays_none_in_our_kernels(kind, activation):
     states[1, 5] = float("nan")
     found = kind(torch.ones(40, 32), torch.zeros(40), activation)(states).float()
     assert found[1].isnan().all() and not found[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize("kind", [PanelByteLinear, TiledByteLinear])
+def test_sums_of_bytes_are_exact_whatever_the_numbers(kind):
+    if not works(kind):
+        pytest.skip(f"this processor has no {kind.__name__}")
+    torch.manual_seed(0)
+    weight, states = (torch.randint(-127, 128, (count, 301)).double() for count in (70, 19))
+    for numbers in (weight, states):
+        numbers[:, 0] = 127  # so that bytes hold them as they are
+    states[3], states[4] = 127, -127
+    expected = states @ weight.T
+    found = kind(weight.float(), None, "none")(states.float())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("group", "kind"), [(2, torch.bfloat16), (4, torch.int8)])

@@ -1,4 +1,5 @@
-/* Products in floats, on any processor: multiply_float.
+/* Products in floats, on any processor, and in bytes, where those of products.h are not: multiply_float and
+ * multiply_words.
  *
  * Weights lie in panels of LANES outputs, (inputs, LANES) each (see panels.py). GROUP rows meet WIDE panels at a time:
  * their sums fill the processor's registers and stay there over all inputs. A row's sums do not depend on the other
@@ -29,6 +30,16 @@ INLINE void sum_group(const float *const *rows, const float *panel, const float 
     memcpy(sums, own, sizeof(own));
 }
 
+/* Write a part of a row as it is wanted: activation(line + bias) + residual. */
+INLINE void put(Lanes line, const float *bias, whole relu, const float *residual, float *output, whole width) {
+    const Lanes zero = {0};
+    line += load(bias);
+    if (relu) line = (Lanes)((Bits)line & ~(Bits)(line < zero)); /* NaN stays NaN */
+    if (residual) line += load_some(residual, width);
+    __builtin_prefetch(output + WIDE * LANES, 1);
+    store_some(output, line, width);
+}
+
 /* activation(states W^T + bias) + residual, (rows, outputs); residual: or none. Weights and bias reach to the end of
  * the last WIDE panels. */
 void multiply_float(const float *states, const float *weights, const float *bias, const float *residual, float *output,
@@ -44,13 +55,91 @@ void multiply_float(const float *states, const float *weights, const float *bias
                 sum_group(lines, weights + left * inputs, weights + (left + after * LANES) * inputs, inputs, sums);
                 for (whole row = top; row < least(top + GROUP, end); row++)
                     for (whole at = left; at < least(left + WIDE * LANES, outputs); at += LANES) {
-                        Lanes line = sums[row - top][(at - left) / LANES] + load(bias + at), zero = {0};
-                        whole place = row * outputs + at, width = least(outputs - at, LANES);
-                        if (relu) line = (Lanes)((Bits)line & ~(Bits)(line < zero)); /* NaN stays NaN */
-                        if (residual) line += load_some(residual + place, width);
-                        __builtin_prefetch(output + place + WIDE * LANES, 1);
-                        store_some(output + place, line, width);
+                        whole place = row * outputs + at;
+                        put(sums[row - top][(at - left) / LANES], bias + at, relu, residual ? residual + place : NULL,
+                            output + place, least(outputs - at, LANES));
                     }
             }
     }
 }
+
+INLINE float largest_size(const float *restrict from, whole count) {
+    float most = 1e-30f;
+#pragma omp simd reduction(max : most)
+    for (whole i = 0; i < count; i++) {
+        float size = fabsf(from[i]);
+        most = size > most ? size : most;
+    }
+    return most;
+}
+
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#include <immintrin.h>
+#ifdef __AVX512BW__
+#define WIDENED(bytes) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(bytes)))
+#define DOTS(same, weights) _mm512_madd_epi16(_mm512_set1_epi32(same), weights)
+typedef __m512i Words;
+#else
+#define WIDENED(bytes) _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(bytes)))
+#define DOTS(same, weights) _mm256_madd_epi16(_mm256_set1_epi32(same), weights)
+typedef __m256i Words;
+#endif
+typedef int32_t Sums __attribute__((vector_size(4 * LANES)));
+
+/* A row's inputs as whole numbers up to 127, and a zero after an odd number of them; returns the row's scale. */
+INLINE float convert_words(const float *restrict from, whole inputs, int16_t *restrict to) {
+    float most = largest_size(from, inputs), factor = 127.0f / most;
+#pragma omp simd
+    for (whole i = 0; i < inputs; i++) to[i] = (int16_t)__builtin_rintf(from[i] * factor);
+    if (inputs % 2) to[inputs] = 0;
+    return most / 127.0f;
+}
+
+/* Sums of GROUP rows with WIDE panels. Two neighbouring inputs at a time, in 16 bits each: products of bytes would be
+ * added in 16 bits, which are too few. */
+INLINE void sum_words(const int16_t *const *rows, const int8_t *panel, whole pairs, Sums sums[GROUP][WIDE]) {
+    Sums own[GROUP][WIDE] = {{{0}}};
+    for (whole i = 0; i < pairs; i++) {
+        Words weights[WIDE];
+#pragma GCC unroll 2
+        for (int part = 0; part < WIDE; part++) weights[part] = WIDENED(panel + (part * pairs + i) * 2 * LANES);
+#pragma GCC unroll 8
+        for (int row = 0; row < GROUP; row++) {
+            int32_t same;
+            memcpy(&same, rows[row] + 2 * i, sizeof(same));
+#pragma GCC unroll 2
+            for (int part = 0; part < WIDE; part++) own[row][part] += (Sums)DOTS(same, weights[part]);
+        }
+    }
+    memcpy(sums, own, sizeof(own));
+}
+
+/* As multiply_float, with weights in bytes, panels of (inputs / 2, LANES, 2), which scales, one an output, make what
+ * they were; states become bytes row by row. */
+void multiply_words(const float *states, const int8_t *weights, const float *scales, const float *bias,
+                    const float *residual, float *output, whole relu, whole rows, whole inputs, whole outputs) {
+    whole pairs = (inputs + 1) / 2, most = least(rows, CHUNK);
+    int16_t *words = malloc(most * 2 * pairs * sizeof(int16_t));
+    float row_scales[CHUNK];
+    Sums sums[GROUP][WIDE];
+    const int16_t *lines[GROUP];
+    for (whole first = 0; first < rows; first += most) {
+        whole count = least(rows - first, most);
+        for (whole row = 0; row < count; row++)
+            row_scales[row] = convert_words(states + (first + row) * inputs, inputs, words + row * 2 * pairs);
+        for (whole left = 0; left < outputs; left += WIDE * LANES)
+            for (whole top = 0; top < count; top += GROUP) {
+                for (whole row = 0; row < GROUP; row++) lines[row] = words + least(top + row, count - 1) * 2 * pairs;
+                sum_words(lines, weights + left * 2 * pairs, pairs, sums);
+                for (whole row = top; row < least(top + GROUP, count); row++)
+                    for (whole at = left; at < least(left + WIDE * LANES, outputs); at += LANES) {
+                        whole place = (first + row) * outputs + at;
+                        Lanes line = __builtin_convertvector(sums[row - top][(at - left) / LANES], Lanes);
+                        put(line * row_scales[row] * load(scales + at), bias + at, relu,
+                            residual ? residual + place : NULL, output + place, least(outputs - at, LANES));
+                    }
+            }
+    }
+    free(words);
+}
+#endif

@@ -96,16 +96,6 @@ INLINE void convert_half(const Product *product, whole row, half *restrict to, w
 }
 #endif
 
-INLINE float largest_size(const float *restrict from, whole count) {
-    float most = 1e-30f;
-#pragma omp simd reduction(max : most)
-    for (whole i = 0; i < count; i++) {
-        float size = fabsf(from[i]);
-        most = size > most ? size : most;
-    }
-    return most;
-}
-
 /* A row's inputs in bytes, zeros after them up to whole tiles; returns the row's scale. Dot products take states as
  * bytes without sign: they stand around 128. */
 INLINE float convert_bytes(const float *restrict from, whole inputs, int8_t *restrict to, whole depths) {

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from tfray.generation.linear import BlockedLinear, HalfLinear, PlainLinear, Precision, QuantizedLinear
-from tfray.generation.panels import PanelLinear
+from tfray.generation.panels import PanelByteLinear, PanelLinear
 from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
 
 logger = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 KINDS: dict[Precision, list[type]] = {
     "fp32": [PanelLinear, BlockedLinear],
     "bf16": [TiledHalfLinear, HalfLinear],
-    "int8": [TiledByteLinear, QuantizedLinear],
+    "int8": [TiledByteLinear, PanelByteLinear, QuantizedLinear],
 }
 """The fastest first."""
 EXACT = {PanelLinear, BlockedLinear, PlainLinear}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.linear import Activation, quantize_outputs
-from tfray.generation.panels import PANEL, biases, whole_panels
+from tfray.generation.panels import PANEL, KernelLinear, whole_panels
 
 SIDE = 16
 """Outputs of a tile, and groups of neighbouring inputs."""
@@ -32,44 +32,29 @@ def sums_of_128(weight: Tensor) -> Tensor:
     return -128 * weight.sum(1, dtype=torch.int32)
 
 
-class TiledLinear:
-    """A product in bf16, or where `scale` holds the outputs' scales, in int8 with states quantized per row."""
-
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, activation: Activation) -> None:
-        name = "multiply_half" if scale is None else "multiply_bytes"
-        self.multiply = getattr(native.products(weight.device), name, None)
-        if self.multiply is None:
-            raise RuntimeError("the processor has no such products")
-        self.outputs, self.inputs = weight.shape
-        self.activation: Activation = activation
-        self.weight = tiled(weight)
-        self.starts = self.scale = None
-        if scale is not None:
-            self.starts = whole_panels(sums_of_128(weight))
-            self.scale = whole_panels(scale)
-        self.bias = biases(bias, self.outputs)
-
-    def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
-        rows, states = states.shape[0], states.contiguous()
-        is_relu = self.activation == "relu"
-        gives_halves = is_relu and self.scale is None  # for the product that follows
-        dtype = torch.bfloat16 if gives_halves else torch.float32
-        output = torch.empty(rows, self.outputs, dtype=dtype)
-        kinds = states.dtype == torch.bfloat16, gives_halves, is_relu
-        parts = states, self.weight, self.starts, self.scale, self.bias, residual, output
-        native.call(self.multiply, *parts, *kinds, rows, self.inputs, self.outputs)
-        return F.gelu(output) if self.activation == "gelu" else output
-
-
-class TiledHalfLinear(TiledLinear):
+class TiledHalfLinear(KernelLinear):
     """The product in bf16."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
-        super().__init__(weight.bfloat16(), None, bias, activation)
+        super().__init__(native.products(weight.device), "multiply_half", weight.shape, bias, activation)
+        self.weights = tiled(weight.bfloat16()), None, None
+
+    def output(self, rows: int) -> Tensor:
+        """Return halves for the product that follows an activation, else floats."""
+        dtype = torch.bfloat16 if self.activation == "relu" else torch.float32
+        return torch.empty(rows, self.outputs, dtype=dtype)
+
+    def kinds(self, states: Tensor, output: Tensor) -> tuple[bool, ...]:
+        return states.dtype == torch.bfloat16, output.dtype == torch.bfloat16
 
 
-class TiledByteLinear(TiledLinear):
-    """The product in int8."""
+class TiledByteLinear(KernelLinear):
+    """The product in int8, with states quantized per row."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
-        super().__init__(*quantize_outputs(weight), bias, activation)
+        super().__init__(native.products(weight.device), "multiply_bytes", weight.shape, bias, activation)
+        whole, scale = quantize_outputs(weight)
+        self.weights = tiled(whole), whole_panels(sums_of_128(whole)), whole_panels(scale)
+
+    def kinds(self, states: Tensor, output: Tensor) -> tuple[bool, ...]:
+        return False, False
