@@ -12,7 +12,7 @@ Every contender trains a model of the same size on the same batches, which lie i
 lengths of mean 16 tokens, label smoothing 0.1, dropout 0.1, AdamW. Each lives in processes of its own; they take
 turns, round by round, so that a busy machine hurts all alike, and the median over the rounds counts. The matrix rate
 is measured in the same turns; the share of it is by counted FLOPs: the products of the model and its vocabulary
-projection, forward and backward, padding included.
+projection, forward and backward, padding included. A processor without fast products in bf16 is measured in fp32 alone.
 """
 
 from __future__ import annotations
@@ -310,22 +310,32 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def fast_precisions(device: str) -> list[str]:
+    """Return the precisions that a device is fast in, the fastest last."""
+    import torch
+
+    from tfray.model.precision import has_fast_bf16
+
+    return ["fp32", "bf16"] if has_fast_bf16(torch.device(device)) else ["fp32"]
+
+
 def contenders(device: str, threads: int) -> list[Contender]:
     """Return who takes part; on a CPU with all cores, or a worker a core."""
+    precisions = fast_precisions(device)
+    best = precisions[-1]
     chosen = [
-        Contender(RATE, "bf16", threads=threads),
-        Contender(OURS, "fp32", threads=threads),
-        Contender(OURS, "bf16", threads=threads),
+        Contender(RATE, best, threads=threads),
+        *(Contender(OURS, precision, threads=threads) for precision in precisions),
         *(
             Contender(HF, precision, attention, threads=threads)
-            for precision in ("fp32", "bf16")
+            for precision in precisions
             for attention in ("eager", "sdpa")
         ),
     ]
     if device == "cpu" and threads > 1:
         chosen += [
-            Contender(OURS, "bf16", threads=threads, lanes=2),
-            Contender(OURS, "bf16", workers=2, threads=max(1, threads // 2), lanes=2),
+            Contender(OURS, best, threads=threads, lanes=2),
+            Contender(OURS, best, workers=2, threads=max(1, threads // 2), lanes=2),
         ]
     return chosen
 
@@ -351,27 +361,30 @@ def is_wanted(contender: Contender, engines: list[str] | None) -> bool:
 
 
 def print_table(teams: list[Team], setup: Setup) -> None:
-    matrix = next(team for team in teams if team.contender.engine == RATE).median("rate")
+    rate = next(team for team in teams if team.contender.engine == RATE)
+    matrix, best = rate.median("rate"), rate.contender.precision
     where = f"{setup.device}, {setup.clock} clock"
     print(f"\n{setup.size}, vocabulary {setup.vocab}, about {setup.max_tokens} tokens a micro-batch, {where}")
-    print(f"measured bf16 matrix rate ({PRODUCT} x {PRODUCT}): {matrix / 1e9:,.0f} GFLOP/s")
+    print(f"measured {best} matrix rate ({PRODUCT} x {PRODUCT}): {matrix / 1e9:,.0f} GFLOP/s")
     print(f"{'':32} {'target tokens/s':>15} {'spread':>7} {'GFLOP/s':>8} {'of matrix rate':>14} {'peak MB':>8}")
     for team in teams:
         if team.contender.engine != RATE:
-            rate = team.median("rate")
+            found = team.median("rate")
             print(
-                f"{team.contender.name:32} {team.median('speed'):15,.0f} {team.spread:7.1%} {rate / 1e9:8,.0f} "
-                f"{rate / matrix:14.2f} {team.median('megabytes'):8,.0f}"
+                f"{team.contender.name:32} {team.median('speed'):15,.0f} {team.spread:7.1%} {found / 1e9:8,.0f} "
+                f"{found / matrix:14.2f} {team.median('megabytes'):8,.0f}"
             )
     speed = {team.contender.name: team.median("speed") for team in teams}
-    ours = next(team for team in teams if team.contender[:2] == (OURS, "bf16"))
+    ours = next(team for team in teams if team.contender[:2] == (OURS, best))
+
+    def ratio(mine: str, theirs: str) -> float:
+        return speed[f"{OURS} {mine}"] / max(speed[f"{HF} {theirs} {kind}"] for kind in ("eager", "sdpa"))
+
     if any(team.contender.engine == HF for team in teams):
-        fp32, bf16 = (
-            max(speed[f"{HF} {precision} {kind}"] for kind in ("eager", "sdpa")) for precision in ("fp32", "bf16")
-        )
-        print(f"tfray bf16 / {HF} fp32: {ours.median('speed') / fp32:.2f} (asked 3 for small)")
-        print(f"tfray bf16 / {HF} bf16: {ours.median('speed') / bf16:.2f} (asked 1.5; on a GPU 2)")
-        print(f"tfray fp32 / {HF} fp32: {speed[f'{OURS} fp32'] / fp32:.2f}")
+        if best == "bf16":
+            print(f"tfray bf16 / {HF} fp32: {ratio('bf16', 'fp32'):.2f} (asked 3 for small)")
+            print(f"tfray bf16 / {HF} bf16: {ratio('bf16', 'bf16'):.2f} (asked 1.5; on a GPU 2)")
+        print(f"tfray fp32 / {HF} fp32: {ratio('fp32', 'fp32'):.2f}")
     print(f"share of the matrix rate: {ours.median('rate') / matrix:.2f} (asked 0.30 for small, 0.45 for base)")
     several = [team.median("speed") for team in teams if team.contender.lanes > 1]
     if several:
@@ -395,10 +408,11 @@ def print_mfu(team: Team) -> None:
 
 def measure_growth(options: argparse.Namespace, setup: Setup) -> None:
     """Print how the memory of our step grows over many steps, whose shapes are ever new ones."""
-    team = Team(Contender(OURS, "bf16", threads=options.threads), setup._replace(renews=True))
+    best = fast_precisions(setup.device)[-1]
+    team = Team(Contender(OURS, best, threads=options.threads), setup._replace(renews=True))
     parts = 10
     peaks = [team.run(options.steps // parts).megabytes for _ in range(parts)]
-    print(f"peak memory after each tenth of {options.steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")
+    print(f"{best}, peak memory after each tenth of {options.steps} steps, MB: {', '.join(f'{p:,.0f}' for p in peaks)}")
     print(f"growth after the first half: {peaks[-1] - peaks[parts // 2 - 1]:,.1f} MB (asked: none)")
     team.close()
 

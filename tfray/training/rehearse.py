@@ -16,7 +16,6 @@ from tfray.batches.packing import Widths, first_fit, row_widths
 from tfray.batches.plan import plan_pool
 from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
-from tfray.errors import InputError
 from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, name_of
 from tfray.report.tables import format_table
@@ -28,7 +27,7 @@ from tfray.training.folders import AVERAGE
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
-from tfray.units.ledger import differences, refusal, visible, with_before
+from tfray.units.ledger import Found, find_ledger
 
 
 @dataclass
@@ -67,20 +66,13 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
 
 def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
     """Return whether a job would begin, go on, or find its work done; raises InputError where it would be refused."""
-    out = storage.absolute(job.out)
-    ledger, before = with_before(out, made_from, job.allow_change)
-    if before is None:
-        if visible(out):
-            raise InputError(f"out={out!r} holds files of something else; choose an empty or new folder")
-        return f"training would begin in {out}"
-    changed = differences(before, ledger.made_from)
-    if changed and not all(name in job.allow_change for name in changed):
-        if not job.overwrite:
-            raise refusal(out, changed, job.allow_change)
+    ledger, found = find_ledger(job.out, made_from, job.overwrite, job.allow_change)
+    out = ledger.folder
+    if found is Found.OUTDATED:
         return f"what is in {out} would be removed, and training would begin"
-    if ledger.is_finished and not changed and lacks_average(job, ledger.manifest):
-        return f"{out} is finished: only {AVERAGE}/ would be written"
-    if ledger.is_finished and not changed:
+    if found is Found.THE_SAME and ledger.is_finished:
+        if lacks_average(job, ledger.manifest):
+            return f"{out} is finished: only {AVERAGE}/ would be written"
         return f"{out} is finished and unchanged: nothing would be done"
     step = newest_progress(out).step
     return f"training would go on from step {step:,} in {out}" if step else f"training would begin in {out}"

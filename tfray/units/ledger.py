@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 
 import yaml
 
@@ -78,6 +79,18 @@ class Ledger:
         return {"format_version": 1, "made_from": self.made_from, **known}
 
 
+class Found(Enum):
+    """What a job finds where it is to write."""
+
+    NOTHING = auto()
+    THE_SAME = auto()
+    """Made from the very same things."""
+    CHANGED = auto()
+    """Made from others, and the job may go on with it."""
+    OUTDATED = auto()
+    """Made from others, and to be made anew."""
+
+
 def open_ledger(
     folder: str, made_from: Mapping[str, object], overwrite: bool, allow_change: Sequence[str] | None = None
 ) -> Ledger:
@@ -87,37 +100,38 @@ def open_ledger(
     records the new value; None: the job has no such option) or `overwrite` clears the folder, and InputError for a
     folder that no job began: what is in there is never deleted.
     """
-    folder = storage.absolute(folder)
-    storage.check_writable(folder)
-    ledger, before = with_before(folder, made_from, allow_change)
-    if before is not None:
-        changed = differences(before, ledger.made_from)
-        if not changed:
-            return ledger
-        if all(name in (allow_change or ()) for name in changed):
-            storage.remove(storage.join(folder, SUCCESS))  # what was finished goes on
-            ledger.begin()
-            return ledger
-        if not overwrite:
-            raise refusal(folder, changed, allow_change)
-        clear(folder)
-    elif visible(folder):
-        raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
+    storage.check_writable(storage.absolute(folder))
+    ledger, found = find_ledger(folder, made_from, overwrite, allow_change)
+    if found is Found.THE_SAME:
+        return ledger
+    if found is Found.CHANGED:
+        storage.remove(storage.join(ledger.folder, SUCCESS))  # what was finished goes on
+    elif found is Found.OUTDATED:
+        clear(ledger.folder)
     ledger.begin()
     return ledger
 
 
-def with_before(
-    folder: str, made_from: Mapping[str, object], allow_change: Sequence[str] | None = None
-) -> tuple[Ledger, dict | None]:
-    """Return a folder's ledger, and what the folder was made from before, None where no job began it.
-
-    Raises InputError where a setting that may change is none that the output follows from.
-    """
+def find_ledger(
+    folder: str, made_from: Mapping[str, object], overwrite: bool, allow_change: Sequence[str] | None = None
+) -> tuple[Ledger, Found]:
+    """Return what open_ledger would open, and what it is; nothing changes. Raises as that does."""
+    folder = storage.absolute(folder)
     ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
     before = ledger.manifest["made_from"] if has_manifest(folder) else None
     check_names(allow_change or (), [*flat(ledger.made_from), *flat(before or {})])
-    return ledger, before
+    if before is None:
+        if visible(folder):
+            raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
+        return ledger, Found.NOTHING
+    changed = differences(before, ledger.made_from)
+    if not changed:
+        return ledger, Found.THE_SAME
+    if all(name in (allow_change or ()) for name in changed):
+        return ledger, Found.CHANGED
+    if overwrite:
+        return ledger, Found.OUTDATED
+    raise refusal(folder, changed, allow_change)
 
 
 def record_unit(folder: str, unit: Unit, record: dict) -> None:
