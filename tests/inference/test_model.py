@@ -16,7 +16,8 @@ from tfray.checkpoint.folder import save_model_folder
 from tfray.config import ModelConfig, TextConfig, TokensConfig
 from tfray.errors import InputError
 from tfray.generation import scoring
-from tfray.generation.generate import generate, split_source
+from tfray.generation.generate import generate
+from tfray.generation.pieces import split_source
 from tfray.generation.rows import Request
 from tfray.inference.search import chrf_utility
 from tfray.model.architecture import resolve

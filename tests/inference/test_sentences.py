@@ -18,6 +18,8 @@ from tfray.inference.sentences import join_sentences, split_sentences
         ("Am 3. Mai kam er, d.h. zu spät. Und dann?", "de", 2),
         ("There were 3. Then 4 came.", "en", 2),
         ("今天天气很好。我们去公园吧！“好的。”他说。", None, 4),
+        ("他说：“好。”", None, 1),
+        ("真的吗？！「はい。」", None, 2),
         ("मैं घर जा रहा हूँ। वह आ गया।", None, 2),
         ("A heading without a mark\n\nand a line that goes on\nhere", None, 2),
         ("No mark at all", None, 1),
@@ -45,7 +47,8 @@ def test_targets_are_joined_as_their_script_wants() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["." * 100_000, ".” " * 50_000, "।" * 100_000, "Mr. " * 50_000, "\n" * 100_000, "。" * 100_000]
+    "text",
+    ["." * 100_000, ".” " * 50_000, "।" * 100_000, "Mr. " * 50_000, "\n" * 100_000, "。" * 100_000, "。”" * 50_000],
 )
 def test_time_grows_with_a_text_and_not_with_its_square(text: str) -> None:
     began = time.process_time()

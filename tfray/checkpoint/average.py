@@ -16,7 +16,13 @@ logger = logging.getLogger(__name__)
 
 def average_checkpoints(out: str, count: int, of_best: bool) -> dict[str, Tensor]:
     """Return the mean weights of a run's newest `count` checkpoints, or of its best, by the Transformer's names."""
-    return mean_weights(chosen_checkpoints(out, count, of_best), read_weights)
+    folders = chosen_checkpoints(out, count, of_best)
+    if len(folders) < count:
+        logger.warning(
+            "the mean is of %d checkpoints in place of training.average_checkpoints=%d: there are no more",
+            *(len(folders), count),
+        )
+    return mean_weights(folders, read_weights)
 
 
 def chosen_checkpoints(out: str, count: int, of_best: bool) -> list[str]:

@@ -95,6 +95,7 @@ class GenerationConfig:
             require(getattr(self, name) >= 1, f"generation.{name}", getattr(self, name), "must be at least 1")
         for name in ("temperature", "repetition_penalty"):
             require(getattr(self, name) > 0, f"generation.{name}", getattr(self, name), "must be positive")
+        require(self.seed < 1 << 63, "generation.seed", self.seed, "must be below 2^63")
         require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "must be above 0 and at most 1")
         require(0 <= self.min_p <= 1, "generation.min_p", self.min_p, "must be between 0 and 1")
         self.check_relations()

@@ -10,7 +10,7 @@ from tfray.config.corpus import CorpusConfig, TokensConfig
 from tfray.config.inference import GenerationConfig, InferenceConfig
 from tfray.config.model import BatchesConfig, ModelConfig
 from tfray.config.rules import Paths, as_list, require
-from tfray.config.training import TrainingConfig, check_lanes
+from tfray.config.training import TrainingConfig, check_lanes, check_r_drop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ class TrainJob:
 
     def __post_init__(self) -> None:
         check_lanes(self.batches, self.training)
+        check_r_drop(self.model, self.training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,7 @@ class RunJob:
 
     def __post_init__(self) -> None:
         check_lanes(self.batches, self.training)
+        check_r_drop(self.model, self.training)
         require(
             bool(as_list(self.test) or self.corpus.test_share),
             "test",

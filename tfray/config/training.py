@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tfray.config.model import BatchesConfig
+from tfray.config.model import BatchesConfig, ModelConfig
 from tfray.config.rules import require
 from tfray.errors import InputError
 
@@ -172,6 +172,16 @@ class TrainingConfig:
     def max_workers(self) -> int:
         """Most training processes."""
         return self.workers if isinstance(self.workers, int) else self.workers.max
+
+
+def check_r_drop(model: ModelConfig, training: TrainingConfig) -> None:
+    """Refuse R-Drop where both passes would be the same."""
+    require(
+        not training.r_drop or model.dropout > 0,
+        "training.r_drop",
+        training.r_drop,
+        "compares two passes of other dropout, and model.dropout is 0; raise that, or leave r_drop 0",
+    )
 
 
 def check_lanes(batches: BatchesConfig, training: TrainingConfig) -> None:

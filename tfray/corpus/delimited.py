@@ -19,6 +19,7 @@ from tfray.units.plan import Unit
 
 LONGEST_RECORD = 1 << 20  # characters
 MOST_LINES = 1000  # of one record
+csv.field_size_limit(LONGEST_RECORD)
 
 Fields = tuple[list[str], str | None]  # of a record, or none and the error
 

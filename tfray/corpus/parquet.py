@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfray import storage
@@ -75,8 +76,25 @@ def declared(batch: pa.RecordBatch, schema: pa.Schema, first_row: int) -> Rows:
         if is_text(array.type):
             array, bad = check_text(as_binary(array))
             errors = {**bad, **errors}
-        arrays.append(array.cast(field.type))
+        array, bad = cast(array, field)
+        errors = {**bad, **errors}
+        arrays.append(array)
     return Rows(pa.table(arrays, schema=schema), errors, first_row)
+
+
+def cast(array: pa.Array, field: pa.Field) -> tuple[pa.Array, dict[int, str]]:
+    """Return an array in a column's type, which other files may have made a wider one; what that does not hold, such as
+    a whole number above 2**53 as a float, is null and has an error by its index."""
+    try:
+        return array.cast(field.type), {}
+    except pa.ArrowInvalid:
+        changed = array.cast(field.type, safe=False)
+        differs = pc.fill_null(pc.not_equal(changed.cast(array.type, safe=False), array), False)
+    errors = {
+        index: f"bad_type: {field.name}={array[index].as_py()!r:.80} is not {field.type}"
+        for index in pc.indices_nonzero(differs).to_pylist()
+    }
+    return pc.if_else(differs, pa.scalar(None, field.type), changed), errors
 
 
 def is_text(kind: pa.DataType) -> bool:

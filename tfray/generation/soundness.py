@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tfray.config import GenerationConfig
 from tfray.generation.constraints import unmet
+from tfray.generation.pieces import as_seen
 from tfray.generation.rows import Request, longest_target, shortest_target
 from tfray.model.architecture import Architecture
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
@@ -36,13 +37,16 @@ def find_error(request: Request, architecture: Architecture, config: GenerationC
 
 def find_contradiction(request: Request, architecture: Architecture, config: GenerationConfig) -> str | None:
     """Return why what is asked of a row cannot be had together, or None."""
-    length = min(len(request.source), architecture.max_length)
-    limit, least = longest_target(length, architecture.max_length, config), shortest_target(length, config)
-    if least + 1 > limit:
-        return f"length: the target must have {least} tokens at least, and {limit - 1} and an end at most"
+    longest = architecture.max_length
+    pieces = as_seen(request.source, longest, config)
+    for piece in pieces:  # each has a target of its own
+        limit, least = longest_target(len(piece), longest, config), shortest_target(len(piece), config)
+        if least + 1 > limit:
+            return f"length: the target must have {least} tokens at least, and {limit - 1} and an end at most"
+    limit = longest_target(len(pieces[0]), longest, config)
     if len(request.prefix) + 1 > limit:
         return f"prefix: its {len(request.prefix)} tokens leave no room in a target of {limit}"
-    if request.must and len(request.source) > architecture.max_length and config.long_sources == "split":
+    if request.must and len(pieces) > 1:
         return "constraint: must-phrases have no place in a source that is split"
     return find_impossible(request, limit, config)
 

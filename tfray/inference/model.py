@@ -23,9 +23,11 @@ from tfray.config import GenerationConfig, InferenceConfig
 from tfray.config.rules import require
 from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
+from tfray.corpus.rows import is_encodable
 from tfray.errors import InputError
 from tfray.generation import scoring
-from tfray.generation.generate import as_seen, networks_of
+from tfray.generation.generate import networks_of
+from tfray.generation.pieces import as_seen
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
 from tfray.inference.search import search_targets
@@ -101,6 +103,12 @@ class Model:
         """Return texts as training read them."""
         return normalize(pa.array(texts, pa.string()), self.folders[0].text).to_pylist()
 
+    def judge(self, texts: Sequence[str | None], name: str) -> list[str | None]:
+        """Return why texts cannot be used, `kind: message`, and None for each that can."""
+        errors = [unreadable(name, text) for text in texts]
+        clean = self.normalize([None if error else text for text, error in zip(texts, errors, strict=True)])
+        return [error or unusable(name, text, MAX_CHARACTERS) for text, error in zip(clean, errors, strict=True)]
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts, eos at the end."""
         return [[*ids, EOS_ID] for ids in self.ids_of(texts)]
@@ -131,8 +139,16 @@ class Model:
         for name, lists in (("must", must), ("must_not", must_not)):
             for row, phrases in enumerate(lists or ()):
                 check_list(f"{name}[{row}]", phrases)
+        self.check_text("generate")
         config = self.changed(options)
-        errors = [unusable("source", text, MAX_CHARACTERS) for text in self.normalize(texts)]
+        errors = self.judge(texts, "source")
+        for row in [row for row, error in enumerate(errors) if error is None]:
+            asked = [
+                prefixes[row] if prefixes else "",
+                *(must[row] if must else ()),
+                *(must_not[row] if must_not else ()),
+            ]
+            errors[row] = next((error for text in asked if (error := unreadable("prefix or a phrase", text))), None)
         usable = [row for row, error in enumerate(errors) if error is None]
         sources = self.encode([texts[row] for row in usable])
         requests = [
@@ -151,6 +167,13 @@ class Model:
             seen = as_seen(request.source, self.longest, config) if alignments else []
             results[row] = self.result_of(output, seen)
         return results
+
+    def check_text(self, task: str) -> None:
+        """Raise InputError where targets are labels and no text."""
+        if self.tokenizer.label_ids:
+            raise InputError(
+                f"{self.folders[0].folder!r} was trained for labels: it cannot {task}; use classify or embed"
+            )
 
     def changed(self, options: dict[str, Any]) -> GenerationConfig:
         """Return the model's configuration with other options; raises InputError for those of loading."""
@@ -195,6 +218,7 @@ class Model:
 
         None where a side cannot be used; the log says why.
         """
+        self.check_text("score")
         sources, errors = self.usable([source for source, _ in pairs], "source", may_cut=False)
         targets, others = self.usable([target for _, target in pairs], "target", may_cut=False)
         report(others | errors, "pair", len(pairs))
@@ -253,8 +277,7 @@ class Model:
         self, texts: Sequence[str], name: str = "text", may_cut: bool = True
     ) -> tuple[dict[int, list[int]], dict[int, str]]:
         """Return the ids of texts that the model takes, and why it does not take the others, by their numbers."""
-        judged = [unusable(name, text, MAX_CHARACTERS) for text in self.normalize(texts)]
-        errors = {row: error for row, error in enumerate(judged) if error is not None}
+        errors = {row: error for row, error in enumerate(self.judge(texts, name)) if error is not None}
         rows = [row for row in range(len(texts)) if row not in errors]
         found = dict(zip(rows, self.encode([texts[row] for row in rows]), strict=True))
         for row in [row for row, ids in found.items() if len(ids) > self.longest]:
@@ -264,6 +287,15 @@ class Model:
                 length = len(found.pop(row))
                 errors[row] = f"too_long: the {name} has {length} tokens, the model takes {self.longest}"
         return found, errors
+
+
+def unreadable(name: str, text: object) -> str | None:
+    """Return why something is no text, as `kind: message`, or None; nothing at all is looked at elsewhere."""
+    if text is None or (isinstance(text, str) and is_encodable(text)):
+        return None
+    if isinstance(text, str):
+        return f"bad_utf8: the {name} holds what UTF-8 cannot say"
+    return f"not_text: the {name} is {type(text).__name__}, not text"
 
 
 def check_list(name: str, values: Sequence[Any], count: int | None = None) -> None:

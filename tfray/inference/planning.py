@@ -37,6 +37,13 @@ def check_task(task: Task, folder: ModelFolder, job: PredictJob) -> None:
         raise InputError(
             f"task='classify' needs labels, and {folder.folder!r} was trained for {folder.task}; leave the task out"
         )
+    if task in ("generate", "score") and folder.tokenizer.label_ids:
+        raise InputError(
+            f"task={task!r} is for targets of text, and {folder.folder!r} was trained for labels; leave the task out, "
+            "or use classify or embed"
+        )
+    if job.inference.token_scores and task != "score":
+        raise InputError(f"inference.token_scores is for task='score', and the task is {task!r}; leave it out")
     labels = len(folder.tokenizer.label_ids)
     if task == "classify" and job.generation.n_best > labels:
         raise InputError(

@@ -79,6 +79,8 @@ def estimate(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
     with tempfile.TemporaryDirectory(prefix="tfray-") as place:
         assignment = assign(job, place, folder, task, plan, {})
         sample = sample_rows(units, assignment.rows, assignment.text_columns, SAMPLE_ROWS)
+        if not sample.num_rows:
+            return format_table(["units", "rows"], [[len(units), total]]) + "\nno row could be read for a sample"
         comparison = check_quality(job, folder, units, assignment)
         record = carry_out(sample, assignment, place)
     seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])

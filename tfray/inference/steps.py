@@ -36,7 +36,7 @@ class ModelActors(NamedTuple):
 def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> list[Step]:
     """Return the steps of a job; raises InputError where its actors find no room in the cluster."""
     nodes = node_cpus()
-    models = place_actors(job.inference, job.cluster, nodes, int(cluster_total("GPU")))
+    models = place_models(job, nodes, int(cluster_total("GPU")))
     spare = max(1, (int(sum(nodes)) - models.fewest) // 2) if models.gpus else max(1, models.fewest // 2)
     helpers, share = (1, spare), 1.0 if models.gpus else HELPER_SHARE
     return [
@@ -64,7 +64,15 @@ def check_room(job: PredictJob) -> None:
     """Raise InputError where this machine alone has no room; a cluster is asked once it is reached."""
     if not (job.cluster.address or os.environ.get("RAY_ADDRESS")):
         cpus = job.cluster.num_cpus or os.cpu_count() or 1
-        place_actors(job.inference, job.cluster, [cpus], local_gpus())
+        place_models(job, [cpus], local_gpus())
+
+
+def place_models(job: PredictJob, nodes: Sequence[float], gpus: int) -> ModelActors:
+    """Return the actors with the model; raises InputError where they find no room, or cannot compute as is wanted."""
+    models = place_actors(job.inference, job.cluster, nodes, gpus)
+    if models.gpus and job.generation.precision == "int8":
+        raise InputError("generation.precision='int8' is for CPUs; use bf16 on a GPU, or --inference.use_gpu no")
+    return models
 
 
 def place_actors(config: InferenceConfig, cluster: ClusterConfig, nodes: Sequence[float], gpus: int) -> ModelActors:
@@ -77,7 +85,7 @@ def place_actors(config: InferenceConfig, cluster: ClusterConfig, nodes: Sequenc
             f"inference.cpus_per_actor={config.cpus_per_actor} is more than any machine of the cluster has: the "
             f"largest has {int(max(nodes, default=0))}; use that at most"
         )
-    fewest = config.actors or max(1, room)
+    fewest = config.actors or max(1, min(room, config.max_actors or room))
     if fewest > room and not cluster.autoscaling:
         raise InputError(
             f"inference.actors={fewest} need {kind} each, the cluster has room for {room}; use at most {room}, "

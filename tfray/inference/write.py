@@ -172,7 +172,7 @@ def column_of(values: list, kind: pa.DataType) -> pa.Array:
     for place, vector in enumerate(values):
         if vector is not None:
             rows[place] = vector
-    missing = pa.array([vector is None for vector in values])
+    missing = pa.array([vector is None for vector in values], pa.bool_())
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), type=kind, mask=missing)
 
 

@@ -7,6 +7,7 @@ address (`https://...`). What is published appears whole or not at all.
 from tfray.storage.fingerprints import file_fingerprint, file_identity, fingerprint
 from tfray.storage.places import (
     absolute,
+    as_uri,
     base_name,
     entry,
     exists,
@@ -47,6 +48,7 @@ __all__ = [
     "WRITE_ERRORS",
     "absolute",
     "append_line",
+    "as_uri",
     "base_name",
     "check_creatable",
     "check_writable",

@@ -43,13 +43,19 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return web.web_filesystem(), web.encoded(path)
     if is_remote(path):
         try:
-            base, options = split_options(path)
-            return pyarrow.fs.FileSystem.from_uri(quote(base, safe=ALLOWED + "%") + options)
+            return pyarrow.fs.FileSystem.from_uri(as_uri(path))
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
                 f"{path!r} is not a place that can be reached: {error}; check the address and your credentials"
             ) from error
     return pyarrow.fs.LocalFileSystem(), absolute(path)
+
+
+def as_uri(path: str) -> str:
+    """Return a place as libraries take it: what a URI does not hold, such as a space, in percents; local paths as they
+    are."""
+    base, options = split_options(path)
+    return quote(base, safe=ALLOWED + "%") + options if is_remote(path) else path
 
 
 def absolute(path: str) -> str:

@@ -182,9 +182,14 @@ def judge_training(
     pairs = [pair for pair in zip(units, records, strict=True) if recipe.splits[pair[0].corpus] == "train"]
     held_out_targets = job.corpus.held_out == "either" and not recipe.is_classification
     return judge(
-        folder, [unit for unit, _ in pairs], [record["rows"] for _, record in pairs], partitions, held_out_targets,
-        job.cluster,
+        folder, [unit for unit, _ in pairs], [places(unit, record) for unit, record in pairs], partitions,
+        held_out_targets, job.cluster,
     )  # fmt: skip
+
+
+def places(unit: Unit, record: dict) -> int:
+    """Return how many rows a unit may have by their numbers: those that were read, and damaged ones among them."""
+    return max(unit.rows, record["rows"])
 
 
 def draw_sample(folder: str, wanted: int, verdicts: Verdicts, recipe: Recipe) -> list[str]:

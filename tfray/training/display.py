@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tfray import storage
+from tfray.errors import StorageFailure
 from tfray.report.curves import draw_curves
 from tfray.training.board import FOLDER, Board
 from tfray.training.log import LogReader, describe
@@ -80,7 +81,7 @@ class Display:
         """Go on after the block, whatever came of reading or writing in it."""
         try:
             yield
-        except storage.READ_ERRORS as error:
+        except (*storage.READ_ERRORS, StorageFailure) as error:
             if not self.is_warned:
                 said = "%s cannot be kept up to date in %r, on which training does not depend: %s"
                 logger.warning(said, SHOWN_FILES, self.out, error)

@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from tfray import storage
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
 from tfray.errors import InputError, JobError
@@ -121,7 +122,7 @@ def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
         torch_config=GroupConfig(backend="nccl" if placement.use_gpu else "gloo", lanes=job.batches.lanes),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=job.out,
+            storage_path=storage.as_uri(job.out),
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[GiveUp(job.out, job.training.max_failures)],
         ),
@@ -151,12 +152,19 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) ->
         per_worker = round(CPU_SHARE * min(node_cpus(), default=1.0), 2)
     else:  # data tasks need a core too: whole cores for workers only where one is left over
         per_worker = 1.0 if cpus > most or cluster.autoscaling else 0.5
+    largest = max(node_cpus(), default=0.0)
+    if per_worker > largest and not cluster.autoscaling:
+        raise InputError(
+            f"training.cpus_per_worker={per_worker:g} is more than any machine of the cluster has: the largest has "
+            f"{largest:g}; use that at most"
+        )
     wanted = {"CPU": fewest * per_worker + DATA_CPUS, "GPU": float(fewest if use_gpu else 0)}
+    fewer = " workers" if not config.cpus_per_worker else " workers, or lower training.cpus_per_worker"
     for resource, total in {"CPU": cpus, "GPU": gpus}.items():
         if wanted[resource] > total and not cluster.autoscaling:
             raise InputError(
                 f"training.workers={fewest} need {wanted[resource]:g} {resource}s (data tasks included), the "
-                f"cluster has {total:g}; use fewer workers, or say --cluster.autoscaling true if it grows on demand"
+                f"cluster has {total:g}; use fewer{fewer}, or say --cluster.autoscaling true if it grows on demand"
             )
     resources = {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
     return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)

@@ -44,7 +44,16 @@ def is_better(progress: Progress, score: float) -> bool:
 
 
 def check_metric(config: TrainingConfig, tokens: TokenFolder) -> None:
-    """Raise InputError where the best model is to go by what validation does not measure."""
+    """Raise InputError where something is to go by what validation does not measure."""
+    if not tokens.has_split("valid"):
+        for name in ("patience", "keep_best_checkpoints"):
+            require(
+                not getattr(config, name),
+                f"training.{name}",
+                getattr(config, name),
+                f"goes by validations, and {tokens.folder!r} has no data for them; tokenize with corpus.valid or "
+                "corpus.valid_share, or leave it 0",
+            )
     metric = config.best_metric
     fitting = METRICS[tokens.task]
     require(

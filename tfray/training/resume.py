@@ -19,10 +19,11 @@ def adapt(progress: Progress, order: Order, best_metric: str) -> Progress:
         progress = adapt_place(progress, order)
     if progress.best_metric and progress.best_metric != best_metric:
         logger.warning(
-            "the best %s so far, of step %d, says nothing about %s: best/ goes by the validations from here on",
+            "the best %s so far, of step %d, says nothing about %s: best/ goes by the validations from here on, first "
+            "that of the checkpoint",
             *(progress.best_metric, progress.best_step, best_metric),
         )
-        progress = replace(progress, best_score=None, best_step=0, stale_validations=0)
+        progress = replace(progress, best_score=None, best_step=0, stale_validations=0, pending="validation")
     return replace(progress, order=order, best_metric=best_metric)
 
 

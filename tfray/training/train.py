@@ -11,7 +11,7 @@ from tfray.batches.count import count_epoch, log_mixture
 from tfray.batches.mixing import Portion
 from tfray.batches.pool import check_dropout, mix_shards
 from tfray.cluster import connected
-from tfray.config import TrainJob
+from tfray.config import TrainingConfig, TrainJob
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
@@ -52,7 +52,9 @@ def train(job: TrainJob) -> str:
     if job.dry_run:
         from tfray.training.rehearse import rehearse  # needs torch, which takes seconds to import
 
-        return rehearse(job, tokens, made_from(job, tokens), count_steps(job, tokens))
+        steps = count_steps(job, tokens)
+        warn_of_warmup(job.training, steps)
+        return rehearse(job, tokens, made_from(job, tokens), steps)
     storage.check_writable(job.out)
     with Lock(job.out) as lock:
         return carry_out(job, tokens, portions, lock)
@@ -68,6 +70,7 @@ def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock:
     store_settings(ledger.folder, job)
     log_mixture(portions)
     steps = count_steps(job, tokens)
+    warn_of_warmup(job.training, steps)
     with connected(job.cluster):
         from tfray.training.fit import fit  # Ray Train takes a second to import
 
@@ -99,6 +102,16 @@ def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
     if config.token_budget:
         ends.append(math.ceil(config.token_budget / epoch.target_tokens * epoch.steps))
     return min(ends)
+
+
+def warn_of_warmup(config: TrainingConfig, steps: int) -> None:
+    """Tell people where training ends before its learning rate is what they set."""
+    if config.warmup_steps >= steps:
+        logger.warning(
+            "training.warmup_steps=%d, and there are about %d steps: the learning rate never reaches "
+            "training.learning_rate; lower warmup_steps, or train longer",
+            *(config.warmup_steps, steps),
+        )
 
 
 def finish(job: TrainJob, ledger: Ledger) -> None:

@@ -141,7 +141,7 @@ class Worker:
         shares: list = [None] * self.workers
         if self.rank == 0:
             poll_less()  # in this process, where one worker reads alone
-            feed = open_feed(self.tokens, self.job.batches, self.job.training.epochs, self.progress.cursor)
+            feed = open_feed(self.tokens, self.job.batches, self.last_epoch(), self.progress.cursor)
             shares = split_feed(feed, self.workers)
         if self.workers > 1:
             dist.broadcast_object_list(shares, src=0, device=self.device)
@@ -153,6 +153,12 @@ class Worker:
             yield from self.meter.waiting(steps)
         finally:
             steps.close()
+
+    def last_epoch(self) -> int:
+        """Return how many epochs there may be: each after the present one has a step at least."""
+        config, progress = self.job.training, self.progress
+        left = config.max_steps - progress.step if config.max_steps else config.epochs
+        return min(config.epochs, progress.epoch + 1 + left)
 
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""

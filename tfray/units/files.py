@@ -23,6 +23,7 @@ FORMATS: dict[str, Format] = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 COMPRESSION_RATIO = 3  # of text, about
+EMPTY_BYTES = 512  # more than nothing takes when it is compressed, with a name in its header
 THREADS = 16  # which wait for storage
 
 
@@ -85,8 +86,9 @@ def find_files(
             f"files ({', '.join(files[:3])}) and {len(targets)} target files ({', '.join(targets[:3])}); name as many, "
             "in the same order"
         )
+    pairs = dict.fromkeys(zip(files, targets or [None] * len(files), strict=True))  # named twice, a file is read once
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(describe, files, targets or [None] * len(files)))
+        return list(threads.map(describe, *zip(*pairs, strict=True))) if pairs else []
 
 
 def describe(path: str, target_path: str | None) -> InputFile:
@@ -101,7 +103,18 @@ def describe(path: str, target_path: str | None) -> InputFile:
         )
     if file_format == "parquet":
         return read_footer(path)
-    return InputFile(path, file_format, compression, storage.file_size(path), None, target_path=target_path)
+    size = storage.file_size(path)
+    if compression and size < EMPTY_BYTES and holds_nothing(path, compression):
+        size = 0
+    return InputFile(path, file_format, compression, size, None, target_path=target_path)
+
+
+def holds_nothing(path: str, compression: str) -> bool:
+    """Say whether a compressed file is a whole one of no bytes, as jobs write for a part without rows."""
+    try:
+        return not any(storage.read_chunks(path, compression, stop=1))
+    except storage.READ_ERRORS:
+        return False
 
 
 def split_compression(path: str) -> tuple[str, str | None]:

@@ -41,7 +41,8 @@ class Owner:
     boot: str
     pid: int
     started: int
-    """Of the process, in ticks since the machine's start: tells it apart from a later one with its number."""
+    """Of the process, in ticks since the machine's start: tells it apart from a later one with its number. 0 where the
+    system does not say."""
     beat: float
     """When it was last heard of, in seconds since 1970."""
 
@@ -51,8 +52,8 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """It runs, or ran, on this machine since its start."""
-        return (self.host, self.boot) == (socket.gethostname(), boot_id())
+        """It runs, or ran, where processes of its kind can be looked for: on this machine since its start."""
+        return self.started > 0 and (self.host, self.boot) == (socket.gethostname(), boot_id())
 
     @property
     def is_dead(self) -> bool:
@@ -88,9 +89,10 @@ class Ticket(NamedTuple):
 
 
 def boot_id() -> str:
-    """Return what tells this start of the machine apart from others, where the system says so."""
+    """Return what tells this start of the machine apart from others, and a container's processes from those beside it,
+    where the system says so."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
@@ -175,11 +177,21 @@ class Lock:
                 draft.replace(self.path)
                 time.sleep(0.2)  # of several that take over, the last one has it
             else:
-                os.link(draft, self.path)
+                self.claim(draft)
         except FileExistsError:
             pass
         finally:
             draft.unlink(missing_ok=True)
+
+    def claim(self, draft: Path) -> None:
+        """Put a draft into its place; raises FileExistsError where there is something."""
+        try:
+            os.link(draft, self.path)
+        except FileExistsError:
+            raise
+        except OSError:  # the file system has no hard links
+            with open(self.path, "x") as file:
+                file.write(draft.read_text())
 
     def draft(self) -> Path:
         """Return a new file beside the local lock file, with what that is to say."""
