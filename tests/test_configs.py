@@ -47,6 +47,21 @@ def test_a_setting_out_of_its_range_is_refused_by_its_name(flag: str, value: str
     assert named in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "arguments"),
+    [
+        ("train", config.TrainJob, ["--tokens_folder", "a", "--out", "b"]),
+        ("run", config.RunJob, ["--config", str(CONFIGS[0])]),
+    ],
+)
+def test_r_drop_without_dropout_is_refused(name: str, kind: type, arguments: list[str]) -> None:
+    job = read_job(name, kind, [*arguments, "--model.dropout", "0"])
+    changed = {"training": dataclasses.replace(job.training, r_drop=1.0)}
+    with pytest.raises(InputError, match=r"training\.r_drop=1\.0 compares two passes .* model\.dropout is 0"):
+        dataclasses.replace(job, **changed)
+    dataclasses.replace(job, model=dataclasses.replace(job.model, dropout=0.1), **changed)
+
+
 @pytest.mark.parametrize(("best", "limit"), [(0, "keep_checkpoints"), (2, "keep_best_checkpoints")])
 def test_more_checkpoints_to_average_than_are_kept_name_what_limits_them(best: int, limit: str) -> None:
     with pytest.raises(InputError, match=rf"average_checkpoints=3 must be at most training\.{limit} \(2\)"):

@@ -136,6 +136,19 @@ def test_a_name_is_joined_before_the_options_of_a_uri() -> None:
     assert storage.remote_path("s3://bucket/*.txt?region=eu", "bucket/a.txt") == "s3://bucket/a.txt?region=eu"
 
 
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("s3://bucket/my runs/für?region=eu", "s3://bucket/my%20runs/f%C3%BCr?region=eu"),
+        ("s3://bucket/my%20runs", "s3://bucket/my%20runs"),
+        ("/data/my runs/für", "/data/my runs/für"),
+        ("file:///data/my runs", "file:///data/my runs"),
+    ],
+)
+def test_a_place_with_a_space_or_an_umlaut_is_a_uri_as_libraries_take_it(place: str, expected: str) -> None:
+    assert storage.as_uri(place) == storage.as_uri(storage.as_uri(place)) == expected
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     make_files(tmp_path, "file")
     with pytest.raises(InputError, match="cannot be written"):

@@ -94,6 +94,17 @@ def damage(out: Path, step: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize("of_best", [False, True])
+def test_where_there_are_fewer_checkpoints_than_asked_for_people_are_told_of_how_many_the_mean_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, of_best: bool
+):
+    save_steps(tmp_path, 1, 2, scores=SCORES)
+    for count in (2, 5):
+        average_checkpoints(str(tmp_path), count, of_best)
+    (told,) = (message for message in caplog.messages if message.startswith("the mean is of"))
+    assert "2 checkpoints in place of training.average_checkpoints=5" in told
+
+
 def test_no_checkpoint_and_one_of_another_model_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="there is no checkpoint of which to take the mean; lower"):
         average_checkpoints(str(tmp_path), 2, of_best=False)

@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tfray import storage
+from tfray.errors import StorageFailure
 from tfray.training import display as display_file
 from tfray.training.board import FOLDER, Board
 from tfray.training.display import CURVES, Display
@@ -184,6 +185,24 @@ def test_a_log_that_cannot_be_read_ends_nothing(tmp_path: Path, monkeypatch: pyt
         display.update()
     display.update()
     assert display.events == [train(10, 4.0)]
+
+
+def test_a_storage_that_fails_while_the_log_is_looked_at_is_said_once_and_harms_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def lose(path: str) -> int:
+        raise StorageFailure(f"{path!r} cannot be read: see that it can be reached")
+
+    write_event(str(tmp_path), train(10, 4.0))
+    display = Display(str(tmp_path))
+    write_event(str(tmp_path), train(20, 3.0))
+    with monkeypatch.context() as lost:
+        lost.setattr(storage, "file_size", lose)
+        for _ in range(3):
+            display.update()
+    assert ["training does not depend" in message for message in caplog.messages] == [True]
+    display.update()
+    assert display.events == [train(10, 4.0), train(20, 3.0)]
 
 
 @pytest.mark.ray  # as slow as one: a server of its own

@@ -61,6 +61,24 @@ def test_on_one_small_machine_workers_leave_room_for_the_data(cluster: dict[str,
         place_workers(TrainingConfig(workers=4), ClusterConfig(), lanes=4)
 
 
+def test_more_cores_for_a_worker_than_any_machine_has_are_refused_with_the_largest(cluster: dict[str, float]) -> None:
+    config = TrainingConfig(workers=1, cpus_per_worker=5)
+    with pytest.raises(InputError, match=r"cpus_per_worker=5 is more than any machine .* the largest has 4; use that"):
+        place_workers(config, ClusterConfig(), lanes=4)
+    assert place_workers(config, ClusterConfig(autoscaling=True), lanes=4).resources == {"CPU": 5.0}
+
+
+def test_fewer_cores_for_each_worker_are_proposed_where_these_were_set_and_are_too_many(
+    cluster: dict[str, float],
+) -> None:
+    lower = "or lower training.cpus_per_worker"
+    for cores, gpu, is_proposed in [(3.0, "no", True), (None, "no", False), (1.0, "yes", False)]:
+        config = TrainingConfig(workers=4 if cores else 16, cpus_per_worker=cores, use_gpu=gpu)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="use fewer workers") as refused:
+            place_workers(config, ClusterConfig(), lanes=16)
+        assert (lower in str(refused.value)) == is_proposed
+
+
 class Failed(Exception):
     """As Ray Train's error holds those of its workers."""
 

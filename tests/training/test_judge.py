@@ -77,3 +77,14 @@ def test_a_metric_needs_rows_and_validation_data(tmp_path: Path, write_tokens):
     with pytest.raises(InputError, match="needs validation data"):
         check_metric(config, without)
     check_metric(TrainingConfig(valid_rows=0), without)
+
+
+@pytest.mark.parametrize("name", ["patience", "keep_best_checkpoints"])
+def test_what_goes_by_validations_needs_data_for_them(tmp_path: Path, write_tokens, name: str):
+    with_data, without = (
+        write_tokens(str(tmp_path / split), [("a", [([5], [6])])], split=split) for split in ("valid", "train")
+    )
+    config = replace(TrainingConfig(), **{name: 3})
+    check_metric(config, with_data)
+    with pytest.raises(InputError, match=rf"training\.{name}=3 goes by validations, and .*train' has no data"):
+        check_metric(config, without)

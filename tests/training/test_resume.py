@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def test_another_metric_has_no_best_yet(caplog: pytest.LogCaptureFixture):
     assert (found.best_score, found.best_step, found.stale_validations, found.best_metric) == (None, 0, 0, "loss")
     assert found.cursor == PROGRESS.cursor
     assert "best bleu so far, of step 80, says nothing about loss" in caplog.text
+
+
+def test_by_another_metric_the_weights_of_the_checkpoint_are_validated_first(caplog: pytest.LogCaptureFixture):
+    waiting = replace(PROGRESS, pending="scores")
+    for progress in (PROGRESS, waiting):
+        assert adapt(progress, ORDER, "loss").pending == "validation"
+    assert "by the validations from here on, first that of the checkpoint" in caplog.text
+    assert adapt(waiting, ORDER, "bleu").pending == "scores"
 
 
 def test_precision_is_that_in_which_the_run_began_whatever_the_machines_are(caplog: pytest.LogCaptureFixture):

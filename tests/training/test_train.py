@@ -98,6 +98,24 @@ def test_the_mixture_is_logged_where_there_is_one(tokens: TokenFolder, job: Trai
     assert caplog.messages == ["an epoch sees a: 60 pairs x 1; b: 30 pairs x 2.5"]
 
 
+@pytest.mark.parametrize(("warmup", "is_warned"), [(0, False), (50, False), (51, True)])
+def test_people_are_told_where_the_warm_up_is_longer_than_the_training(
+    tokens: TokenFolder,
+    job: TrainJob,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    warmup: int,
+    is_warned: bool,
+):
+    folder = replace(tokens, manifest=tokens.manifest | {"vocab_size": 300})
+    monkeypatch.setattr(train_file, "open_tokens", lambda _: folder)
+    monkeypatch.setattr("tfray.training.rehearse.rehearse", lambda *_: "report")
+    training = TrainingConfig(epochs=99, max_steps=50, warmup_steps=warmup)
+    assert train(replace(job, training=training, dry_run=True)) == "report"
+    told = f"training.warmup_steps={warmup}, and there are about 50 steps: the learning rate never reaches"
+    assert (told in caplog.text) == is_warned
+
+
 @pytest.mark.parametrize("change", [{"weights": {"a": 2.0}}, {"temperature": 5.0}, {"bpe_dropout": 0.1}])
 def test_another_mixture_is_another_training(tokens: TokenFolder, job: TrainJob, change: dict):
     assert made_from(job, tokens) != made_from(replace(job, batches=replace(job.batches, **change)), tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -45,6 +46,35 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
 def test_on_another_machine_silence_means_death(tmp_path: Path, age: float, is_dead: bool) -> None:
     owner = replace(Lock(str(tmp_path)).me(), host="elsewhere", beat=time.time() - age)
     assert owner.is_dead == is_dead
+
+
+def test_where_the_system_tells_nothing_of_processes_silence_means_death_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "started", lambda pid: 0)
+    own = Lock(str(tmp_path))
+    silent = replace(own.me(), token="other", beat=time.time() - 1000)
+    storage.publish_bytes(own.path, json.dumps(silent.__dict__).encode())
+    own.take()
+    found = read_owner(own.path)
+    assert found and found.token == own.token and not found.is_dead
+
+
+def test_on_a_file_system_without_hard_links_one_alone_has_the_place_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with Lock(str(tmp_path)) as lock:
+        late = Lock(str(tmp_path))
+        with pytest.raises(InputError, match=f"process {os.getpid()}"):
+            late.take()
+        late.create(None)  # as one that looked before there was a lock
+        found = read_owner(lock.path)
+        assert found and found.token == lock.token
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_heart_beats_and_who_lost_the_place_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

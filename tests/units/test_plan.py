@@ -172,7 +172,7 @@ def test_a_units_name_follows_from_its_number_file_and_range_alone(one: tuple, t
 
 def test_planning_reads_footers_and_the_first_bytes_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff" * 10_000_000)
-    (tmp_path / "b.csv.gz").write_bytes(b"not gzip")
+    (tmp_path / "b.csv.gz").write_bytes(b"not gzip" * 1000)
     pq.write_table(pa.table({"source": ["x"] * 10}), tmp_path / "c.parquet")
     read = storage.read_chunks
     asked = []
@@ -186,7 +186,7 @@ def test_planning_reads_footers_and_the_first_bytes_of_text(tmp_path: Path, monk
     assert asked == [(str(tmp_path / "a.jsonl"), 0, SAMPLE_BYTES)]
     assert [(unit.format, unit.start, unit.stop) for unit in units] == [
         ("jsonl", 0, 10_000_000),
-        ("csv", 0, 8),
+        ("csv", 0, 8000),
         ("parquet", 0, 10),
     ]
 
@@ -208,6 +208,35 @@ def test_an_empty_file_has_no_unit(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     pq.write_table(pa.table({"source": pa.array([], pa.string())}), tmp_path / "b.parquet")
     assert plan_units(find_files([str(tmp_path)]), 1, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
+    ],
+)
+def test_a_compressed_file_of_no_bytes_is_empty_and_one_that_breaks_off_is_not(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+) -> None:
+    whole = compress(b"")
+    for name, data in [("none", whole), ("cut", whole[:-1]), ("one", compress(b"\n"))]:
+        (tmp_path / f"{name}.txt{ending}").write_bytes(data)
+    cut, none, one = find_files([str(tmp_path)])
+    assert (cut.is_empty, none.is_empty, one.is_empty) == (False, True, False)
+    assert [unit.path for unit in plan_units([cut, none, one], 1, 10)] == [cut.path, one.path]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "b.de"):
+        (tmp_path / name).write_text("x\n")
+    paths = [f"{tmp_path}/b.txt", f"{tmp_path}/*.txt", f"{tmp_path}/[a].*", str(tmp_path)]
+    assert [Path(file.path).name for file in find_files(paths)] == ["b.txt", "a.txt", "b.de"]
+    targets = [f"{tmp_path}/b.de", f"{tmp_path}/a.txt", f"{tmp_path}/b.de"]
+    pairs = find_files([f"{tmp_path}/b.txt"] * 3, targets)
+    assert [file.target_path for file in pairs] == targets[:2]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +366,18 @@ def test_parallel_text_of_unequal_length_is_refused_with_both_counts(tmp_path: P
     files = find_files([f"{tmp_path}/a.en"], [f"{tmp_path}/a.de{ending}"])
     with pytest.raises(InputError, match=r"a\.en' has 3, '.*a\.de.*' has 2"):
         plan_units(files, 1, 10)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_an_empty_source_file_beside_a_target_file_with_lines_is_refused(tmp_path: Path, ending: str) -> None:
+    source = tmp_path / f"a.en{ending}"
+    source.write_bytes(gzip.compress(b"") if ending else b"")
+    (tmp_path / "a.de").write_bytes(b"eins\n")
+    with pytest.raises(InputError, match=r"as many lines on both sides; '.*a\.en.*' is empty, '.*a\.de' is not"):
+        find_files([str(source)], [f"{tmp_path}/a.de"])
+    (tmp_path / "a.de").write_bytes(b"")
+    (file,) = find_files([str(source)], [f"{tmp_path}/a.de"])
+    assert file.is_empty
 
 
 def test_units_carry_their_corpus_and_go_on_with_its_numbers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def average_checkpoints(out: str, count: int, of_best: bool) -> dict[str, Tensor]:
     """Return the mean weights of a run's newest `count` checkpoints, or of its best, by the Transformer's names."""
     folders = chosen_checkpoints(out, count, of_best)
-    if len(folders) < count:
+    if 0 < len(folders) < count:
         logger.warning(
             "the mean is of %d checkpoints in place of training.average_checkpoints=%d: there are no more",
             *(len(folders), count),

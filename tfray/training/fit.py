@@ -153,18 +153,19 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) ->
     else:  # data tasks need a core too: whole cores for workers only where one is left over
         per_worker = 1.0 if cpus > most or cluster.autoscaling else 0.5
     largest = max(node_cpus(), default=0.0)
-    if per_worker > largest and not cluster.autoscaling:
+    if config.cpus_per_worker and per_worker > largest and not cluster.autoscaling:
         raise InputError(
             f"training.cpus_per_worker={per_worker:g} is more than any machine of the cluster has: the largest has "
             f"{largest:g}; use that at most"
         )
     wanted = {"CPU": fewest * per_worker + DATA_CPUS, "GPU": float(fewest if use_gpu else 0)}
-    fewer = " workers" if not config.cpus_per_worker else " workers, or lower training.cpus_per_worker"
+    smaller = {"CPU": ", or lower training.cpus_per_worker" if config.cpus_per_worker else "", "GPU": ""}
     for resource, total in {"CPU": cpus, "GPU": gpus}.items():
         if wanted[resource] > total and not cluster.autoscaling:
             raise InputError(
                 f"training.workers={fewest} need {wanted[resource]:g} {resource}s (data tasks included), the "
-                f"cluster has {total:g}; use fewer{fewer}, or say --cluster.autoscaling true if it grows on demand"
+                f"cluster has {total:g}; use fewer workers{smaller[resource]}, or say --cluster.autoscaling true if it "
+                "grows on demand"
             )
     resources = {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
     return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)

@@ -106,7 +106,7 @@ def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
 
 def warn_of_warmup(config: TrainingConfig, steps: int) -> None:
     """Tell people where training ends before its learning rate is what they set."""
-    if config.warmup_steps >= steps:
+    if config.warmup_steps > steps:
         logger.warning(
             "training.warmup_steps=%d, and there are about %d steps: the learning rate never reaches "
             "training.learning_rate; lower warmup_steps, or train longer",

@@ -103,10 +103,19 @@ def describe(path: str, target_path: str | None) -> InputFile:
         )
     if file_format == "parquet":
         return read_footer(path)
-    size = storage.file_size(path)
-    if compression and size < EMPTY_BYTES and holds_nothing(path, compression):
-        size = 0
+    size = size_of(path, compression)
+    if target_path is not None and not size and size_of(target_path, split_compression(target_path)[1]):
+        raise InputError(
+            f"parallel text must have as many lines on both sides; {path!r} is empty, {target_path!r} is not; repair "
+            "or replace them"
+        )
     return InputFile(path, file_format, compression, size, None, target_path=target_path)
+
+
+def size_of(path: str, compression: str | None) -> int:
+    """Return a file's size, 0 also where what is compressed in it is nothing."""
+    size = storage.file_size(path)
+    return 0 if compression and size < EMPTY_BYTES and holds_nothing(path, compression) else size
 
 
 def holds_nothing(path: str, compression: str) -> bool:
