@@ -21,7 +21,7 @@ from tests.cluster import ENVIRONMENT, Nodes
 
 pytestmark = pytest.mark.ray
 
-KILLS = int(os.environ.get("TFRAY_KILLS", "50"))  # in all, over as many corpora as it takes
+KILLS = int(os.environ.get("TFRAY_KILLS", "15"))  # in all, over as many corpora as it takes
 ROWS = 24_000  # of each corpus
 OPTIONS = [
     *("--tokens.vocab_size", "2000", "--tokens.sample_rows", "5000", "--tokens.shard_tokens", "20000"),
@@ -75,7 +75,8 @@ def run_with_kills(nodes: Nodes, corpus: Path, out: Path, chance: random.Random,
         time.sleep(chance.uniform(0.2, 0.9))
         if killed.total() >= most or process.poll() is not None:
             continue
-        kind = chance.choices(["worker", "node", "driver"], [6, 1, 1])[0]
+        once = next((kind for kind in ("worker", "node", "driver") if not killed[kind]), None)
+        kind = once or chance.choices(["worker", "node", "driver"], [6, 1, 1])[0]
         workers = nodes.workers()
         if kind == "driver" and (out / "_manifest.json").exists():
             process.kill()
@@ -115,7 +116,7 @@ def places(out: Path) -> Counter[tuple[str, int]]:
 def test_every_row_is_in_exactly_one_place_and_the_same_bytes_whatever_is_killed(nodes: Nodes, tmp_path: Path) -> None:
     killed: Counter[str] = Counter()
     chance = random.Random(KILLS)
-    # Chance decides what is killed: go on until everything was.
+    # A fast machine may be done before everything was killed: go on until it was.
     while killed.total() < KILLS or not (killed["worker"] and killed["node"] and killed["driver"]):
         folder = tmp_path / str(killed.total())
         folder.mkdir()
