@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tfray.corpus.delimited import LONGEST_RECORD
 from tfray.corpus.lines import LONGEST_LINE
 from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_blocks, read_unit
 from tfray.errors import InputError, StorageFailure
@@ -216,7 +217,7 @@ def test_tsv_knows_no_quotes_and_every_line_is_a_row(tmp_path: Path, pairs: list
         ("a.csv", b"x\ry,b,c\n", [("bad_csv", None), (None, "z")]),
         ("a.csv", b'"a"b,b,c\n', [("bad_csv", None), (None, "z")]),
         ("a.csv", b"x" * 200_000 + b",b,c\n", [(None, "x" * 200_000), (None, "z")]),
-        ("a.csv", b"x" * 2_000_000 + b",b,c\n", [("bad_csv", None), (None, "z")]),
+        ("a.csv", b"x" * (LONGEST_RECORD + 1) + b",b,c\n", [("bad_csv", None), (None, "z")]),
         ("a.csv", b'x,y,"open\n', [("bad_csv", None), (None, "z")]),
         ("a.tsv", b"x\ty\n", [("bad_tsv", None), (None, "z")]),
         ("a.tsv", b"\n", [("blank_line", None), (None, "z")]),
@@ -231,6 +232,11 @@ def test_a_bad_line_of_csv_or_tsv_is_one_row_with_its_error(
     mark = b"," if name.endswith("csv") else b"\t"
     rows = read_bytes(tmp_path / name, mark.join([b"source", b"b", b"c\n"]) + data + mark.join([b"z", b"1", b"2"]))
     assert list(zip(kinds(rows), rows.table["source"].to_pylist(), strict=True)) == expected
+
+
+def test_a_field_of_csv_may_be_long(tmp_path: Path) -> None:
+    rows = read_bytes(tmp_path / "a.csv", b"source,id\n" + b"x" * 140_000 + b",1\n")
+    assert rows.table.to_pylist() == [{"source": "x" * 140_000, "id": "1"}] and not rows.errors
 
 
 @pytest.mark.parametrize(
@@ -310,6 +316,28 @@ def test_parquet_text_that_is_not_utf8_is_null_with_an_error(tmp_path: Path, kin
     rows = read_files(find_files([str(tmp_path)]), {"source"})
     assert rows.table["source"].to_pylist() == ["good\n", None, None, None]
     assert kinds(rows) == [None, "bad_utf8", None, "bad_utf8"]
+
+
+@pytest.mark.parametrize(
+    ("values", "wider"),
+    [
+        (pa.array([1, 2**53 + 1, None, 4]), pa.array([0.5])),
+        (pa.array([1, 2**64 - 1, None, 4], pa.uint64()), pa.array([-1])),
+        (pa.array([[1], [2, 2**53 + 1], None, []]), pa.array([[0.5]])),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_a_value_that_the_wider_type_of_other_files_does_not_hold_costs_itself_alone(
+    tmp_path: Path, values: pa.Array, wider: pa.Array
+) -> None:
+    pq.write_table(pa.table({"source": list("abcd"), "n": values}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"source": ["e"], "n": wider}), tmp_path / "b.parquet")
+    rows = read_files(find_files([str(tmp_path)]), {"source"})
+    expected = [*values.to_pylist(), *wider.to_pylist()]
+    assert rows.table["n"].to_pylist() == [expected[0], None, *expected[2:]]
+    assert rows.table["source"].to_pylist() == list("abcde")
+    assert kinds(rows) == [None, "bad_type", None, None, None]
+    assert rows.errors[1].startswith("bad_type: n is not ")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -146,6 +146,19 @@ def test_long_sources_are_cut_or_split_as_configured_and_never_silently(lively):
     assert split.error is None and not split.truncated
 
 
+def test_the_limits_of_a_split_source_are_those_of_its_pieces(lively):
+    model, long = lively(1), [*[3] * 30, 2]  # pieces of 16 tokens
+    limits = dict(long_sources="split", max_length_ratio=1.0, max_length_extra=1, beam_size=1, precision="fp32")
+
+    def error_of(prefix: int, least: int) -> str | None:
+        config = GenerationConfig(**limits, min_length=least)
+        return generate(model, [Request(long, prefix=[4] * prefix)], config)[0].error
+
+    assert error_of(16, 16) is None
+    assert error_of(17, 0) == "prefix: its 17 tokens leave no room in a target of 17"
+    assert error_of(0, 17) == "length: the target must have 17 tokens at least, and 16 and an end at most"
+
+
 BEAM_OF_FOUR = GenerationConfig(precision="fp32")
 
 

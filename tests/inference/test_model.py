@@ -76,6 +76,16 @@ def test_a_bad_text_gets_an_error_and_the_others_their_targets(model):
     assert cut.truncated and cut.text is not None
 
 
+def test_what_is_no_text_gets_an_error_of_its_own_and_the_others_what_they_ask_for(model):
+    texts, kinds = [TEXTS[0], "\ud800", 7, TEXTS[1], TEXTS[2]], [None, "bad_utf8", "not_text", "bad_utf8", None]
+    found = model.generate(texts, prefixes=["two", "two", "two", "\ud800", "two"])
+    assert [result.error and result.error.partition(":")[0] for result in found] == kinds
+    assert [found[0], found[4]] == model.generate([TEXTS[0], TEXTS[2]], prefixes=["two", "two"])
+    assert [error and error.partition(":")[0] for error in model.errors(texts)] == [*kinds[:3], None, None]
+    vectors = model.embed(texts)
+    assert vectors[[1, 2]].isnan().all() and torch.equal(vectors[[0, 3, 4]], model.embed(TEXTS[:3]))
+
+
 def test_prefixes_phrases_and_alignments_are_asked_for_by_text(model):
     found = model.generate(TEXTS, prefixes=["two"] * 4, must_not=[["two two"]] * 4, alignments=True)
     for text, result in zip(TEXTS, found, strict=True):
@@ -215,6 +225,14 @@ def test_classification_gives_every_label_its_probability(tmp_path):
         assert set(row) == {"bad", "good", "so so"}
         assert sum(row.values()) == pytest.approx(1, abs=1e-5)
         assert list(row.values()) == sorted(row.values(), reverse=True)
+
+
+def test_a_model_of_labels_neither_writes_nor_scores_text(label_model):
+    model = tfray.load(label_model, threads=1)
+    for ask in (lambda: model.generate(TEXTS), lambda: model.score([("one", "two")])):
+        with pytest.raises(InputError, match=r"trained for labels.*use classify or embed"):
+            ask()
+    assert model.embed(TEXTS).shape == (4, 32)
 
 
 def test_several_folders_decide_together_if_they_share_a_tokenizer(folder, tmp_path):

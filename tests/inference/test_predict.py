@@ -232,6 +232,12 @@ def test_vectors_have_a_fixed_size(run: Run, model_folder: str, tmp_path: Path, 
     assert [value is None for value in column.to_pylist()] == [False, True, False]
 
 
+def test_a_file_without_rows_gives_no_vectors_and_costs_none(run: Run, model_folder: str, tmp_path: Path) -> None:
+    empty, full = write_lines(tmp_path / "a.csv", [b"source"]), write_lines(tmp_path / "b.csv", [b"source", b"one"])
+    column = run(make_job(model_folder, [empty, full], tmp_path / "out", task="embed"))["embedding"]
+    assert len(column) == 1 and column.type == pa.list_(pa.float32(), 32)
+
+
 def test_long_sources_are_split_into_sentences_and_joined_in_order(run: Run, model_folder: str, tmp_path: Path) -> None:
     sentences = ["One two three.", "Four five!", "Six?", "Seven eight nine ten one two."]
     write(tmp_path / "a.parquet", pa.table({"source": [*sentences, " ".join(sentences * 3), "ten " * 80]}))
@@ -316,6 +322,23 @@ def test_input_that_cannot_be_used_is_refused(
     with pytest.raises(InputError, match=message):
         run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"))
     assert not list((tmp_path / "out").glob("[!.]*")), "nothing is begun"
+
+
+@pytest.mark.parametrize("task", ["generate", "score"])
+def test_a_model_of_labels_is_asked_for_no_text(run: Run, label_model: str, tmp_path: Path, task: str) -> None:
+    path = write(tmp_path / "a.parquet", pa.table({"source": ["one"], "target": ["two"]}))
+    with pytest.raises(InputError, match=rf"task='{task}'.*trained for labels.*classify or embed"):
+        run(make_job(label_model, path, tmp_path / "out", task=task))
+    assert not (tmp_path / "out").exists(), "nothing is begun"
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+def test_scores_by_token_are_refused_where_there_are_none(
+    run: Run, model_folder: str, tmp_path: Path, task: str
+) -> None:
+    path = write(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"token_scores is for task='score', and the task is '{task}'"):
+        run(make_job(model_folder, path, tmp_path / "out", task=task, token_scores=True))
 
 
 def test_a_prefix_makes_room_for_columns_of_the_same_name(run: Run, model_folder: str, tmp_path: Path) -> None:
@@ -496,6 +519,21 @@ def test_a_dry_run_writes_nothing_and_says_how_much_there_is(run: Run, model_fol
     path = write(tmp_path / "a.parquet")
     report = job_module.predict(make_job(model_folder, path, tmp_path / "out", dry_run=True))
     assert "30" in report and "rows/s" in report and "is new" in report and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_no_more_models_than_there_may_be(
+    model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    job = make_job(model_folder, write(tmp_path / "a.parquet"), tmp_path / "out", dry_run=True, max_actors=3)
+    names, _, values = (re.split(r" {2,}", line.strip()) for line in job_module.predict(job).splitlines()[:3])
+    assert dict(zip(names, values, strict=True))["models"] == "3"
+
+
+def test_a_dry_run_without_a_row_to_try_says_so(model_folder: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.csv", [b"source"])
+    report = job_module.predict(make_job(model_folder, path, tmp_path / "out", dry_run=True))
+    assert "no row could be read" in report and "is new" in report
 
 
 def test_a_dry_run_says_what_it_finds_where_the_job_would_write(run: Run, model_folder: str, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.inference.conftest import make_job
 from tfray.config import ClusterConfig, InferenceConfig
 from tfray.errors import InputError
+from tfray.inference import steps
 from tfray.inference.steps import place_actors
 
 
@@ -25,3 +27,17 @@ def test_more_cores_than_any_machine_has_are_refused_and_not_waited_for() -> Non
         place_actors(config, ClusterConfig(), [2, 2], 0)
     assert place_actors(config, ClusterConfig(autoscaling=True), [2, 2], 0).fewest == 1
     assert place_actors(config, ClusterConfig(), [2, 2], 3).fewest == 3, "with a GPU each"
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(0, 3), (2, 1)])
+def test_max_actors_alone_limits_the_models_where_there_is_room_for_more(gpus: int, most: int) -> None:
+    found = place_actors(InferenceConfig(max_actors=most), ClusterConfig(), [8], gpus)
+    assert (found.fewest, found.most) == (most, most)
+
+
+def test_int8_on_gpus_is_refused_before_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "local_gpus", lambda: 1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match=r"int8' is for CPUs.*use_gpu no"):
+        steps.check_room(make_job("model", "a.parquet", "out", precision="int8"))
+    steps.check_room(make_job("model", "a.parquet", "out", precision="int8", use_gpu="no"))

@@ -21,7 +21,7 @@ Run = Callable[..., Any]
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a job as so many workers would, their items in a random order, cut into units of at most so many rows."""
 
-    def run(job: Any, workers: int = 1, seed: int = 0, unit_rows: int = 7) -> Any:
+    def run(job: Any, workers: int = 1, seed: int = 0, unit_rows: int = 7, most_units: int = 10_000) -> Any:
         def stream(
             items: Sequence[object], stage: type, arguments: tuple, cluster: object, *, shared: object = None
         ) -> Iterator[Any]:
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
                 yield pickle.loads(pickle.dumps(chance.choice(stages)(item)))
 
         def plan(files: list, smallest: int, largest: int, **named: Any) -> list:
-            return plan_units(files, 1, min(unit_rows, largest), wanted=10_000, **named)
+            return plan_units(files, 1, min(unit_rows, largest), wanted=most_units, **named)
 
         monkeypatch.setattr(job_module, "stream", stream)
         monkeypatch.setattr(verdicts_module, "stream", stream)

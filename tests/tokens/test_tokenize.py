@@ -317,6 +317,26 @@ def test_bad_files_are_counted_and_named_and_the_others_are_used(tmp_path: Path,
     assert "magic.parquet" in format_account(tokens.manifest)
 
 
+@pytest.mark.parametrize("damaged", ["a", "b"])
+def test_beside_a_damaged_row_group_duplicates_alone_are_dropped(tmp_path: Path, run: Run, damaged: str) -> None:
+    texts = {name: [f"{name} {row}" for row in range(20)] for name in "ab"}
+    texts["a"][19] = texts["b"][19] = texts["a"][11]
+    paths = [tmp_path / f"{name}.parquet" for name in "ab"]
+    for path, column in zip(paths, texts.values(), strict=True):
+        table = pa.table({"source": column, "target": column})
+        pq.write_table(table, path, row_group_size=10, write_page_checksum=True, use_dictionary=False)
+    path = tmp_path / f"{damaged}.parquet"
+    column, data = pq.read_metadata(path).row_group(0).column(0), bytearray(path.read_bytes())
+    data[column.data_page_offset + column.total_compressed_size - 1] ^= 0xFF
+    path.write_bytes(data)
+    job = make_job(tmp_path / "out", [str(path) for path in paths], {"duplicates": "pair"})
+    tokens = run(job, unit_rows=20, most_units=1)
+    lost = {(damaged, row) for row in range(10)}
+    whole = {(name, row) for name in "ab" for row in range(20)} - {("a", 19), ("b", 19)}
+    assert {(Path(row["file"]).stem, row["row"]) for row in read(tokens, "train")} == whole - lost
+    assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"duplicate": 2, "unreadable_file": 10}
+
+
 def test_a_file_that_disappears_is_counted_and_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from tfray.tokens import tokenize as module
 

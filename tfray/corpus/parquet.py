@@ -87,14 +87,19 @@ def cast(array: pa.Array, field: pa.Field) -> tuple[pa.Array, dict[int, str]]:
     a whole number above 2**53 as a float, is null and has an error by its index."""
     try:
         return array.cast(field.type), {}
-    except pa.ArrowInvalid:
-        changed = array.cast(field.type, safe=False)
-        differs = pc.fill_null(pc.not_equal(changed.cast(array.type, safe=False), array), False)
-    errors = {
-        index: f"bad_type: {field.name}={array[index].as_py()!r:.80} is not {field.type}"
-        for index in pc.indices_nonzero(differs).to_pylist()
-    }
-    return pc.if_else(differs, pa.scalar(None, field.type), changed), errors
+    except pa.ArrowInvalid:  # look at each: a cast without checks would make -1 of 2**64 - 1
+        errors = {index: error for index, value in enumerate(array) if (error := misfit(value, field))}
+    fits = pa.array([index not in errors for index in range(len(array))])
+    return pc.if_else(fits, array, pa.scalar(None, array.type)).cast(field.type), errors
+
+
+def misfit(value: pa.Scalar, field: pa.Field) -> str | None:
+    """Return the error of a value that a column does not hold, or None."""
+    try:
+        value.cast(field.type)
+    except pa.ArrowInvalid as error:
+        return f"bad_type: {field.name} is not {field.type}: {error}"
+    return None
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -84,7 +84,8 @@ def estimate(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
         comparison = check_quality(job, folder, units, assignment)
         record = carry_out(sample, assignment, place)
     seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])
-    workers = job.inference.actors or max(1, (os.cpu_count() or 1) // job.inference.cpus_per_actor)
+    room = max(1, (os.cpu_count() or 1) // job.inference.cpus_per_actor)
+    workers = job.inference.actors or min(room, job.inference.max_actors or room)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     table = format_table(
         ["units", "rows", "sample rows", "errors in it", "rows/s a model", "models", "time", "MB a model", "MB out"],
