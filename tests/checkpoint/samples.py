@@ -26,9 +26,11 @@ def zeros(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
 
-def save_steps(out: Path, *steps: int, keep: int = 9, keep_best: int = 0, scores: dict[int, float] | None = None):
+def save_steps(
+    out: Path, *steps: int, keep: int = 9, keep_best: int = 0, scores: dict[int, float] | None = None, every: int = 1
+):
     """Save a state at each step, made from the step."""
-    checkpoints = Checkpoints(str(out), keep, keep_best)
+    checkpoints = Checkpoints(str(out), keep, keep_best, every)
     for step in steps:
         checkpoints.save(Progress(step=step), some_state(step), (scores or {}).get(step))
     checkpoints.wait()

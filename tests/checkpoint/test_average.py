@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.checkpoint.samples import KINDS, assert_equal, part, save_steps, some_state
+from tests.checkpoint.samples import KINDS, assert_equal, folders, part, save_steps, some_state
 from tfray.checkpoint.average import average_checkpoints, chosen_checkpoints, mean_weights
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.state import Progress
@@ -36,6 +36,14 @@ def test_the_mean_is_that_of_all_tensors_and_of_equal_ones_the_same_to_the_bit(c
 def test_the_newest_are_chosen(tmp_path: Path, count: int, expected: list[int]):
     save_steps(tmp_path, *SCORES, scores=SCORES)
     assert steps(chosen_checkpoints(str(tmp_path), count, of_best=False)) == expected
+
+
+def test_what_an_interrupt_saved_changes_no_mean(tmp_path: Path):
+    for place, saved in (("calm", [10, 20, 30, 37]), ("interrupted", [10, 14, 20, 29, 30, 36, 37])):
+        save_steps(tmp_path / place, *saved, keep=3, every=10)
+        assert steps(chosen_checkpoints(str(tmp_path / place), 3, of_best=False, every=10)) == [20, 30, 37]
+    save_steps(tmp_path / "early", 3, 10, keep=2, every=10)
+    assert folders(tmp_path / "early") == ["step-00000003", "step-00000010"], "one to go back to"
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [2]), (3, [2, 3, 4]), (9, [1, 2, 3, 4, 5])])

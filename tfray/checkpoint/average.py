@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tfray.checkpoint.checkpoints import kept_folders, read_weights, scored_folders
+from tfray.checkpoint.checkpoints import kept_folders, of_plan, read_weights, scored_folders
 from tfray.checkpoint.state import complete_checkpoints
 from tfray.errors import CheckpointMismatch, InputError
 
 logger = logging.getLogger(__name__)
 
 
-def average_checkpoints(out: str, count: int, of_best: bool) -> dict[str, Tensor]:
-    """Return the mean weights of a run's newest `count` checkpoints, or of its best, by the Transformer's names."""
-    folders = chosen_checkpoints(out, count, of_best)
+def average_checkpoints(out: str, count: int, of_best: bool, every: int = 1) -> dict[str, Tensor]:
+    """Return the mean weights of a run's newest `count` checkpoints of every so many steps, or of its best, by the
+    Transformer's names."""
+    folders = chosen_checkpoints(out, count, of_best, every)
     if 0 < len(folders) < count:
         logger.warning(
             "the mean is of %d checkpoints in place of training.average_checkpoints=%d: there are no more",
@@ -25,12 +26,12 @@ def average_checkpoints(out: str, count: int, of_best: bool) -> dict[str, Tensor
     return mean_weights(folders, read_weights)
 
 
-def chosen_checkpoints(out: str, count: int, of_best: bool) -> list[str]:
+def chosen_checkpoints(out: str, count: int, of_best: bool, every: int = 1) -> list[str]:
     """Return the folders of a run's newest `count` checkpoints, or of the best ones; fewer where there are fewer.
 
     Where no validation has given any a score, the newest are the best.
     """
-    folders = complete_checkpoints(out)
+    folders = of_plan(complete_checkpoints(out), every)
     scored = scored_folders(folders) if of_best else []
     _, *best = kept_folders(scored, 1, count) or [""]
     return best or folders[-count:]

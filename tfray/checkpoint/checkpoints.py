@@ -30,6 +30,7 @@ from tfray.checkpoint.state import (
     newest_whole,
     note_damage,
     read_state,
+    step_of,
     verify,
 )
 from tfray.errors import CheckpointMismatch, JobError, StorageFailure
@@ -40,11 +41,12 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of a run. All workers make one, and call its methods together.
 
-    `keep` newest are kept, and the `keep_best` with the highest score.
+    `keep` newest are kept, and the `keep_best` with the highest score, of those of every so many steps: what an
+    interrupt saved between them is kept while it is the newest, or there are fewer.
     """
 
-    def __init__(self, out: str, keep: int, keep_best: int = 0) -> None:
-        self.out, self.keep, self.keep_best = out, keep, keep_best
+    def __init__(self, out: str, keep: int, keep_best: int = 0, every: int = 1) -> None:
+        self.out, self.keep, self.keep_best, self.every = out, keep, keep_best, every
         self.group = open_group()
         self.staging = Staging()
         self.writer = ThreadPoolExecutor(1, "checkpoint")
@@ -108,7 +110,10 @@ class Checkpoints:
     def sweep(self, newest: str) -> None:
         """Delete what is not kept, and what kills have left unfinished; `newest` is published."""
         whole = [folder for folder in complete_checkpoints(self.out) if folder not in self.unusable]
-        kept = kept_folders(scored_folders(whole), self.keep, self.keep_best)
+        planned = of_plan(whole, self.every)
+        others = [folder for folder in reversed(whole) if folder not in planned]
+        kept = kept_folders(scored_folders(planned), self.keep, self.keep_best)
+        kept += others[: max(0, self.keep - len(planned))]
         for folder in begun(self.out):
             if folder not in {*kept, newest}:
                 storage.remove(storage.join(folder, STATE))  # first, so that no kill leaves half a checkpoint
@@ -141,6 +146,11 @@ class Checkpoints:
             else:
                 return saved.progress
         return Progress()
+
+
+def of_plan(folders: list[str], every: int) -> list[str]:
+    """Return the checkpoints that an uninterrupted run has too, of every so many steps, and the newest."""
+    return [folder for folder in folders[:-1] if step_of(folder) % every == 0] + folders[-1:]
 
 
 def scored_folders(folders: list[str]) -> list[tuple[str, float | None]]:

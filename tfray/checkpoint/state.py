@@ -142,6 +142,11 @@ def checkpoint_folder(out: str, step: int) -> str:
     return storage.join(storage.join(out, CHECKPOINTS), f"step-{step:08d}")
 
 
+def step_of(folder: str) -> int:
+    """Return the step of a checkpoint's place."""
+    return int(storage.base_name(folder).removeprefix("step-"))
+
+
 def read_state(folder: str) -> Saved:
     """Return what a checkpoint's state.json says; raises ValueError where it is damaged."""
     try:

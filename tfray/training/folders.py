@@ -53,5 +53,5 @@ class ModelFolders:
         """Write the mean of the last checkpoints, or of the best, where it is wanted."""
         config = self.job.training
         if config.average_checkpoints:
-            of_best = config.keep_best_checkpoints > 0
-            self.write(AVERAGE, average_checkpoints(self.job.out, config.average_checkpoints, of_best), progress)
+            chosen = config.average_checkpoints, config.keep_best_checkpoints > 0, config.checkpoint_every
+            self.write(AVERAGE, average_checkpoints(self.job.out, *chosen), progress)

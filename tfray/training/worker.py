@@ -58,7 +58,9 @@ class Worker:
         if self.device.type == "cpu":
             own_share = own_cpus() // ray.train.get_context().get_local_world_size()
             prepare_cpu(threads=max(1, int(job.training.cpus_per_worker or own_share)))
-        self.checkpoints = Checkpoints(job.out, job.training.keep_checkpoints, job.training.keep_best_checkpoints)
+        config = job.training
+        kept = config.keep_checkpoints, config.keep_best_checkpoints, config.checkpoint_every
+        self.checkpoints = Checkpoints(job.out, *kept)
         agreed = agree_on_precision(self.device)
         precision = choose_precision(self.checkpoints.newest(), job.training, agreed)
         self.job = job = replace(job, training=replace(job.training, precision=precision))
