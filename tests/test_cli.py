@@ -1,9 +1,13 @@
 """What stands on the command line becomes the settings of a job."""
 
+import io
+from pathlib import Path
+
 import pytest
 
 from tfray import config
-from tfray.cli import name_folder, read_job, spell_out
+from tfray.cli import escape_unprintable, name_folder, read_job, spell_out
+from tfray.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,47 @@ def test_settings_that_may_change_are_named_one_by_one() -> None:
     assert read_job("train", config.TrainJob, given).allow_change == ["x.y", "z"]
     given = ["--corpus.train", "a", "--test", "b", "--out", "c", "--allow-change", "training.epochs"]
     assert read_job("run", config.RunJob, given).allow_change == ["training.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("corpus:\n  # train: a.parquet\n", "corpus has no value; give one, or leave the name out"),
+        ("training: 3\n", "training=3 must be a group of settings"),
+        ("training:\n  epochs:\n", r"training\.epochs has no value"),
+        (
+            "corpus: {held_out: off}\n",
+            "a YAML file reads yes, no, on and off as true",
+        ),
+        ("training: {workers: {min: 4, max: 2}}\n", "max"),
+    ],
+)
+def test_a_file_of_settings_that_says_nothing_of_use_is_refused_by_the_settings_name(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_job("run", config.RunJob, ["--config", str(path), "--out", "o", "--test", "t"])
+
+
+def test_a_file_of_settings_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes("out: Grün\n".encode("latin-1"))
+    with pytest.raises(InputError, match="utf-8"):
+        read_job("run", config.RunJob, ["--config", str(path)])
+
+
+def test_labels_may_be_numbers_and_truths_in_a_file_of_settings(tmp_path: Path) -> None:
+    path = tmp_path / "evaluate.yaml"
+    path.write_text("predictions: p\nlabel_names: {0: negative, true: positive}\n")
+    job = read_job("evaluate", config.EvaluateJob, ["--config", str(path)])
+    assert job.label_names == {"0": "negative", "true": "positive"}
+
+
+def test_a_terminal_that_lacks_a_script_is_shown_escapes() -> None:
+    inner = io.BytesIO()
+    stream = io.TextIOWrapper(inner, encoding="latin-1")
+    escape_unprintable(stream)
+    print("Grün 三月", file=stream, flush=True)
+    assert inner.getvalue() == b"Gr\xfcn \\u4e09\\u6708\n"

@@ -12,6 +12,7 @@ import pytest
 from tfray import run as run_file
 from tfray.cluster import connected, connected_once
 from tfray.config import ClusterConfig, CorpusConfig, RunJob, TrainJob
+from tfray.errors import InputError
 
 
 def test_settings_that_may_change_reach_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,12 @@ def test_a_ray_that_was_there_before_the_run_stays(monkeypatch: pytest.MonkeyPat
     with connected_once(), connected(ClusterConfig()):
         pass
     assert not ended
+
+
+def test_a_missing_file_of_references_is_said_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "test.de").write_text("eins\n")
+    job = RunJob(out=str(tmp_path / "out"), test=[str(tmp_path / "test.de")], test_target=str(tmp_path / "typo.en"))
+    with pytest.raises(InputError, match=r"test_target.*typo\.en"):
+        run_file.run(job)
+    with pytest.raises(InputError, match=r"test_target=.* names no file"):
+        RunJob(out="out", corpus=CorpusConfig(test_share=0.1), test_target="test.en")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import logging
 import re
 import sys
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TextIO
 
 from tfray import config
 from tfray.cluster import end_on_sigterm
@@ -70,6 +71,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     """Read a command's job from its arguments and carry it out."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("tfray").setLevel(logging.INFO)
+    escape_unprintable(sys.stdout)
     end_on_sigterm()
     kind, module = COMMANDS[name]
     try:
@@ -83,6 +85,12 @@ def run_command(name: str, arguments: list[str]) -> None:
     except KeyboardInterrupt as stop:
         print(f"tfray {name}: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def escape_unprintable(stream: TextIO) -> None:
+    """Have a stream print in escapes what its encoding lacks: a terminal that has no Chinese must not end a job."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def name_folder(name: str, arguments: list[str]) -> list[str]:
@@ -124,12 +132,28 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times.")
     parser.add_class_arguments(kind)
+    defaults = parser.get_defaults()
     try:
         settings = parser.parse_args(spell_out(arguments))
-    except ArgumentError as error:
-        raise InputError(explain(str(error), [*parser.get_defaults().keys()])) from error
-    settings.pop("config", None)
-    return kind(**parser.instantiate(settings))
+        settings.pop("config", None)
+        check_filled(settings.as_dict(), defaults.as_dict())
+        return kind(**parser.instantiate(settings))
+    except InputError:
+        raise
+    except (ArgumentError, ValueError) as error:  # a ValueError: a file that is not UTF-8, a rule inside a union
+        raise InputError(explain(str(error), [*defaults.keys()])) from error
+
+
+def check_filled(settings: dict, defaults: dict, group: str = "") -> None:
+    """Raise InputError where a file names a setting, or a group of them, and gives it no value."""
+    for name, default in defaults.items():
+        value = settings.get(name, default)
+        if value is None and default is not None:
+            raise InputError(f"{group}{name} has no value; give one, or leave the name out")
+        if isinstance(default, dict) and default:
+            if not isinstance(value, dict):
+                raise InputError(f"{group}{name}={value!r} must be a group of settings; name some, or leave it out")
+            check_filled(value, default, f"{group}{name}.")
 
 
 def spell_out(arguments: list[str]) -> list[str]:
@@ -148,6 +172,8 @@ def explain(message: str, names: list[str]) -> str:
     line = re.sub(r"Expected a <class '(\w+)'>", r"must be of type \1", line)
     words = (word.strip("'\".,:;-").partition("=")[0] for word in line.split())
     meant = [match for word in words if word not in names for match in difflib.get_close_matches(word, names, 1, 0.8)]
+    if "must be one of" in line and line.rstrip(".").endswith(("value: True", "value: False")):
+        line += "; a YAML file reads yes, no, on and off as true and false: put the word in quotes"
     return f"{line}; did you mean {meant[0]}?" if meant else line
 
 

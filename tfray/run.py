@@ -21,6 +21,8 @@ def run(job: RunJob) -> dict:
     """Return the scores on the test files; every stage that is done and unchanged is skipped."""
     out = storage.absolute(job.out)
     find_files(as_list(job.test), setting="test")  # a missing test file should not wait for the training to end
+    if job.test_target:
+        find_files([job.test_target], setting="test_target")
     held_out = storage.join(out, f"tokens/{TEST_TEXT}")
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
     # Another model follows from a change that was allowed: what the earlier one predicted is replaced then.

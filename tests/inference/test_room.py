@@ -8,7 +8,7 @@ from tests.inference.conftest import make_job
 from tfray.config import ClusterConfig, InferenceConfig
 from tfray.errors import InputError
 from tfray.inference import steps
-from tfray.inference.steps import place_actors
+from tfray.inference.steps import place_actors, share_cores
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,10 @@ def test_int8_on_gpus_is_refused_before_work_begins(monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match=r"int8' is for CPUs.*use_gpu no"):
         steps.check_room(make_job("model", "a.parquet", "out", precision="int8"))
     steps.check_room(make_job("model", "a.parquet", "out", precision="int8", use_gpu="no"))
+
+
+@pytest.mark.parametrize(("cores", "gpus"), [(1, 1), (2, 1), (4, 4), (8, 8), (9, 8), (16, 4)])
+def test_beside_models_on_gpus_those_who_read_and_write_find_room(cores: int, gpus: int) -> None:
+    models = place_actors(InferenceConfig(use_gpu="yes"), ClusterConfig(), [float(cores)], gpus)
+    models, spare, share = share_cores(models, cores, grows=False)
+    assert models.fewest * models.cpus + 2 * share <= cores and spare >= 1 and min(models.cpus, share) > 0

@@ -7,14 +7,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from tests.training.token_folders import make_token_folder
 from tfray.cluster import connected
 from tfray.config import ClusterConfig, ModelConfig, TrainingConfig, TrainJob, WorkerRange
 from tfray.errors import InputError, StorageFailure
-from tfray.training import fit
+from tfray.training import fit, group
 from tfray.training.fit import place_workers, was_preempted
-from tfray.training.group import GiveUp, WorkerFailed, usable_workers
+from tfray.training.group import (
+    MOST_JOINS,
+    GiveUp,
+    GroupBackend,
+    GroupConfig,
+    WorkerFailed,
+    end_training,
+    usable_workers,
+)
 from tfray.training.stop import Preempted
 from tfray.training.train import train
 
@@ -157,3 +166,63 @@ def test_one_worker_has_no_process_beside_it_that_nobody_asks_anything_of(
         kinds = {actor["ActorClassName"] for actor in actors().values()}
     assert {"TrainController", "RayTrainWorker"} <= kinds
     assert not kinds & {"DatasetManager", "PlacementGroupCleaner", "SplitCoordinator", "Bell"}
+
+
+def test_workers_that_may_grow_leave_the_data_tasks_their_share(cluster: dict[str, float]) -> None:
+    config = TrainingConfig(workers=WorkerRange(min=1, max=8), cpus_per_worker=1)
+    assert place_workers(config, ClusterConfig(), lanes=8).workers == (1, 7)
+    cluster["CPU"] = 2.0
+    assert place_workers(config, ClusterConfig(), lanes=8).workers == (1, 1)
+
+
+def test_workers_that_fit_by_their_sum_and_on_no_machines_are_refused(
+    cluster: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "node_cpus", lambda: [6.0, 3.0])
+    cluster["CPU"] = 9.0
+    config = TrainingConfig(workers=2, cpus_per_worker=4)
+    with pytest.raises(InputError, match=r"training\.workers=2 with 4 CPUs each.* have room for 1"):
+        place_workers(config, ClusterConfig(), lanes=2)
+    assert place_workers(config, ClusterConfig(autoscaling=True), lanes=2).workers == 2
+
+
+class Workers:
+    """What Ray's group of workers is to a backend."""
+
+    def __init__(self, *well: bool) -> None:
+        self.well, self.asked = well, []
+
+    def __len__(self) -> int:
+        return len(self.well)
+
+    def execute_single_async(self, rank: int, function: object, *_: object) -> object:
+        if function is end_training:
+            self.asked.append(rank)
+        return self.well[rank]
+
+
+@pytest.mark.parametrize(
+    ("well", "asked"), [((True, True, False), [0, 1]), ((True, False, True), []), ((True,) * 4, [0, 1, 2, 3])]
+)
+def test_a_surplus_worker_that_is_lost_keeps_none_of_the_others_from_saving(
+    well: tuple[bool, ...], asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group.ray, "get", lambda values: values)
+    workers = Workers(*well)
+    GroupBackend().on_shutdown(workers, GroupConfig(lanes=4))
+    assert workers.asked == asked
+
+
+def test_workers_that_cannot_find_each_other_are_started_anew_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RayTaskError("join", "connection closed by peer", ConnectionError())
+
+    monkeypatch.setattr(group.ray, "get", fail)
+    monkeypatch.setattr(Workers, "execute", lambda *_: [], raising=False)
+    monkeypatch.setattr(Workers, "execute_single", lambda *_: "tcp://here:1", raising=False)
+    backend = GroupBackend()
+    for _ in range(MOST_JOINS - 1):
+        with pytest.raises(ActorDiedError):
+            backend.on_start(Workers(True, True), GroupConfig(lanes=2))
+    with pytest.raises(RayTaskError):
+        backend.on_start(Workers(True, True), GroupConfig(lanes=2))

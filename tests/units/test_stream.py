@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 
+import pytest
 from ray.exceptions import RayTaskError, UserCodeException
 
 from tfray.errors import InputError, JobError
-from tfray.units.stream import find_raised
+from tfray.units.stream import StreamStage, find_raised
 
 
 def as_ray_raises(error: Exception) -> BaseException:
@@ -25,3 +26,13 @@ def test_a_workers_own_errors_are_found() -> None:
         assert find_raised(error, JobError) is None
     refused = find_raised(as_ray_raises(InputError("no such column")), JobError)
     assert str(refused) == "no such column"
+
+
+def refuse(*_: object) -> None:
+    raise InputError("precision")
+
+
+def test_what_a_stage_raises_while_it_is_made_is_raised_as_it_is_with_its_first_item() -> None:
+    stage = StreamStage(refuse, (), None)
+    with pytest.raises(InputError, match="precision"):
+        stage({"item": b""})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, as_list, require
+from tfray.config.rules import Paths, as_list, require, text_keys
 
 SPLITS = ("train", "valid", "test")
 
@@ -152,6 +152,7 @@ class CorpusConfig:
     clean: CleanConfig = field(default_factory=CleanConfig)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "label_names", text_keys(self.label_names))
         for name in ("valid_share", "test_share"):
             value = getattr(self, name)
             require(0 <= value < 1, f"corpus.{name}", value, "must be at least 0 and below 1")

@@ -9,7 +9,7 @@ from tfray.config.cluster import ClusterConfig
 from tfray.config.corpus import CorpusConfig, TokensConfig
 from tfray.config.inference import GenerationConfig, InferenceConfig
 from tfray.config.model import BatchesConfig, ModelConfig
-from tfray.config.rules import Paths, as_list, require
+from tfray.config.rules import Paths, as_list, require, text_keys
 from tfray.config.training import TrainingConfig, check_lanes, check_r_drop
 
 
@@ -115,6 +115,9 @@ class EvaluateJob:
     label_names: dict[str, str] = field(default_factory=dict)
     """Classification: value in the reference column -> name in the predictions."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label_names", text_keys(self.label_names))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunJob:
@@ -147,6 +150,12 @@ class RunJob:
             "test",
             self.test,
             "names no file; name test files, or hold some rows out with corpus.test_share",
+        )
+        require(
+            not self.test_target or bool(as_list(self.test)),
+            "test_target",
+            self.test_target,
+            "has the references of 'test', which names no file; name the test files, or leave it out",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import require
+from tfray.config.rules import require, text_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class BatchesConfig:
     anew in each epoch; 0 to below 1. Needs a BPE tokenizer."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", text_keys(self.weights))
         require(self.temperature > 0, "batches.temperature", self.temperature, "must be positive")
         require(0 <= self.bpe_dropout < 1, "batches.bpe_dropout", self.bpe_dropout, "must be at least 0 and below 1")
         for name, weight in self.weights.items():

@@ -142,7 +142,10 @@ def part_files(folder: str) -> list[str]:
 def open_part(path: str) -> pq.ParquetFile:
     """Return an open file of predictions."""
     filesystem, inner = storage.filesystem(path)
-    return pq.ParquetFile(inner, filesystem=filesystem)
+    try:
+        return pq.ParquetFile(inner, filesystem=filesystem)
+    except storage.READ_ERRORS as error:
+        raise InputError(f"{path!r} is not a readable Parquet file: {error}; copy or predict it again") from error
 
 
 def count_rows(folder: str) -> int:

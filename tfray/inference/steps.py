@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -37,8 +38,8 @@ def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> 
     """Return the steps of a job; raises InputError where its actors find no room in the cluster."""
     nodes = node_cpus()
     models = place_models(job, nodes, int(cluster_total("GPU")))
-    spare = max(1, (int(sum(nodes)) - models.fewest) // 2) if models.gpus else max(1, models.fewest // 2)
-    helpers, share = (1, spare), 1.0 if models.gpus else HELPER_SHARE
+    models, spare, share = share_cores(models, sum(nodes), job.cluster.autoscaling)
+    helpers = 1, spare
     return [
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
         Step(
@@ -51,6 +52,19 @@ def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> 
         ),
         Step(WriteUnit, (assignment,), helpers, cpus=share),
     ]
+
+
+def share_cores(models: ModelActors, cores: float, grows: bool) -> tuple[ModelActors, int, float]:
+    """Return the actors with the model, how many others there may be of a kind, and the cores of each of these.
+
+    All must find room together: Ray lets those that do not wait, and what no one writes is not committed.
+    """
+    if not models.gpus:
+        return models, max(1, models.fewest // 2), HELPER_SHARE
+    if grows or cores >= models.fewest + 2:
+        return models, max(1, (int(cores) - models.fewest) // 2), 1.0
+    own = math.floor(100 * MODEL_SHARE * cores / models.fewest) / 100
+    return models._replace(cpus=min(models.cpus, own)), 1, HELPER_SHARE * min(1.0, cores)
 
 
 def answer_unit(assignment: Assignment, models: int, weights: np.ndarray) -> Callable[[Encoded], Answered]:

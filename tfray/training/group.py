@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import ray
 import ray.util
 import torch.distributed as dist
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
@@ -27,6 +28,8 @@ from tfray.units.stream import find, find_raised
 
 logger = logging.getLogger(__name__)
 
+MOST_JOINS = 5
+"""How often in a row workers may fail to find each other."""
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a worker waits for the others in a collective; a lost one is noticed much sooner, by Ray."""
 
@@ -51,6 +54,7 @@ class GroupBackend(Backend):
     """Ray Train's hooks around a group of workers; they run in its controller."""
 
     share_cuda_visible_devices = True
+    failed_joins = 0
 
     def on_start(self, worker_group, backend_config: BackendConfig) -> None:
         """Make one process group of the workers that divide the lanes."""
@@ -62,12 +66,23 @@ class GroupBackend(Backend):
             worker_group.execute_single_async(rank, join, backend_config.backend, address, rank, usable)
             for rank in range(usable)
         ]
-        ray.get(joining)  # type: ignore[call-overload]
+        try:
+            ray.get(joining)  # type: ignore[call-overload]
+        except RayTaskError as error:  # one has gone meanwhile, or its port; Ray starts anew for a dead actor alone
+            self.failed_joins += 1
+            if self.failed_joins == MOST_JOINS:
+                raise
+            raise ActorDiedError from error
+        self.failed_joins = 0
 
     def on_shutdown(self, worker_group, backend_config: BackendConfig) -> None:
         """Let workers that still train save and end first; where one is lost, the others wait for it in vain."""
-        if all(worker_group.execute(is_well)):
-            worker_group.execute(end_training, GRACE_SECONDS)
+        assert isinstance(backend_config, GroupConfig)
+        usable = range(usable_workers(len(worker_group), backend_config.lanes))  # the others have nothing to save
+        asked = [worker_group.execute_single_async(rank, is_well) for rank in usable]
+        if all(ray.get(asked)):  # type: ignore[call-overload]
+            ending = [worker_group.execute_single_async(rank, end_training, GRACE_SECONDS) for rank in usable]
+            ray.get(ending)  # type: ignore[call-overload]
 
 
 class WorkerFailed(Exception):

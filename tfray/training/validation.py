@@ -7,6 +7,7 @@ weights ──► loss of all pairs, each worker a share           always here: 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,8 @@ from tfray.training.workers import gather_from_workers, sum_over_workers, world_
 Weights = dict[str, Tensor]
 POLLED = 10
 """Calls of poll() of which one asks: workers have to agree on the answer, and it is called at every step."""
+logger = logging.getLogger(__name__)
+
 WAITED_SECONDS = 5.0
 """How long the end of training waits for scores before it looks whether it is to leave."""
 DECODED_AT_ONCE = 128
@@ -150,6 +153,14 @@ class Validation:
             dist.broadcast_object_list(shared, src=0)
         self.awaited = shared[1]
         return found if self.rank == 0 else shared[0]
+
+    def last_chance(self, step: int) -> list[Finding]:
+        """Return what is found in a moment, before training ends at a step in its midst: of the weights of other steps
+        nobody asks again."""
+        found = self.poll(WAITED_SECONDS)
+        if self.awaited not in (None, step) and self.validator is not None:
+            logger.warning("the weights of step %d get no scores: training ends before they are there", self.awaited)
+        return found
 
     def finish(self) -> Iterator[Finding]:
         """Yield what is still to be found, after the last step."""

@@ -203,6 +203,8 @@ class Worker:
                 self.judge(self.validation.finish())
         except Left as left:
             wish = left.wish
+        if wish >= Wish.END and not self.is_over:
+            self.judge(self.validation.last_chance(step))
         is_candidate = bool(config.keep_best_checkpoints) and self.score is not None
         if self.is_over or step % config.checkpoint_every == 0 or wish >= Wish.SAVE or is_candidate:
             self.save()

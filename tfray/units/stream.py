@@ -80,7 +80,7 @@ def flow(items: Sequence[object], steps: list[Step], waiting_bytes: int | None =
         if (raised := find_raised(error, (JobError, OSError))) is not None:
             raise raised from None
         if (lost := find(error, losses())) is not None:
-            raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[:300]}") from error
+            raise WorkLost(f"{type(lost).__name__}: {' '.join(str(lost).split())[-300:]}") from error
         raise error from None
 
 
@@ -105,9 +105,15 @@ class StreamStage:
 
         pa.set_cpu_count(1)  # an actor has one core; threads beyond it take turns with the other actors
         shared = () if reference is None else (ray.get(reference),)  # type: ignore[call-overload]
-        self.stage = stage(*arguments, *shared)
+        self.failure: Exception | None = None
+        try:
+            self.stage = stage(*arguments, *shared)
+        except Exception as error:  # raised with the first item: of a constructor's error Ray keeps the text alone
+            self.failure = error
 
     def __call__(self, row: dict) -> dict:
+        if self.failure is not None:
+            raise self.failure
         return {"item": pickle.dumps(self.stage(pickle.loads(row["item"])))}
 
 
