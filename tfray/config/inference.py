@@ -199,8 +199,8 @@ class InferenceConfig:
     actors: int | None = None
     """Model replicas. Default: one for each GPU of the cluster, or else one for each group of CPU cores."""
     max_actors: int | None = None
-    """Model replicas to which the job may grow. Default: 'actors'; with cluster.autoscaling as many as there
-    are units."""
+    """Model replicas at most, to which the job may grow from 'actors'. Default: 'actors'; with cluster.autoscaling as
+    many as there are units."""
     quality_data: Paths = field(default_factory=list)
     """Precision int8: files with source and target on which its quality is measured. Default: rows of the input,
     where it has targets."""
