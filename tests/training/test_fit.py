@@ -168,13 +168,6 @@ def test_one_worker_has_no_process_beside_it_that_nobody_asks_anything_of(
     assert not kinds & {"DatasetManager", "PlacementGroupCleaner", "SplitCoordinator", "Bell"}
 
 
-def test_workers_that_may_grow_leave_the_data_tasks_their_share(cluster: dict[str, float]) -> None:
-    config = TrainingConfig(workers=WorkerRange(min=1, max=8), cpus_per_worker=1)
-    assert place_workers(config, ClusterConfig(), lanes=8).workers == (1, 7)
-    cluster["CPU"] = 2.0
-    assert place_workers(config, ClusterConfig(), lanes=8).workers == (1, 1)
-
-
 def test_workers_that_fit_by_their_sum_and_on_no_machines_are_refused(
     cluster: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

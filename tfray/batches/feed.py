@@ -86,7 +86,7 @@ def open_feed(tokens: TokenFolder, config: BatchesConfig, epochs: int, cursor: C
         fn_constructor_args=(tokens, config, cursor),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=0.25,
+        num_cpus=0,  # elastic workers may take every core, and wait for what this makes
         concurrency=1,
     )
 

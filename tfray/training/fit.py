@@ -173,8 +173,6 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) ->
             f"training.workers={fewest} with {per_worker:g} CPUs each: the cluster's machines, each of which must "
             f"hold a worker whole, have room for {places}; use fewer workers, or lower training.cpus_per_worker"
         )
-    if config.cpus_per_worker and not cluster.autoscaling:  # Ray starts as many as fit: the data tasks need theirs
-        most = max(fewest, min(most, int((cpus - DATA_CPUS) / per_worker + 1e-6)))
     resources = {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
     return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)
 
