@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.checkpoint.samples import KINDS, assert_equal, folders, part, save_steps, some_state, zeros
 from tfray import storage
 from tfray.checkpoint import refusal
-from tfray.checkpoint.checkpoints import Checkpoints, kept_folders, read_weights
+from tfray.checkpoint.checkpoints import Checkpoints, best_folders, read_weights
 from tfray.checkpoint.state import Progress, complete_checkpoints, newest_progress
 from tfray.errors import CheckpointMismatch, InputError, StorageFailure
 
@@ -133,14 +133,11 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 @given(
     st.lists(st.none() | st.floats(allow_nan=True) | st.integers(0, 3), min_size=1),
-    st.integers(1, 4),
     st.integers(0, 4),
 )
-def test_the_policy_keeps_the_newest_and_no_better_one_is_dropped(scores: list, keep: int, keep_best: int) -> None:
+def test_of_the_best_checkpoints_no_better_one_is_dropped(scores: list, keep_best: int) -> None:
     names = [f"{index:04}" for index in range(len(scores))]
-    kept = kept_folders(list(zip(names, scores, strict=True)), keep, keep_best)
-    assert kept[: len(names[-keep:])] == names[-keep:]
-    best = kept[len(names[-keep:]) :]
+    best = best_folders(list(zip(names, scores, strict=True)), keep_best)
     numbers = {name: score for name, score in zip(names, scores, strict=True) if score is not None and score == score}
     assert len(best) == min(keep_best, len(numbers)) and len(set(best)) == len(best)
     if best:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tfray.checkpoint.checkpoints import kept_folders, of_plan, read_weights, scored_folders
+from tfray.checkpoint.checkpoints import best_folders, of_plan, read_weights, scored_folders
 from tfray.checkpoint.state import complete_checkpoints
 from tfray.errors import CheckpointMismatch, InputError
 
@@ -31,10 +31,9 @@ def chosen_checkpoints(out: str, count: int, of_best: bool, every: int = 1) -> l
 
     Where no validation has given any a score, the newest are the best.
     """
-    folders = of_plan(complete_checkpoints(out), every)
-    scored = scored_folders(folders) if of_best else []
-    _, *best = kept_folders(scored, 1, count) or [""]
-    return best or folders[-count:]
+    folders = complete_checkpoints(out)
+    best = best_folders(scored_folders(folders), count) if of_best else []
+    return best or of_plan(folders, every)[-count:]
 
 
 def mean_weights(folders: list[str], read: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:

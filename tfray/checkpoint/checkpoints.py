@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of a run. All workers make one, and call its methods together.
 
-    `keep` newest are kept, and the `keep_best` with the highest score, of those of every so many steps: what an
-    interrupt saved between them is kept while it is the newest, or there are fewer.
+    `keep` newest of every so many steps are kept, and the `keep_best` with the highest score. What an interrupt saved
+    in between is kept while it is the newest, or there are fewer.
     """
 
     def __init__(self, out: str, keep: int, keep_best: int = 0, every: int = 1) -> None:
@@ -112,8 +112,8 @@ class Checkpoints:
         whole = [folder for folder in complete_checkpoints(self.out) if folder not in self.unusable]
         planned = of_plan(whole, self.every)
         others = [folder for folder in reversed(whole) if folder not in planned]
-        kept = kept_folders(scored_folders(planned), self.keep, self.keep_best)
-        kept += others[: max(0, self.keep - len(planned))]
+        kept = planned[-self.keep :] + others[: max(0, self.keep - len(planned))]
+        kept += best_folders(scored_folders(whole), self.keep_best)
         for folder in begun(self.out):
             if folder not in {*kept, newest}:
                 storage.remove(storage.join(folder, STATE))  # first, so that no kill leaves half a checkpoint
@@ -161,14 +161,14 @@ def scored_folders(folders: list[str]) -> list[tuple[str, float | None]]:
     return list(zip(folders, scores, strict=True))
 
 
-def kept_folders(scored: list[tuple[str, float | None]], keep: int, keep_best: int) -> list[str]:
-    """Return the newest `keep` of folders, oldest first, and the `keep_best` with the highest score."""
-    newest = [folder for folder, _ in scored[-keep:]]
+def best_folders(scored: list[tuple[str, float | None]], count: int) -> list[str]:
+    """Return the folders with the highest score, the best first, of equal ones the newest; fewer where there are
+    fewer with a score."""
     ranked = sorted(
         ((score, index) for index, (_, score) in enumerate(scored) if score is not None and score == score),
         reverse=True,
     )
-    return newest + [scored[index][0] for _, index in ranked[:keep_best]]
+    return [scored[index][0] for _, index in ranked[:count]]
 
 
 def sweep_folder(folder: str) -> None:
