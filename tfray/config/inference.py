@@ -156,6 +156,15 @@ class GenerationConfig:
             "must be at least 2 with search: mbr, which compares them",
         )
 
+    def check_device(self, is_cpu: bool) -> None:
+        """Refuse a precision that a device does not have."""
+        require(
+            is_cpu or self.precision != "int8",
+            "generation.precision",
+            self.precision,
+            "is for CPUs; use bf16 on a GPU, or --inference.use_gpu no",
+        )
+
     def check_vocabulary(self, size: int) -> None:
         """Refuse ids that a vocabulary of a size does not have."""
         require(

@@ -78,13 +78,10 @@ def fit(value: object, field: pa.Field, is_text: bool) -> tuple[object, str | No
     if value is None:
         return None, None
     if pa.types.is_string(field.type):
-        if not isinstance(value, str):
-            if is_text:
-                return None, f"not_text: {field.name} is {type(value).__name__}, not text"
+        if not (is_text or isinstance(value, str)):
             value = json.dumps(value, ensure_ascii=True)
-        if not is_encodable(value):
-            return None, f"bad_utf8: {field.name} holds what UTF-8 cannot say"
-        return value, None
+        error = unreadable(field.name, value)
+        return (None, error) if error else (value, None)
     return fit_number(value, field)
 
 
@@ -105,6 +102,13 @@ def json_kind(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
         return "other"
     return type(value).__name__
+
+
+def unreadable(name: str, value: object) -> str | None:
+    """Return why a value is no text that can be written, as `kind: message`, or None."""
+    if not isinstance(value, str):
+        return f"not_text: {name} is {type(value).__name__}, not text"
+    return None if is_encodable(value) else f"bad_utf8: {name} holds what UTF-8 cannot say"
 
 
 def is_encodable(text: str) -> bool:

@@ -32,8 +32,7 @@ def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
     if precision == "auto":
         device = model.output_weight.device
         precision = "bf16" if str(choose_dtype("auto", device)) == "torch.bfloat16" else "fp32"
-    if precision == "int8" and model.output_weight.device.type != "cpu":
-        raise InputError("generation.precision='int8' is for CPUs; use bf16 on a GPU, or --inference.use_gpu no")
+    config.check_device(is_cpu=model.output_weight.device.type == "cpu")
     return Network(model, precision)
 
 

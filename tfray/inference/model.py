@@ -23,7 +23,7 @@ from tfray.config import GenerationConfig, InferenceConfig
 from tfray.config.rules import require
 from tfray.corpus.clean import unusable
 from tfray.corpus.normalize import normalize
-from tfray.corpus.rows import is_encodable
+from tfray.corpus.rows import unreadable
 from tfray.errors import InputError
 from tfray.generation import scoring
 from tfray.generation.generate import networks_of
@@ -105,7 +105,7 @@ class Model:
 
     def judge(self, texts: Sequence[str | None], name: str) -> list[str | None]:
         """Return why texts cannot be used, `kind: message`, and None for each that can."""
-        errors = [unreadable(name, text) for text in texts]
+        errors = [None if text is None else unreadable(f"the {name}", text) for text in texts]
         clean = self.normalize([None if error else text for text, error in zip(texts, errors, strict=True)])
         return [error or unusable(name, text, MAX_CHARACTERS) for text, error in zip(clean, errors, strict=True)]
 
@@ -148,7 +148,8 @@ class Model:
                 *(must[row] if must else ()),
                 *(must_not[row] if must_not else ()),
             ]
-            errors[row] = next((error for text in asked if (error := unreadable("prefix or a phrase", text))), None)
+            found = (unreadable("the prefix or a phrase", text) for text in asked if text is not None)
+            errors[row] = next(filter(None, found), None)
         usable = [row for row, error in enumerate(errors) if error is None]
         sources = self.encode([texts[row] for row in usable])
         requests = [
@@ -287,15 +288,6 @@ class Model:
                 length = len(found.pop(row))
                 errors[row] = f"too_long: the {name} has {length} tokens, the model takes {self.longest}"
         return found, errors
-
-
-def unreadable(name: str, text: object) -> str | None:
-    """Return why something is no text, as `kind: message`, or None; nothing at all is looked at elsewhere."""
-    if text is None or (isinstance(text, str) and is_encodable(text)):
-        return None
-    if isinstance(text, str):
-        return f"bad_utf8: the {name} holds what UTF-8 cannot say"
-    return f"not_text: the {name} is {type(text).__name__}, not text"
 
 
 def check_list(name: str, values: Sequence[Any], count: int | None = None) -> None:

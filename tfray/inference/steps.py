@@ -84,8 +84,7 @@ def check_room(job: PredictJob) -> None:
 def place_models(job: PredictJob, nodes: Sequence[float], gpus: int) -> ModelActors:
     """Return the actors with the model; raises InputError where they find no room, or cannot compute as is wanted."""
     models = place_actors(job.inference, job.cluster, nodes, gpus)
-    if models.gpus and job.generation.precision == "int8":
-        raise InputError("generation.precision='int8' is for CPUs; use bf16 on a GPU, or --inference.use_gpu no")
+    job.generation.check_device(is_cpu=not models.gpus)
     return models
 
 

@@ -34,7 +34,7 @@ RESIZE_SECONDS = float(os.environ.get("TFRAY_RESIZE_SECONDS", "120"))
 CPU_SHARE = 0.6
 """Of a node's cores, what an elastic worker reserves: no second one fits, and data tasks find room."""
 DATA_CPUS = 0.25
-"""What the feed takes."""
+"""Left over for what Ray runs beside the workers. (The feed reserves no share of it.)"""
 START_SECONDS = "30"
 """How long Ray waits for room for the workers before it looks again how many there can be."""
 

@@ -32,11 +32,11 @@ from tfray.tokens.special import PAD_ID
 from tfray.training.state import TrainState
 from tfray.training.workers import gather_from_workers, sum_over_workers, world_size
 
+logger = logging.getLogger(__name__)
+
 Weights = dict[str, Tensor]
 POLLED = 10
 """Calls of poll() of which one asks: workers have to agree on the answer, and it is called at every step."""
-logger = logging.getLogger(__name__)
-
 WAITED_SECONDS = 5.0
 """How long the end of training waits for scores before it looks whether it is to leave."""
 DECODED_AT_ONCE = 128
