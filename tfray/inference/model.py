@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -30,48 +30,13 @@ from tfray.generation.generate import networks_of
 from tfray.generation.pieces import as_seen
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
+from tfray.inference.result import Result, Target
 from tfray.inference.search import search_targets
 from tfray.tokens.special import EOS_ID
 
 logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = InferenceConfig.max_characters
-
-
-@dataclass(frozen=True)
-class Target:
-    """One text that the search found."""
-
-    text: str
-    score: float
-    """Natural logarithm of its probability."""
-    is_finished: bool
-    """False where the longest length was reached before its end."""
-    alignment: Tensor | None = None
-    """Attention of each target token to each source token that the search saw, (target, source), ends included; of a
-    source that was split piece by piece, each with its ends, and 0 from one to another; on request."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a source text gets: targets, the best first, or an error."""
-
-    n_best: list[Target] = field(default_factory=list)
-    error: str | None = None
-    """`kind: message`; other texts are not affected."""
-    truncated: bool = False
-
-    @property
-    def text(self) -> str | None:
-        return self.n_best[0].text if self.n_best else None
-
-    @property
-    def score(self) -> float | None:
-        return self.n_best[0].score if self.n_best else None
-
-    @property
-    def hit_max_length(self) -> bool:
-        return bool(self.n_best) and not self.n_best[0].is_finished
 
 
 class Model:
