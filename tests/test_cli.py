@@ -29,7 +29,14 @@ from tfray.errors import InputError
     ],
 )
 def test_short_flags_stand_for_full_ones(given: list[str], spelled: list[str]) -> None:
-    assert spell_out(given) == spelled
+    flags = {"--dry_run", "--overwrite", "--cluster.autoscaling", "--inference.fail_fast"}
+    assert spell_out(given, flags) == spelled
+
+
+def test_every_setting_of_yes_or_no_is_true_where_it_stands_alone() -> None:
+    given = ["--model_folder", "a", "--input", "b", "--out", "c"]
+    job = read_job("predict", config.PredictJob, ["--inference.provenance", "--fail-fast", *given])
+    assert job.inference.provenance and job.inference.fail_fast
 
 
 def test_the_one_folder_of_a_command_needs_no_flag() -> None:

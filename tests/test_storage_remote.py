@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import S3
+from tests.reading import read_unit
 from tfray import storage
-from tfray.corpus.read import declare_schema, read_unit
+from tfray.corpus.read import declare_schema
 from tfray.errors import InputError, StorageFailure
 from tfray.storage import places
 from tfray.units.files import find_files

@@ -45,7 +45,6 @@ SHORT = {
     "--fail-fast": "--inference.fail_fast",
     "--max-error-rate": "--inference.max_error_rate",
 }
-FLAGS = ("--cluster.autoscaling", "--dry-run", "--dry_run", "--fail-fast", "--json", "--overwrite")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -133,8 +132,9 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given several times.")
     parser.add_class_arguments(kind)
     defaults = parser.get_defaults()
+    flags = {f"--{setting}" for setting in defaults.keys() if isinstance(defaults[setting], bool)}
     try:
-        settings = parser.parse_args(spell_out(arguments))
+        settings = parser.parse_args(spell_out(arguments, flags))
         settings.pop("config", None)
         check_filled(settings.as_dict(), defaults.as_dict())
         return kind(**parser.instantiate(settings))
@@ -156,13 +156,14 @@ def check_filled(settings: dict, defaults: dict, group: str = "") -> None:
             check_filled(value, default, f"{group}{name}.")
 
 
-def spell_out(arguments: list[str]) -> list[str]:
+def spell_out(arguments: list[str], flags: set[str]) -> list[str]:
     """Return arguments with their full names (`--address` is short for `--cluster.address`); a flag alone is true."""
     spelled = []
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
-        name, mark, value = argument.partition("=")
-        is_alone = name in FLAGS and not mark and following.startswith("--")
-        spelled.append(f"{SHORT.get(name, name)}{'=true' if is_alone else mark + value}")
+        short, mark, value = argument.partition("=")
+        name = SHORT.get(short, short)
+        is_alone = name in flags and not mark and following.startswith("--")
+        spelled.append(f"{name}{'=true' if is_alone else mark + value}")
     return spelled
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.compute as pc
 
-from tfray.batches.plan import padded_tokens, plan_pool
+from tfray.batches.plan import plan_pool, shapes_of
 from tfray.config import BatchesConfig, InspectJob
 from tfray.report.account import format_account
 from tfray.report.tables import format_table
@@ -82,7 +82,7 @@ def describe_padding(source: np.ndarray, target: np.ndarray, config: BatchesConf
     source, target = source[:size], target[:size]
     steps = plan_pool(source, target, config, epoch=0, pool=0)
     rows = [batch for step in steps for batch in step]
-    padded = padded_tokens(source, target, steps, config)
+    padded = sum(shape.tokens for shape in shapes_of(source, target, steps, config))
     real = sum(int(side[batch].sum()) for batch in rows for side in (source, target))
     return (
         f"padding at batches.max_tokens={config.max_tokens:,}: {1 - real / padded:.1%} of {len(rows):,} micro-batches "

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.batches.packed import collate_packed
-from tfray.batches.packing import Widths, first_fit, packed_tokens
+from tfray.batches.packing import Widths, first_fit
+from tfray.batches.plan import shape_of
 from tfray.tokens.ragged import Ragged
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
 
@@ -66,9 +67,8 @@ def test_rows_are_those_of_first_fit_and_padding_is_at_the_right(pairs: list[tup
         assert torch.equal(ids == PAD_ID, segments == 0)
         is_token = (segments > 0).int()
         assert (is_token.diff(dim=1) <= 0).all(), "no token comes after padding"
-    examples = np.arange(len(pairs))
     lengths = np.diff(source.offsets), np.diff(target.offsets) + 1
-    assert batch.padded_tokens == packed_tokens(*lengths, examples, WIDTHS)
+    assert batch.padded_tokens == shape_of(*lengths, WIDTHS).tokens
     assert batch.target_tokens == sum(len(ids) + 1 for _, ids in pairs)
 
 

@@ -23,9 +23,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.reading import read_unit
 from tfray.corpus.delimited import LONGEST_RECORD
 from tfray.corpus.lines import LONGEST_LINE
-from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_blocks, read_unit
+from tfray.corpus.read import DamagedFile, Rows, declare_schema, read_blocks
 from tfray.errors import InputError, StorageFailure
 from tfray.storage import places, reading
 from tfray.units.files import InputFile, find_files

@@ -18,12 +18,10 @@ from tests.test_storage_remote import bucket  # noqa: F401 - a fixture
 from tests.tokens.conftest import Run
 from tfray import storage
 from tfray.config import CleanConfig, CorpusConfig, PartConfig, TokenizeJob, TokensConfig
-from tfray.corpus import columns as columns_module
-from tfray.corpus.read import file_schema
+from tfray.corpus.read import read_fields
 from tfray.errors import CheckpointMismatch, InputError, StorageFailure, TooManyErrors
 from tfray.report.account import format_account
 from tfray.storage import publish_json, read_json
-from tfray.tokens import recipe as recipe_module
 from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
 from tfray.tokens.stage import TokenizeUnit
@@ -430,13 +428,12 @@ def test_a_file_that_the_storage_does_not_give_is_not_left_out(
 ) -> None:
     train = [write_lines(tmp_path / f"{name}.jsonl", [line(("a man", "ein Mann"))] * 5) for name in "ab"]
 
-    def fail(file: Any, text: set[str]) -> Any:
+    def fail(file: Any) -> Any:
         if file.path.endswith("b.jsonl"):
             raise StorageFailure("b.jsonl cannot be read")
-        return file_schema(file, text)
+        return read_fields(file)
 
-    for module in (recipe_module, columns_module):
-        monkeypatch.setattr(module, "file_schema", fail)
+    monkeypatch.setattr("tfray.corpus.read.read_fields", fail)
     with pytest.raises(StorageFailure, match=r"b\.jsonl"):
         run(make_job(tmp_path, train, out=str(tmp_path / "out")))
     with pytest.raises(StorageFailure, match=r"b\.jsonl"):

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray.batches.batch import Batch
+from tfray.batches.plan import Shape
 from tfray.config import TrainingConfig
 from tfray.model.architecture import PRESETS, Architecture
 from tfray.model.transformer import Transformer
-from tfray.training.memory import Setting, Shape, activation_elements, count_parameters, estimate_memory
+from tfray.training.memory import Setting, activation_elements, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
 from tfray.training.replicated import Replicated
 from tfray.training.step import train_step

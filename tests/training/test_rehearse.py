@@ -18,11 +18,10 @@ import pytest
 from tfray import storage
 from tfray.batches.count import count_epoch
 from tfray.batches.feed import Cursor, PoolLanes, read_feed
-from tfray.batches.plan import plan_pools
+from tfray.batches.plan import Shape, plan_pools
 from tfray.config import BatchesConfig, ModelConfig, TrainingConfig, TrainJob, WorkerRange
 from tfray.errors import CheckpointMismatch, InputError
 from tfray.tokens.shards import FORMAT_VERSION, MANIFEST, SUCCESS, TokenFolder
-from tfray.training.memory import Shape
 from tfray.training.rehearse import describe_place, rehearse, survey_epoch
 from tfray.training.train import made_from
 from tfray.units.ledger import Ledger, open_ledger
@@ -56,9 +55,9 @@ def listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_the_plan_is_the_one_that_is_trained_on(tokens: TokenFolder, job: TrainJob, packing: bool):
-    config = replace(job.batches, packing=packing)
+@pytest.mark.parametrize(("packing", "lanes"), [(False, 4), (True, 4), (False, 32)])
+def test_the_plan_is_the_one_that_is_trained_on(tokens: TokenFolder, job: TrainJob, packing: bool, lanes: int):
+    config = replace(job.batches, packing=packing, lanes=lanes)
     epoch, counted = survey_epoch(tokens, config), count_epoch(tokens, config)
     assert len(epoch.step_tokens) == counted.steps
     assert epoch.pairs == 120 and 0 < epoch.padding < 0.5
@@ -66,12 +65,13 @@ def test_the_plan_is_the_one_that_is_trained_on(tokens: TokenFolder, job: TrainJ
     stage = PoolLanes(tokens, config, Cursor())
     pools = plan_pools(stage.reader.portions, config, 0)
     rows = [lane for pool in pools for lane in stage.lanes(0, pool, pool is pools[-1])]
-    trained = Counter(
-        Shape(*batch.source_ids.shape, batch.target_ids.shape[1])
-        for step in read_feed(iter(pa.Table.from_batches([row]) for row in rows), [0, 1, 2, 3], Cursor())
+    trained = [
+        batch
+        for step in read_feed(iter(pa.Table.from_batches([row]) for row in rows), [*range(lanes)], Cursor())
         for batch in step.micro_batches
-    )
-    assert epoch.shapes == trained
+    ]
+    assert epoch.shapes == Counter(Shape(*b.source_ids.shape, b.target_ids.shape[1]) for b in trained)
+    assert epoch.target_tokens == counted.target_tokens == sum(batch.target_tokens for batch in trained)
 
 
 def test_the_report_has_the_model_the_plan_the_memory_and_the_places(tokens: TokenFolder, job: TrainJob):

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.reading import read_unit
 from tfray import storage
-from tfray.corpus.read import DamagedFile, declare_schema, read_unit
+from tfray.corpus.read import DamagedFile, declare_schema
 from tfray.errors import InputError
 from tfray.units.files import COMPRESSION_RATIO, InputFile, find_files
 from tfray.units.plan import BYTES_PER_ROW, SAMPLE_BYTES, Unit, amount, cut_groups, estimate_rows, plan_units

@@ -23,6 +23,7 @@ class EpochCount(NamedTuple):
 
     steps: int
     target_tokens: int
+    """Those of micro-batches that fill a last step, a second time, too: training counts them."""
 
 
 def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
@@ -33,14 +34,15 @@ def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
     counts = []
     first: Pool | None = None
     for pool, source, target in first_epoch(tokens, config):
-        counts.append((len(plan_pool(source, target, config, 0, pool.index)), int(target.sum())))
+        steps = plan_pool(source, target, config, 0, pool.index)
+        counts.append((len(steps), sum(int(target[np.concatenate(step)].sum()) for step in steps)))
         first = first or pool
-    steps, target_tokens = (sum(column) for column in zip(*counts, strict=True))
+    whole = EpochCount(*(sum(column) for column in zip(*counts, strict=True)))
     if config.bpe_dropout and first is not None:
         source, target = PoolReader(tokens, config).read(first, 0).lengths
         longer = len(plan_pool(source, target, config, 0, 0)) / counts[0][0]
-        return EpochCount(round(steps * longer), round(target_tokens * longer))
-    return EpochCount(steps, target_tokens)
+        return EpochCount(*(round(count * longer) for count in whole))
+    return whole
 
 
 def first_epoch(tokens: TokenFolder, config: BatchesConfig) -> Iterator[tuple[Pool, np.ndarray, np.ndarray]]:

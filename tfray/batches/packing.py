@@ -111,10 +111,3 @@ def sums_before(lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
     found = np.empty_like(before)
     found[order] = before - np.maximum.accumulate(np.where(is_first, before, 0))
     return found
-
-
-def packed_tokens(source_lengths: np.ndarray, target_lengths: np.ndarray, examples: np.ndarray, widths: Widths) -> int:
-    """Return the positions on both sides of a packed micro-batch, padding included."""
-    source, target = source_lengths[examples], target_lengths[examples]
-    rows = first_fit(source, target, widths)
-    return (int(rows.max()) + 1) * sum(padded_length(int(np.bincount(rows, side).max())) for side in (source, target))

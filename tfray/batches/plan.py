@@ -8,12 +8,13 @@ are shuffled. Nothing here knows the number of workers, so the order cannot depe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from tfray.batches.lengths import fewer, padded_length
 from tfray.batches.mixing import Draw, Portion, draw_epoch, interleave
-from tfray.batches.packing import pack_pool, packed_tokens, row_widths
+from tfray.batches.packing import Widths, first_fit, pack_pool, row_widths
 from tfray.config import BatchesConfig
 
 Step = list[np.ndarray]
@@ -101,13 +102,29 @@ def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]
     return ranges
 
 
-def padded_tokens(
+class Shape(NamedTuple):
+    """A padded micro-batch."""
+
+    rows: int
+    source: int
+    target: int
+
+    @property
+    def tokens(self) -> int:
+        """Positions on both sides, padding included."""
+        return self.rows * (self.source + self.target)
+
+
+def shapes_of(
     source_lengths: np.ndarray, target_lengths: np.ndarray, steps: list[Step], config: BatchesConfig
-) -> int:
-    """Return the positions on both sides of a pool's steps, padding included."""
-    micro_batches = [rows for step in steps for rows in step]
-    sides = (source_lengths, target_lengths)
-    if config.packing:
-        widths = row_widths(*sides, config.max_tokens)
-        return sum(packed_tokens(*sides, rows, widths) for rows in micro_batches)
-    return sum(len(rows) * int(padded_length(side[rows].max())) for rows in micro_batches for side in sides)
+) -> list[Shape]:
+    """Return the shapes of a pool's micro-batches, step by step and lane by lane."""
+    widths = row_widths(source_lengths, target_lengths, config.max_tokens) if config.packing else None
+    return [shape_of(source_lengths[rows], target_lengths[rows], widths) for step in steps for rows in step]
+
+
+def shape_of(source: np.ndarray, target: np.ndarray, widths: Widths | None) -> Shape:
+    """Return the shape of a micro-batch of pairs with these lengths; with `widths`, of one whose pairs share rows."""
+    rows = np.arange(len(source)) if widths is None else first_fit(source, target, widths)
+    longest = [padded_length(int(np.bincount(rows, side).max())) for side in (source, target)]
+    return Shape(int(rows.max()) + 1, *longest)

@@ -79,6 +79,16 @@ class GenerationConfig:
     """Precision int8: what it may lose against fp32, in BLEU, or for labels in percent of right ones; measured
     before the work begins."""
 
+    @property
+    def is_beam_search(self) -> bool:
+        """True where hypotheses of a row compete; greedy search and samples have none beside them."""
+        return self.search == "beam" and self.beam_size > 1
+
+    @property
+    def width(self) -> int:
+        """Hypotheses of a row at a time."""
+        return self.beam_size if self.search == "beam" else self.samples
+
     def __post_init__(self) -> None:
         require(
             self.beam_size >= 1,
@@ -121,7 +131,7 @@ class GenerationConfig:
             "must be ids, and not 2, which ends a target",
         )
         require(
-            self.coverage_penalty == 0 or (self.search == "beam" and self.beam_size > 1),
+            self.coverage_penalty == 0 or self.is_beam_search,
             "generation.coverage_penalty",
             self.coverage_penalty,
             f"ranks the hypotheses of a beam, and there is none with search: {self.search}, beam_size: "

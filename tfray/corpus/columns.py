@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from tfray.corpus.read import DamagedFile, file_schema
+from tfray.corpus.read import DamagedFile, file_schema, readable_schema
 from tfray.errors import InputError
 from tfray.units.files import InputFile
 
@@ -71,7 +71,7 @@ def choose_columns(
 
 def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: Settings) -> Columns:
     """Return a file's columns of source and target; raises InputError where it lacks one."""
-    schema = readable_schema(file, set())
+    schema = readable_schema(file)
     source = choose(source, SOURCE_NAMES, schema, settings.source, file.path)
     if file.format == "text" and not file.target_path and target not in schema.names:
         side = f"{settings.target_files}, or " if settings.target_files else ""
@@ -89,7 +89,7 @@ def choose_source(files: list[InputFile], source: str | None) -> str:
     refusals = []
     for file in files:
         try:
-            name = choose(source, SOURCE_NAMES, readable_schema(file, set()), "source_column", file.path)
+            name = choose(source, SOURCE_NAMES, readable_schema(file), "source_column", file.path)
             check_columns(file, {name}, {name})
             return name
         except InputError as error:
@@ -145,11 +145,3 @@ def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | 
         if name in text and not (pa.types.is_string(kind) or pa.types.is_null(kind)):
             return f"column {name!r} is {kind}, not text; its columns are {columns}"
     return None
-
-
-def readable_schema(file: InputFile, text: set[str]) -> pa.Schema:
-    """Return a file's columns; raises InputError where it cannot be read."""
-    try:
-        return file_schema(file, text)
-    except DamagedFile as error:
-        raise InputError(f"{error}; replace or remove it") from error

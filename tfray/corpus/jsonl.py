@@ -84,14 +84,14 @@ def parse_line(line: bytes | None) -> tuple[dict, str | None]:
     return value, None
 
 
-def infer_json_fields(file: InputFile, text_columns: set[str]) -> list[tuple[str, pa.DataType]]:
+def infer_json_fields(file: InputFile) -> list[tuple[str, pa.DataType]]:
     """Return a file's fields and types by its first lines; mixed types become JSON text."""
     kinds: dict[str, set[str]] = {}
     for record in sample_records(file):
         for name, value in record.items():
             if is_encodable(name):
                 kinds.setdefault(name, set()).add(json_kind(value))
-    return [(name, pa.string() if name in text_columns else json_type(kinds[name])) for name in kinds]
+    return [(name, json_type(kinds[name])) for name in kinds]
 
 
 def sample_records(file: InputFile) -> list[dict]:

@@ -7,7 +7,9 @@ aligned with the file whatever stands in it. Files are read in blocks: memory do
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -17,10 +19,10 @@ from tfray.corpus.lines import read_text
 from tfray.corpus.parquet import is_text, read_parquet
 from tfray.corpus.rows import DamagedFile, Rows, assemble
 from tfray.errors import InputError
-from tfray.units.files import InputFile
+from tfray.units.files import THREADS, InputFile
 from tfray.units.plan import Unit
 
-__all__ = ["DamagedFile", "Rows", "declare_schema", "file_schema", "read_blocks", "read_unit"]
+__all__ = ["DamagedFile", "Rows", "declare_schema", "file_schema", "read_blocks", "readable_schema", "with_schemas"]
 
 TEXT_READERS = {"csv": read_csv, "tsv": read_tsv, "text": read_text}
 
@@ -43,16 +45,6 @@ def read_blocks(unit: Unit, schema: pa.Schema, text_columns: set[str], passes_al
         row += block.rows
 
 
-def read_unit(unit: Unit, schema: pa.Schema, text_columns: set[str]) -> Rows:
-    """Return all rows of a unit; raises DamagedFile where some cannot be read."""
-    tables, errors, count = [], {}, 0
-    for rows in read_blocks(unit, schema, text_columns):
-        tables.append(rows.table)
-        errors.update({count + index: error for index, error in rows.errors.items()})
-        count += len(rows.table)
-    return Rows(pa.concat_tables(tables) if tables else schema.empty_table(), errors, unit.first_row)
-
-
 def declare_schema(files: list[InputFile], text_columns: set[str], needed: set[str] | None = None) -> pa.Schema:
     """Return the needed columns (default: all) of all files together.
 
@@ -60,12 +52,10 @@ def declare_schema(files: list[InputFile], text_columns: set[str], needed: set[s
     """
     schema = pa.schema([])
     for file in files:
+        fields = readable_schema(file, text_columns)
         try:
-            fields = file_schema(file, text_columns)
             found = pa.schema([field for field in fields if needed is None or field.name in needed])
             schema = pa.unify_schemas([schema, found], promote_options="permissive")
-        except DamagedFile as error:
-            raise InputError(f"{error}; replace or remove it") from error
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(
                 f"{file.path!r} has other column types than the files before it: {error}; make the types alike, or "
@@ -75,24 +65,56 @@ def declare_schema(files: list[InputFile], text_columns: set[str], needed: set[s
     return pa.schema([(field.name, text.get(field.name, field.type)) for field in schema])
 
 
-def file_schema(file: InputFile, text_columns: set[str]) -> pa.Schema:
-    """Return the columns of one file, of an empty text file none.
+def readable_schema(file: InputFile, text_columns: Collection[str] = ()) -> pa.Schema:
+    """Return the columns of one file; raises InputError also where it cannot be read."""
+    try:
+        return file_schema(file, text_columns)
+    except DamagedFile as error:
+        raise InputError(f"{error}; replace or remove it") from error
+
+
+def file_schema(file: InputFile, text_columns: Collection[str]) -> pa.Schema:
+    """Return the columns of one file, of an empty text file none; those in `text_columns` as text where JSON has them.
 
     Raises InputError where two have the same name or a header names none, DamagedFile where the file cannot be read.
     """
-    if file.damage:
-        raise DamagedFile(file.path, file.damage)
-    if file.schema is not None:
-        fields = [(field.name, pa.string() if is_text(field.type) else field.type) for field in file.schema]
-    elif file.is_empty:
-        fields = []
-    elif file.format == "jsonl":
-        fields = infer_json_fields(file, text_columns)
-    elif file.format in ("csv", "tsv"):
-        fields = [(name, pa.string()) for name in read_names(file)]
-    else:
-        fields = [(name, pa.string()) for name in (["source", "target"] if file.target_path else ["source"])]
-    repeated = [name for name, count in Counter(name for name, _ in fields).items() if count > 1]
+    file = with_schema(file)
+    if file.damage or file.schema is None:
+        raise DamagedFile(file.path, file.damage or "")
+    repeated = [name for name, count in Counter(file.schema.names).items() if count > 1]
     if repeated:
         raise InputError(f"{file.path!r} has several columns named {', '.join(repeated)}; rename all but one")
-    return pa.schema(fields)
+    as_text = text_columns if file.format == "jsonl" else ()
+    return pa.schema(
+        [
+            (field.name, pa.string() if field.name in as_text or is_text(field.type) else field.type)
+            for field in file.schema
+        ]
+    )
+
+
+def with_schemas(files: list[InputFile]) -> list[InputFile]:
+    """Return files with their columns, for which a text file is opened: many at a time, and each once."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(with_schema, files))
+
+
+def with_schema(file: InputFile) -> InputFile:
+    """Return a file with its columns; where they cannot be read, with its damage."""
+    if file.schema is not None or file.damage:
+        return file
+    try:
+        return replace(file, schema=pa.schema(read_fields(file)))
+    except DamagedFile as error:
+        return replace(file, damage=error.reason)
+
+
+def read_fields(file: InputFile) -> list[tuple[str, pa.DataType]]:
+    """Return the names and types of a text file's columns."""
+    if file.is_empty:
+        return []
+    if file.format == "jsonl":
+        return infer_json_fields(file)
+    if file.has_header:
+        return [(name, pa.string()) for name in read_names(file)]
+    return [(name, pa.string()) for name in (["source", "target"] if file.target_path else ["source"])]

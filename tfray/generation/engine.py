@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(self, networks: Sequence[Network], config: GenerationConfig) -> None:
         self.networks, self.config = list(networks), config
-        self.width = width_of(config)
+        self.width = config.width
         self.device = self.networks[0].device
 
     @torch.inference_mode()
@@ -88,7 +88,7 @@ class Batch:
         self.board = Board(slots, engine.width, longest, self.config, engine.device)
         self.search = (
             Beam(self.board, self.config, round_up(source))
-            if self.config.search == "beam" and self.config.beam_size > 1
+            if self.config.is_beam_search
             else Single(self.board, self.config)
         )
         target = longest_target(source, longest, self.config)
@@ -176,8 +176,3 @@ class Batch:
             keys_values.append(network.project_memory(memory).split(lengths))
         for place, (row, request) in enumerate(rows):
             self.encoded.append(Encoded(row, request, [parts[place] for parts in keys_values]))
-
-
-def width_of(config: GenerationConfig) -> int:
-    """Return how many hypotheses a row has at a time."""
-    return config.beam_size if config.search == "beam" else config.samples

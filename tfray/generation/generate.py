@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tfray.config import GenerationConfig
 from tfray.errors import InputError
-from tfray.generation.engine import Engine, width_of
+from tfray.generation.engine import Engine
 from tfray.generation.memory import budget_bytes, slots_for
 from tfray.generation.network import Network
 from tfray.generation.pieces import as_seen, join, split_request
@@ -85,9 +85,9 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
         error = next((e for e in (find_error(request, n.architecture, config) for n in networks) if e), None)
         own = as_seen(request.source, longest, config) if error is None else []
         length = max(map(len, own), default=0)
-        if own and slots_for(length, networks, config, width_of(config), budget) < 1:
+        if own and slots_for(length, networks, config, config.width, budget) < 1:
             error = (
-                f"too_large: a row of {length} source tokens with {width_of(config)} hypotheses does not fit into "
+                f"too_large: a row of {length} source tokens with {config.width} hypotheses does not fit into "
                 f"{budget / 2**30:.2f} GB"
             )
         if error is not None:

@@ -69,7 +69,7 @@ def find_impossible(request: Request, limit: int, config: GenerationConfig) -> s
         twice = repeated(phrases, config.no_repeat_ngram)
         if twice is not None:
             return f"constraint: {name} repeats {twice}, which no_repeat_ngram={config.no_repeat_ngram} forbids"
-    if request.must and (config.search != "beam" or config.beam_size == 1):
+    if request.must and not config.is_beam_search:
         return "constraint: must-phrases need beam search with a beam of 2 at least"
     missing, room = unmet(request.must, request.prefix), limit - len(request.prefix)
     if missing + 1 > room:

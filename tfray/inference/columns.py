@@ -58,7 +58,7 @@ def input_schema(files: list[InputFile], text_columns: set[str], config: Inferen
     Raises InputError where two files disagree, or differ at all if that is not wanted.
     """
     declared = declare_schema(files, text_columns)
-    own = [file.schema for file in files if file.schema is not None and not file.is_empty]
+    own = [file.schema for file in files if file.schema is not None and file.format == "parquet" and not file.is_empty]
     if config.schemas == "same":
         check_same(files)
     if not own or len(own) < len([file for file in files if not file.is_empty]):

@@ -10,6 +10,7 @@ import pyarrow as pa
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import InferenceConfig, PredictJob
 from tfray.corpus.columns import check_columns, choose_columns, choose_source
+from tfray.corpus.read import with_schemas
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
 from tfray.inference.columns import Task, input_schema, output_schema
@@ -84,7 +85,7 @@ def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]
 
     Raises InputError for a file that cannot be used.
     """
-    files = find_files(paths)
+    files = with_schemas(find_files(paths))
     check_formats(files)
     if all(file.is_empty for file in files):
         return known or plan_nothing(job, task, files)
@@ -121,7 +122,7 @@ def bytes_a_unit(job: PredictJob, folder: ModelFolder, task: Task) -> float:
 
     Half of the parameters see a source token, and half of them each hypothesis' token, in two operations each.
     """
-    hypotheses = max(job.generation.beam_size, job.generation.samples) if task == "generate" else 1
+    hypotheses = job.generation.width if task == "generate" else 1
     operations = folder.parameters * (1 + hypotheses)
     rate = GPU_RATE if may_use_gpu(job.inference) else CORE_RATE * job.inference.cpus_per_actor
     return UNIT_SECONDS * rate / operations * BYTES_PER_TOKEN

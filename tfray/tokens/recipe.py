@@ -11,7 +11,7 @@ from tfray.config import CorpusConfig, PartConfig, Paths, as_list
 from tfray.corpus.clean import Cleaned, clean_pairs
 from tfray.corpus.columns import Columns, Settings, choose_columns, missing_columns
 from tfray.corpus.near import load_datasketch
-from tfray.corpus.read import DamagedFile, declare_schema, file_schema, read_blocks
+from tfray.corpus.read import declare_schema, read_blocks, with_schemas
 from tfray.corpus.scripts import check_script
 from tfray.errors import InputError
 from tfray.units.files import InputFile, find_files
@@ -110,7 +110,8 @@ class Files(NamedTuple):
 def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | Files, before: list[Corpus]) -> Corpus:
     """Return one corpus; its task is that of the corpora before it."""
     settings = settings_of(name, split, part)
-    files = find_files(as_list(part.files), as_list(part.target_files), settings.files, settings.target_files)
+    found = find_files(as_list(part.files), as_list(part.target_files), settings.files, settings.target_files)
+    files = with_schemas(found)
     lost = [lose(name, file, f"unreadable_file: {file.damage}") for file in files if file.damage]
     files = [file for file in files if not file.damage]
     if not files:
@@ -147,15 +148,7 @@ def settings_of(name: str, split: str, part: PartConfig | Files) -> Settings:
 
 def unfit_reason(file: InputFile, columns: Columns) -> str | None:
     """Return why no row of a file can be used, as `kind: message`, or None."""
-    if file.is_empty:
-        return None
-    try:
-        file_schema(file, columns.text)
-    except DamagedFile as error:
-        return f"unreadable_file: {error.reason}"
-    except InputError as error:
-        return f"other_schema: {error}"
-    if file.format == "jsonl":  # each line has fields of its own, and is judged by them
+    if file.is_empty or file.format == "jsonl":  # each line has fields of its own, and is judged by them
         return None
     reason = missing_columns(file, columns.needed, columns.text)
     return f"other_schema: {reason}" if reason else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tfray.batches.plan import Shape
 from tfray.config import TrainingConfig
 from tfray.model import native
 from tfray.model.architecture import Architecture
@@ -20,14 +21,6 @@ CHUNK_COPIES = 2
 """Logits of a chunk, and what a product makes of them."""
 SCRATCH_BYTES = 64 << 20
 """Of kernels, and of an allocator that gives nothing back."""
-
-
-class Shape(NamedTuple):
-    """A padded micro-batch."""
-
-    rows: int
-    source: int
-    target: int
 
 
 class Setting(NamedTuple):

@@ -11,9 +11,7 @@ import torch
 
 from tfray import storage
 from tfray.batches.count import first_epoch
-from tfray.batches.lengths import padded_length
-from tfray.batches.packing import Widths, first_fit, row_widths
-from tfray.batches.plan import plan_pool
+from tfray.batches.plan import Shape, plan_pool, shapes_of
 from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
 from tfray.model.architecture import Architecture, resolve
@@ -25,7 +23,7 @@ from tfray.training.display import CURVES
 from tfray.training.ends import lacks_average
 from tfray.training.folders import AVERAGE
 from tfray.training.log import LOG
-from tfray.training.memory import FP32, Setting, Shape, count_parameters, estimate_memory
+from tfray.training.memory import FP32, Setting, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
 from tfray.units.ledger import Found, find_ledger
 
@@ -83,23 +81,14 @@ def survey_epoch(tokens: TokenFolder, config: BatchesConfig) -> Epoch:
     epoch = Epoch()
     for pool, source, target in first_epoch(tokens, config):
         epoch.pairs += len(source)
-        widths = row_widths(source, target, config.max_tokens) if config.packing else None
-        for lanes in plan_pool(source, target, config, 0, pool.index):
-            rows = np.concatenate(lanes)
+        steps = plan_pool(source, target, config, 0, pool.index)
+        for rows in map(np.concatenate, steps):
             epoch.target_tokens += int(target[rows].sum())
             epoch.step_tokens.append(int(source[rows].sum() + target[rows].sum()))
-            for lane in lanes:
-                shape = shape_of(source[lane], target[lane], widths)
-                epoch.shapes[shape] += 1
-                epoch.padded += shape.rows * (shape.source + shape.target)
+        shapes = shapes_of(source, target, steps, config)
+        epoch.shapes.update(shapes)
+        epoch.padded += sum(shape.tokens for shape in shapes)
     return epoch
-
-
-def shape_of(source: np.ndarray, target: np.ndarray, widths: Widths | None) -> Shape:
-    """Return the shape of a micro-batch of pairs with these lengths; with `widths`, of one whose pairs share rows."""
-    rows = np.arange(len(source)) if widths is None else first_fit(source, target, widths)
-    longest = [padded_length(int(np.bincount(rows, side).max())) for side in (source, target)]
-    return Shape(int(rows.max()) + 1, *longest)
 
 
 def format_parameters(architecture: Architecture) -> str:

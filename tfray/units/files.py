@@ -39,7 +39,7 @@ class InputFile:
     rows: int | None
     """Exact; None where only reading tells (text)."""
     schema: pa.Schema | None = None
-    """Of Parquet only."""
+    """Its columns; of Parquet as the footer has them, of the other formats once somebody has looked."""
     row_groups: tuple[int, ...] = ()
     """Rows of each row group; of Parquet only."""
     target_path: str | None = None
