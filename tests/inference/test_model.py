@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from sacrebleu.metrics.chrf import CHRF
@@ -256,3 +262,119 @@ def test_the_lines_of_the_readme_run(folder: str, capsys: pytest.CaptureFixture[
     exec(code.replace("out/mine/training/best", folder), {})
     prediction, log_prob, shape = capsys.readouterr().out.splitlines()
     assert prediction and float(log_prob) < 0 and shape == "torch.Size([1, 32])"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lambda texts: pd.Series(texts, index=[3, 1, 0, 2]),
+        lambda texts: pd.Series([*texts, "six"])[lambda own: own != "six"].iloc[::-1].iloc[::-1],
+        lambda texts: np.array(texts),
+        lambda texts: pa.array(texts),
+        lambda texts: pa.chunked_array([texts[:1], texts[1:]]),
+        lambda texts: (text for text in texts),
+        tuple,
+    ],
+)
+def test_texts_of_any_kind_of_column_are_taken_by_their_places(model, column):
+    wanted = model.generate(TEXTS)
+    assert model.generate(column(TEXTS)) == wanted
+    assert torch.equal(model.embed(column(TEXTS)), model.embed(TEXTS))
+    prefixed = model.generate(TEXTS, prefixes=TEXTS, must_not=[["one"]] * 4)
+    assert model.generate(column(TEXTS), prefixes=column(TEXTS), must_not=[["one"]] * 4) == prefixed
+    assert model.errors(column(TEXTS)) == [None] * 4
+    pairs = [(text, text) for text in TEXTS]
+    assert model.score(pair for pair in pairs) == model.score(np.array(pairs)) == model.score(pairs)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (b"one", r"texts='bytes' must be a list of texts"),
+        ({"a": "one"}, r"texts='dict' must be a list"),
+        ({"one", "two"}, r"texts='set' must be a list"),
+        (7, r"texts='int' must be a list"),
+        (pd.DataFrame({"text": TEXTS}), r"texts='DataFrame' must be a list of texts, or one column of a table"),
+        (pa.table({"text": TEXTS}), r"texts='Table' must be a list"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused_everywhere(model, label_model, values, message):
+    for task in (model.generate, model.embed, model.errors, tfray.load(label_model).classify):
+        with pytest.raises(InputError, match=message):
+            task(values)
+
+
+@pytest.mark.parametrize("pairs", [("ab", "cd"), [("a", "b", "c")], [("a", "b"), "cd"], [7]])
+def test_what_is_no_pair_is_refused_by_its_number(model, pairs):
+    with pytest.raises(InputError, match=r"pairs\[[01]\]=.* must be a pair \(source, target\)"):
+        model.score(pairs)
+
+
+def test_phrases_and_prefixes_may_be_missing_for_some_texts(model):
+    found = model.generate(TEXTS[:2], prefixes=[None, "two"], must=[["three"], None], must_not=[None, ["ten"]])
+    assert found[0] == model.generate(TEXTS[:1], must=[["three"]])[0]
+    assert found[1] == model.generate(TEXTS[1:2], prefixes=["two"], must_not=[["ten"]])[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"search": "greedy"}, "search='greedy' must be one of beam, sample, mbr"),
+        ({"early_stopping": True}, "early_stopping=True must be one of exact, beam"),
+        ({"beam_size": "4"}, "beam_size='4' must be a whole number"),
+        ({"beam_size": 2.5}, "beam_size=2.5 must be a whole number"),
+        ({"max_length_ratio": math.inf}, "max_length_ratio=inf must be a finite number"),
+        ({"beams": 4}, "beams=4 is no option; those are search, beam_size"),
+        ({"precision": "fp16"}, "precision='fp16' must be one of auto, bf16, fp32, int8"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_and_never_taken_for_another(folder, model, options, message):
+    for call in (lambda: model.generate(TEXTS, **options), lambda: tfray.load(folder, **options)):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, "device='gpu' is not to be had here"),
+        ({"threads": 0}, "threads=0 must be at least 1"),
+        ({"model_folder": []}, "names no folder"),
+    ],
+)
+def test_a_device_or_folder_that_is_not_there_is_named(folder, arguments, message):
+    with pytest.raises(InputError, match=message):
+        tfray.load(**{"model_folder": folder} | arguments)
+
+
+def test_a_copy_of_a_model_made_by_pickle_does_the_same(folder, model):
+    copied = pickle.loads(pickle.dumps(model))
+    assert copied.generate(TEXTS) == model.generate(TEXTS)
+    assert tfray.load(Path(folder), threads=1, precision="fp32").task == "translation"
+
+
+def test_long_texts_are_no_error_where_they_are_split_and_cuts_are_told_of(folder, label_model, caplog):
+    long = "one " * 300
+    assert tfray.load(folder, threads=1, long_sources="split").errors([long]) == [None]
+    assert "too_long" in tfray.load(label_model).errors([long])[0]
+    with caplog.at_level(logging.WARNING):
+        tfray.load(folder, threads=1, long_sources="truncate").embed([long, "one"])
+    assert "1 of 2 texts were cut to 32 tokens" in caplog.text
+
+
+def test_a_forked_process_uses_the_model_that_was_loaded_before(folder):
+    """In a process of its own, since threads of other tests would be in the way."""
+    program = (
+        "import multiprocessing, sys, tfray\n"
+        "model = tfray.load(sys.argv[1], threads=2, precision='fp32', max_length_extra=4)\n"
+        "def answer(queue): queue.put([result.text for result in model.generate(['one two'] * 40)])\n"
+        "wanted = [result.text for result in model.generate(['one two'] * 40)]\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "queue = context.Queue()\n"
+        "child = context.Process(target=answer, args=(queue,))\n"
+        "child.start()\n"
+        "print(queue.get(timeout=200) == wanted)\n"
+        "child.join()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "True", done.stderr

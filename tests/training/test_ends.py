@@ -17,11 +17,9 @@ from tests.cluster import Nodes
 from tests.training.runs import Run
 from tests.training.token_folders import make_token_folder
 from tfray.checkpoint.state import Progress
-from tfray.config import TrainingConfig, TrainJob
-from tfray.training import worker as worker_file
-from tfray.training.ends import is_done, is_stale
+from tfray.config import TrainingConfig
+from tfray.training.ends import is_done, is_stale, most_epochs
 from tfray.training.failure import FAILURE, REPORT
-from tfray.training.worker import Worker
 
 CONFIG = TrainingConfig(epochs=3, max_steps=100, token_budget=5000, patience=2)
 
@@ -38,25 +36,24 @@ def test_training_is_stale_after_so_many_validations_without_a_better_one():
     assert not is_stale(Progress(stale_validations=99), replace(CONFIG, patience=0))
 
 
-class Planned(Exception):
-    """Says for how many epochs a feed was opened."""
-
-
-@pytest.mark.parametrize(("max_steps", "planned"), [(None, 1000), (5000, 1000), (100, 15), (91, 6)])
-def test_no_more_epochs_are_planned_than_the_steps_that_are_left_can_need(
-    monkeypatch: pytest.MonkeyPatch, max_steps: int | None, planned: int
+@pytest.mark.parametrize(
+    ("max_steps", "token_budget", "planned"),
+    [
+        (None, None, 1000),
+        (5000, None, 1000),
+        (100, None, 15),
+        (91, None, 6),
+        (None, 8000, 45),
+        (None, 2001, 6),
+        (100, 2001, 6),
+        (None, 10**9, 1000),
+    ],
+)
+def test_no_more_epochs_are_planned_than_the_steps_and_tokens_that_are_left_can_need(
+    max_steps: int | None, token_budget: int | None, planned: int
 ):
-    def open_feed(tokens: object, batches: object, epochs: int, cursor: object) -> None:
-        raise Planned(epochs)
-
-    monkeypatch.setattr(worker_file, "open_feed", open_feed)
-    monkeypatch.setattr(worker_file, "poll_less", lambda: None)
-    worker = Worker.__new__(Worker)  # without a Ray
-    worker.rank, worker.workers, worker.tokens = 0, 1, None  # type: ignore[assignment]
-    worker.job = TrainJob(tokens_folder="", out="", training=TrainingConfig(epochs=1000, max_steps=max_steps))
-    worker.progress = Progress(step=90, epoch=4)
-    with pytest.raises(Planned, match=f"^{planned}$"):
-        next(worker.feed_steps())
+    config = TrainingConfig(epochs=1000, max_steps=max_steps, token_budget=token_budget)
+    assert most_epochs(Progress(step=90, epoch=4, tokens=2000), config, pairs=150) == planned
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tfray.config import BatchesConfig, TrainingConfig, TrainJob, WorkerRange
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder
+from tfray.training import failure
 from tfray.training.failure import (
     FAILURE,
     LaneBatch,
@@ -145,15 +147,30 @@ def test_settings_come_back_from_json_as_they_were(job: TrainJob, tokens: TokenF
     assert training_config(storage.read_json(f"{job.out}/{FAILURE}/failure.json")["training"]) == job.training
 
 
+def test_a_dump_that_cannot_be_written_is_not_said_to_be_there(
+    job: TrainJob, tokens: TokenFolder, monkeypatch: pytest.MonkeyPatch
+):
+    def be_full(*dump: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(failure, "write_dump", be_full)
+    step, _ = poisoned_step(tokens, job.batches)
+    with pytest.raises(NonFiniteStep, match=r"could not be written .*No space left") as error:
+        stop_training(poisoned_state(job), own_lanes(step), 0, step.cursor, job, tokens, "float32")
+    assert "reproduce(" not in str(error.value)
+
+
 def fail_as_one_of_two(rank: int, job: TrainJob, tokens: TokenFolder, meeting: str, messages: multiprocessing.Queue):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     step, _ = poisoned_step(tokens, job.batches)
     state = poisoned_state(job)
     hide_poison_from_the_output(state)
+    write, failure.write_dump = failure.write_dump, lambda *dump: (time.sleep(1), write(*dump))
     try:
         stop_training(state, own_lanes(step)[rank::2][:1], 4, step.cursor, job, tokens, "float32")
     except NonFiniteStep as error:
-        messages.put(str(error))
+        is_dumped = storage.exists(f"{job.out}/{FAILURE}/failure.json")
+        messages.put((str(error), is_dumped))
     dist.destroy_process_group()
 
 
@@ -169,5 +186,6 @@ def test_every_worker_raises_the_same_whosever_lane_it_was(job: TrainJob, tokens
     first, second = (messages.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join()
-    assert first == second and f"that of lane {lane}, with loss nan" in first
+    assert first == second and f"that of lane {lane}, with loss nan" in first[0]
+    assert first[1], "the first that raises ends all: what it says is there must be there"
     assert math.isnan(reproduce(f"{job.out}/{FAILURE}").loss)

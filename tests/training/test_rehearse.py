@@ -91,30 +91,30 @@ def test_it_says_whether_it_begins_or_goes_on_or_is_done(tokens: TokenFolder, jo
     made = made_from(job, tokens)
     ledger = open_ledger(job.out, made, overwrite=False)
     before = listing(Path(job.out))
-    assert describe_place(job, made).startswith("training would begin")
+    assert describe_place(job, tokens, made).startswith("training would begin")
     other = replace(job, training=replace(job.training, learning_rate=0.5))
     with pytest.raises(CheckpointMismatch, match=r"learning_rate was 0\.001, is now 0\.5"):
-        describe_place(other, made_from(other, tokens))
-    assert "would be removed" in describe_place(replace(other, overwrite=True), made_from(other, tokens))
+        describe_place(other, tokens, made_from(other, tokens))
+    assert "would be removed" in describe_place(replace(other, overwrite=True), tokens, made_from(other, tokens))
     insisting = replace(other, allow_change=["training.learning_rate"])
-    assert describe_place(insisting, made_from(other, tokens)).startswith("training would begin")
+    assert describe_place(insisting, tokens, made_from(other, tokens)).startswith("training would begin")
     misspelt = replace(other, allow_change=["training.learning_rat"])
     with pytest.raises(InputError, match=r"did you mean training\.learning_rate"):
-        describe_place(misspelt, made_from(other, tokens))
+        describe_place(misspelt, tokens, made_from(other, tokens))
     assert listing(Path(job.out)) == before
     Ledger(job.out, ledger.made_from).finish({})
-    assert "is finished and unchanged" in describe_place(job, made)
+    assert "is finished and unchanged" in describe_place(job, tokens, made)
     averaging = replace(job, training=replace(job.training, average_checkpoints=2))
-    assert "only average/ would be written" in describe_place(averaging, made_from(averaging, tokens))
+    assert "only average/ would be written" in describe_place(averaging, tokens, made_from(averaging, tokens))
     Ledger(job.out, ledger.made_from).finish({"average_checkpoints": 2})
-    assert "is finished and unchanged" in describe_place(averaging, made_from(averaging, tokens))
+    assert "is finished and unchanged" in describe_place(averaging, tokens, made_from(averaging, tokens))
 
 
 def test_a_folder_of_something_else_is_refused(tokens: TokenFolder, job: TrainJob):
     Path(job.out).mkdir()
     (Path(job.out) / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds files of something else"):
-        describe_place(job, made_from(job, tokens))
+        describe_place(job, tokens, made_from(job, tokens))
 
 
 def test_the_command_writes_nothing_and_starts_no_ray(tokens: TokenFolder, job: TrainJob, tmp_path: Path):

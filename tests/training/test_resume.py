@@ -14,7 +14,7 @@ from tests.training.runs import Run
 from tests.training.token_folders import make_token_folder
 from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig
-from tfray.training.resume import adapt, choose_precision
+from tfray.training.resume import adapt, choose_precision, judged_by
 
 ORDER = {"pools": "p", "steps": "s"}
 PROGRESS = Progress(
@@ -58,6 +58,25 @@ def test_another_metric_has_no_best_yet(caplog: pytest.LogCaptureFixture):
     assert (found.best_score, found.best_step, found.stale_validations, found.best_metric) == (None, 0, 0, "loss")
     assert found.cursor == PROGRESS.cursor
     assert "best bleu so far, of step 80, says nothing about loss" in caplog.text
+
+
+def test_by_other_validation_data_there_is_no_best_yet(caplog: pytest.LogCaptureFixture):
+    before = replace(PROGRESS, judged_by="a")
+    assert adapt(before, ORDER, "bleu", "a") == before
+    assert adapt(PROGRESS, ORDER, "bleu", "a") == before, "a checkpoint that does not say counts as the same"
+    assert not caplog.messages
+    found = adapt(before, ORDER, "bleu", "b")
+    assert (found.best_score, found.best_step, found.stale_validations) == (None, 0, 0)
+    assert (found.judged_by, found.pending) == ("b", "validation")
+    assert "best bleu so far, of step 80, is of other validation data" in caplog.text
+
+
+def test_validation_data_are_other_ones_where_they_are_decoded_otherwise(write_tokens, tmp_path: Path):
+    folders = [write_tokens(str(tmp_path / str(id)), [("a", [([5], [id])])], split="valid") for id in (6, 7)]
+    by_loss, by_bleu = TrainingConfig(), TrainingConfig(best_metric="bleu")
+    assert judged_by(folders[0], by_loss) != judged_by(folders[1], by_loss)
+    assert judged_by(folders[0], by_bleu) != judged_by(folders[0], replace(by_bleu, valid_beam_size=4))
+    assert judged_by(folders[0], by_loss) == judged_by(folders[0], replace(by_loss, valid_beam_size=4))
 
 
 def test_by_another_metric_the_weights_of_the_checkpoint_are_validated_first(caplog: pytest.LogCaptureFixture):

@@ -20,6 +20,7 @@ from tfray.errors import InputError
 from tfray.tokens.shards import TokenFolder
 from tfray.training import train as train_file
 from tfray.training.train import count_steps, made_from, train
+from tfray.units.ledger import open_ledger
 from tfray.units.lock import Lock
 
 
@@ -60,6 +61,28 @@ def test_a_place_on_which_another_command_works_is_refused(
     with Lock(job.out), pytest.raises(InputError, match=f"is worked on by process {os.getpid()}"):
         train(job)
     assert not [*Path(job.out).iterdir()], "nothing was made, and the lock is released"
+
+
+def test_what_was_trained_before_is_only_overwritten_once_nothing_stands_in_the_way(
+    tokens: TokenFolder, job: TrainJob, monkeypatch: pytest.MonkeyPatch
+):
+    """Here the tokens' shards have no fingerprints that fit, as those of a damaged folder have not."""
+    folder = replace(tokens, manifest=tokens.manifest | {"vocab_size": 300})
+    monkeypatch.setattr(train_file, "open_tokens", lambda _: folder)
+    monkeypatch.setattr(TokenFolder, "max_length", 128)
+    Path(tokens.folder, "tokenizer.json").write_text("{}")
+    ledger = open_ledger(job.out, made_from(job, tokens), overwrite=False)
+    weights = Path(job.out, "best", "model.safetensors")
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    ledger.finish({})
+    before = sorted((path, path.read_bytes()) for path in Path(job.out).rglob("*") if path.is_file())
+    for change in ({"overwrite": True}, {"allow_change": ["training.epochs"]}):
+        other = replace(job, training=TrainingConfig(epochs=9), **change)
+        with pytest.raises(InputError, match="tokenize"):
+            train(other)
+        after = sorted((path, path.read_bytes()) for path in Path(job.out).rglob("*") if path.is_file())
+        assert after == before
 
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0.5, "b": 3.0}])

@@ -73,6 +73,11 @@ def first_position(portion: Portion, epoch: int) -> int:
     return math.floor(epoch * (portion.repeats * portion.pairs) + 0.5)
 
 
+def fewest_pairs(portions: list[Portion]) -> int:
+    """Return how many pairs every epoch has at least."""
+    return max(1, sum(math.floor(portion.repeats * portion.pairs) for portion in portions))
+
+
 def drawn_rows(draw: Draw, portion: Portion, seed: int) -> np.ndarray:
     """Return the rows of its shard that a draw takes, none of them twice."""
     rows = np.arange(draw.start, draw.stop) % portion.pairs

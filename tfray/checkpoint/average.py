@@ -20,8 +20,8 @@ def average_checkpoints(out: str, count: int, of_best: bool, every: int = 1) -> 
     folders = chosen_checkpoints(out, count, of_best, every)
     if 0 < len(folders) < count:
         logger.warning(
-            "the mean is of %d checkpoints in place of training.average_checkpoints=%d: there are no more",
-            *(len(folders), count),
+            "the mean is of %d checkpoints in place of training.average_checkpoints=%d: there are no more%s",
+            *(len(folders), count, "" if of_best or every == 1 else f", of every {every} steps"),
         )
     return mean_weights(folders, read_weights)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import torch
@@ -199,6 +200,15 @@ def check_fits(folder: str, saved: Saved, tensors: dict[str, Tensor]) -> None:
     for name in saved.tensors:
         if name not in tensors and not name.startswith(AVERAGE):
             raise CheckpointMismatch(f"checkpoint {folder!r} has {name!r}, which the model has not; {remedy}")
+
+
+def check_weights(out: str, weights: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointMismatch unless a run's newest checkpoint, if there is one, has a model's weights; no value is
+    looked at."""
+    for folder in complete_checkpoints(out)[-1:]:
+        saved = read_state(folder)
+        own = {name: tensor for name, tensor in saved.tensors.items() if name.startswith(WEIGHT)}
+        check_fits(folder, replace(saved, tensors=own), {WEIGHT + name: tensor for name, tensor in weights.items()})
 
 
 WEIGHT, AVERAGE = "weight.", "average."

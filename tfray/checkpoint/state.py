@@ -58,6 +58,8 @@ class Progress:
     """What the cursor counts by (batches/order.py)."""
     best_metric: str = ""
     """By which the best score is the best."""
+    judged_by: str = ""
+    """Fingerprint of the validation data, and of how they are decoded, on which it was found."""
     precision: str = ""
     """In which training computes: bf16 or fp32."""
     pending: Pending = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfray.config.rules import require
+from tfray.config.rules import check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,4 +22,5 @@ class ClusterConfig:
     """The cluster adds nodes on demand: do not refuse what its present nodes cannot hold."""
 
     def __post_init__(self) -> None:
+        check_types("cluster", self)
         require(self.num_cpus is None or self.num_cpus > 0, "cluster.num_cpus", self.num_cpus, "must be positive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, as_list, require, text_keys
+from tfray.config.rules import Paths, as_list, check_types, require, text_keys
 
 SPLITS = ("train", "valid", "test")
 
@@ -55,6 +55,7 @@ class CleanConfig:
     job ends with exit code 3."""
 
     def __post_init__(self) -> None:
+        check_types("corpus.clean", self)
         require(self.min_characters >= 1, "corpus.clean.min_characters", self.min_characters, "must be at least 1")
         require(
             self.max_characters >= self.min_characters,
@@ -152,6 +153,7 @@ class CorpusConfig:
     clean: CleanConfig = field(default_factory=CleanConfig)
 
     def __post_init__(self) -> None:
+        check_types("corpus", self)
         object.__setattr__(self, "label_names", text_keys(self.label_names))
         for name in ("valid_share", "test_share"):
             value = getattr(self, name)
@@ -192,6 +194,7 @@ class TokensConfig:
     """Tokens of both sides in one shard at most, about."""
 
     def __post_init__(self) -> None:
+        check_types("tokens", self)
         require(
             self.vocab_size >= 300,
             "tokens.vocab_size",

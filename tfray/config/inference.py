@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, require
+from tfray.config.rules import Paths, check_types, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class GenerationConfig:
     """What length_penalty is the exponent of. average: the length; gnmt: (5 + length) / 6 (Wu et al. 2016)."""
     coverage_penalty: float = 0.0
     """Weight of the sum of log(min(attention, 1)) over source tokens, added to a hypothesis' rank
-    (Wu et al. 2016); 0 switches it off."""
+    (Wu et al. 2016); the attention is that of the last decoder layer. 0 switches it off."""
     early_stopping: Literal["exact", "beam"] = "exact"
     """When a row's beam search ends. exact: once nothing open can become better than what has ended (the result
     is that of searching to the longest length); beam: as soon as beam_size hypotheses have ended."""
@@ -90,6 +90,7 @@ class GenerationConfig:
         return self.beam_size if self.search == "beam" else self.samples
 
     def __post_init__(self) -> None:
+        check_types("generation", self)
         require(
             self.beam_size >= 1,
             "generation.beam_size",
@@ -229,6 +230,7 @@ class InferenceConfig:
     """One GPU a replica. 'auto': where the cluster has GPUs."""
 
     def __post_init__(self) -> None:
+        check_types("inference", self)
         for name in ("unit_rows", "actors", "max_actors"):
             value = getattr(self, name)
             require(value is None or value > 0, f"inference.{name}", value, "must be positive")

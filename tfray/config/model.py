@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import require, text_keys
+from tfray.config.rules import check_types, require, text_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class ModelConfig:
     """Share of activations dropped while training, 0 to below 1."""
 
     def __post_init__(self) -> None:
+        check_types("model", self)
         for name in ("d_model", "num_heads", "d_ff", "encoder_layers", "decoder_layers"):
             value = getattr(self, name)
             require(value is None or value > 0, f"model.{name}", value, "must be positive")
@@ -69,6 +70,7 @@ class BatchesConfig:
     anew in each epoch; 0 to below 1. Needs a BPE tokenizer."""
 
     def __post_init__(self) -> None:
+        check_types("batches", self)
         object.__setattr__(self, "weights", text_keys(self.weights))
         require(self.temperature > 0, "batches.temperature", self.temperature, "must be positive")
         require(0 <= self.bpe_dropout < 1, "batches.bpe_dropout", self.bpe_dropout, "must be at least 0 and below 1")

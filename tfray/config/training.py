@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfray.config.model import BatchesConfig, ModelConfig
-from tfray.config.rules import require
+from tfray.config.rules import check_types, require
 from tfray.errors import InputError
 
 
@@ -38,7 +38,7 @@ class TrainingConfig:
     warmup_steps: int = 500
     """Steps of linear warm-up."""
     schedule: Literal["inverse_sqrt", "cosine", "linear", "wsd"] = "inverse_sqrt"
-    """Decay after the warm-up; cosine and linear end at zero at the last step; wsd (warm-up, stable, decay) stays
+    """Decay after the warm-up; cosine and linear are at zero after the last step; wsd (warm-up, stable, decay) stays
     at the peak and then goes down to zero in a line over the last decay_share of the steps."""
     decay_share: float = 0.2
     """Schedule wsd: share of the steps in which the rate decays."""
@@ -115,6 +115,7 @@ class TrainingConfig:
     """Seed of weights and dropout."""
 
     def __post_init__(self) -> None:
+        check_types("training", self)
         for name in (
             "epochs",
             "learning_rate",

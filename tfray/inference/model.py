@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -30,6 +29,7 @@ from tfray.generation.generate import networks_of
 from tfray.generation.pieces import as_seen
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.scoring import Score
+from tfray.inference.inputs import Targets, listed, listed_pairs, with_options
 from tfray.inference.result import Result, Target
 from tfray.inference.search import search_targets
 from tfray.tokens.special import EOS_ID
@@ -37,6 +37,20 @@ from tfray.tokens.special import EOS_ID
 logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS = InferenceConfig.max_characters
+
+
+LongSources = Literal["refuse", "truncate", "split"]
+
+
+class Usable(NamedTuple):
+    """What of some texts a model takes."""
+
+    ids: dict[int, list[int]]
+    """Of each text that it takes, by its number."""
+    errors: dict[int, str]
+    """Why it does not take the others."""
+    cut: int
+    """Texts of which it takes the beginning."""
 
 
 class Model:
@@ -84,55 +98,42 @@ class Model:
 
     def generate(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
-        prefixes: Sequence[str] | None = None,
-        must: Sequence[Sequence[str]] | None = None,
-        must_not: Sequence[Sequence[str]] | None = None,
+        prefixes: Iterable[str | None] | None = None,
+        must: Iterable[Iterable[str] | None] | None = None,
+        must_not: Iterable[Iterable[str] | None] | None = None,
         alignments: bool = False,
         **options: Any,
     ) -> list[Result]:
         """Return what each source text gets.
 
         prefixes: how each target begins; must, must_not: phrases that each target contains or does not, a list of
-        them for each text. Options are those of GenerationConfig, such as beam_size=1, n_best=4, search="sample".
+        them for each text, in the tokens by which a text that begins with them is written: another spelling by tokens,
+        as within a longer word, is not seen. Options are those of GenerationConfig, such as beam_size=1, n_best=4,
+        search="sample". Raises InputError for options that cannot be, for lists that are not as long as texts, and for
+        a model of labels.
         """
-        check_list("texts", texts)
-        for name, values in (("prefixes", prefixes), ("must", must), ("must_not", must_not)):
-            if values is not None:
-                check_list(name, values, len(texts))
-        for name, lists in (("must", must), ("must_not", must_not)):
-            for row, phrases in enumerate(lists or ()):
-                check_list(f"{name}[{row}]", phrases)
+        texts = listed("texts", texts)
+        targets = Targets.of(len(texts), prefixes, must, must_not)
         self.check_text("generate")
         config = self.changed(options)
-        errors = self.judge(texts, "source")
-        for row in [row for row, error in enumerate(errors) if error is None]:
-            asked = [
-                prefixes[row] if prefixes else "",
-                *(must[row] if must else ()),
-                *(must_not[row] if must_not else ()),
-            ]
-            found = (unreadable("the prefix or a phrase", text) for text in asked if text is not None)
-            errors[row] = next(filter(None, found), None)
+        errors = [error or targets.error(row) for row, error in enumerate(self.judge(texts, "source"))]
         usable = [row for row, error in enumerate(errors) if error is None]
         sources = self.encode([texts[row] for row in usable])
-        requests = [
-            Request(
-                source,
-                prefix=self.target_ids(prefixes[row]) if prefixes else (),
-                must=[self.target_ids(phrase) for phrase in must[row]] if must else (),
-                must_not=[self.target_ids(phrase) for phrase in must_not[row]] if must_not else (),
-                number=row,
-            )
-            for row, source in zip(usable, sources, strict=True)
-        ]
+        requests = [self.request(row, source, targets) for row, source in zip(usable, sources, strict=True)]
         outputs = search_targets(self.networks, self.tokenizer, requests, config)
         results = [Result(error=error) for error in errors]
         for row, request, output in zip(usable, requests, outputs, strict=True):
             seen = as_seen(request.source, self.longest, config) if alignments else []
             results[row] = self.result_of(output, seen)
         return results
+
+    def request(self, row: int, source: list[int], targets: Targets) -> Request:
+        """Return what the search is asked for a text."""
+        prefix, phrases = targets.prefixes[row], (targets.must[row], targets.must_not[row])
+        must, must_not = ([self.target_ids(phrase) for phrase in own] for own in phrases)
+        return Request(source, self.target_ids(prefix) if prefix else (), must, must_not, row)
 
     def check_text(self, task: str) -> None:
         """Raise InputError where targets are labels and no text."""
@@ -143,7 +144,7 @@ class Model:
 
     def changed(self, options: dict[str, Any]) -> GenerationConfig:
         """Return the model's configuration with other options; raises InputError for those of loading."""
-        config = replace(self.config, **options)
+        config = with_options(self.config, options)
         require(
             config.precision == self.config.precision,
             "precision",
@@ -179,27 +180,33 @@ class Model:
             return ["" if row is None else next(iter(row)) for row in self.classify(texts)]
         return [result.text or "" for result in self.generate(texts)]
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Score | None]:
+    def score(self, pairs: Iterable[tuple[str, str]]) -> list[Score | None]:
         """Return the log-probability of each (source, target), whole and by token; the model is the first one.
 
-        None where a side cannot be used; the log says why.
+        None where a side cannot be used; the log says why. Raises InputError for a model of labels.
         """
         self.check_text("score")
-        sources, errors = self.usable([source for source, _ in pairs], "source", may_cut=False)
-        targets, others = self.usable([target for _, target in pairs], "target", may_cut=False)
-        report(others | errors, "pair", len(pairs))
-        rows = [row for row in sources if row in targets]
+        pairs = listed_pairs("pairs", pairs)
+        sources, targets = (
+            self.usable([pair[side] for pair in pairs], name) for side, name in enumerate(("source", "target"))
+        )
+        report(targets.errors | sources.errors, "pair", len(pairs))
+        rows = [row for row in sources.ids if row in targets.ids]
         found = scoring.score(
-            self.networks[0], [sources[row] for row in rows], [targets[row] for row in rows], self.config.batch_rows
+            self.networks[0],
+            [sources.ids[row] for row in rows],
+            [targets.ids[row] for row in rows],
+            self.config.batch_rows,
         )
         scores = dict(zip(rows, found, strict=True))
         return [scores.get(row) for row in range(len(pairs))]
 
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float] | None]:
+    def classify(self, texts: Iterable[str]) -> list[dict[str, float] | None]:
         """Return each text's probability of every label, the most probable first; mean over the models.
 
-        None where a text cannot be used; the log says why.
+        None where a text cannot be used; the log says why. Raises InputError for a model without labels.
         """
+        texts = listed("texts", texts)
         labels = self.tokenizer.label_ids
         if not labels:
             raise InputError(
@@ -216,49 +223,53 @@ class Model:
             for row in range(len(texts))
         ]
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
+    def embed(self, texts: Iterable[str]) -> Tensor:
         """Return the mean of the encoder's memory over each text's tokens, (texts, d_model).
 
         A row of nan where a text cannot be used; the log says why.
         """
+        texts = listed("texts", texts)
         sources = self.readable(texts)
         found = scoring.embed(self.networks[0], list(sources.values()), self.config.batch_rows)
         embeddings = found.new_full((len(texts), found.shape[1]), math.nan)
         embeddings[list(sources)] = found
         return embeddings
 
-    def errors(self, texts: Sequence[str]) -> list[str | None]:
-        """Return why texts cannot be used, `kind: message`; None for each that can."""
-        _, errors = self.usable(texts)
+    def errors(self, texts: Iterable[str]) -> list[str | None]:
+        """Return why the model's task cannot be done with texts, `kind: message`; None for each with which it can."""
+        texts = listed("texts", texts)
+        long_sources = self.config.long_sources
+        if self.tokenizer.label_ids and long_sources == "split":
+            long_sources = "refuse"  # parts of a text have no label
+        errors = self.usable(texts, long_sources=long_sources).errors
         return [errors.get(row) for row in range(len(texts))]
 
     def readable(self, texts: Sequence[str]) -> dict[int, list[int]]:
-        """Return the ids of texts that the model takes, by their numbers; the log says why it takes no others."""
-        check_list("texts", texts)
-        sources, errors = self.usable(texts)
-        report(errors, "text", len(texts))
-        return sources
+        """Return the ids of texts that the model takes whole, or cut where that is wanted, by their numbers; the log
+        says why it takes no others, and how many are cut."""
+        found = self.usable(texts, long_sources="truncate" if self.config.long_sources == "truncate" else "refuse")
+        report(found.errors, "text", len(texts))
+        if found.cut:
+            logger.warning("%d of %d texts were cut to %d tokens", found.cut, len(texts), self.longest)
+        return found.ids
 
-    def usable(
-        self, texts: Sequence[str], name: str = "text", may_cut: bool = True
-    ) -> tuple[dict[int, list[int]], dict[int, str]]:
-        """Return the ids of texts that the model takes, and why it does not take the others, by their numbers."""
+    def usable(self, texts: Sequence[str], name: str = "text", long_sources: LongSources = "refuse") -> Usable:
+        """Return the ids of texts that can be used, and why the others cannot; with `split` long ones stay long."""
         errors = {row: error for row, error in enumerate(self.judge(texts, name)) if error is not None}
         rows = [row for row in range(len(texts)) if row not in errors]
         found = dict(zip(rows, self.encode([texts[row] for row in rows]), strict=True))
-        for row in [row for row, ids in found.items() if len(ids) > self.longest]:
-            if may_cut and self.config.long_sources == "truncate":
+        long = [] if long_sources == "split" else [row for row, ids in found.items() if len(ids) > self.longest]
+        for row in long:
+            if long_sources == "truncate":
                 found[row] = [*found[row][: self.longest - 1], EOS_ID]
             else:
                 length = len(found.pop(row))
                 errors[row] = f"too_long: the {name} has {length} tokens, the model takes {self.longest}"
-        return found, errors
+        return Usable(found, errors, len(long) if long_sources == "truncate" else 0)
 
-
-def check_list(name: str, values: Sequence[Any], count: int | None = None) -> None:
-    """Raise InputError where one text stands for a list, or a list has not as many entries as there are texts."""
-    require(not isinstance(values, str), name, values, f"must be a list; write [{values!r}] for one")
-    require(count in (None, len(values)), f"len({name})", len(values), f"must be {count}: one for each text")
+    def __reduce__(self) -> tuple:
+        """Where a copy is made, or a process is sent one, it is loaded again."""
+        return type(self), (self.folders, self.config, self.device)
 
 
 def report(errors: dict[int, str], name: str, count: int) -> None:

@@ -65,7 +65,7 @@ def compare(folders: list[ModelFolder], config: GenerationConfig, pairs: Sequenc
     cpu = torch.device("cpu")
     exact, quantized = (Model(folders, replace(config, precision=name), cpu) for name in ("fp32", "int8"))
     errors = exact.errors([source for source, _ in pairs])
-    usable = [pair for pair, error in zip(pairs, errors, strict=True) if error is None]
+    usable = [pair for pair, error in zip(pairs, errors, strict=True) if error is None and isinstance(pair[1], str)]
     if not usable:
         raise InputError("none of the rows on which the quality of int8 is to be measured can be used; name others")
     sources, references = ([*side] for side in zip(*usable, strict=True))

@@ -16,7 +16,7 @@ class Target:
     """Natural logarithm of its probability."""
     is_finished: bool
     """False where the longest length was reached before its end."""
-    alignment: Tensor | None = None
+    alignment: Tensor | None = field(default=None, compare=False)
     """Attention of each target token to each source token that the search saw, (target, source), ends included; of a
     source that was split piece by piece, each with its ends, and 0 from one to another; on request."""
 

@@ -20,6 +20,14 @@ def is_done(progress: Progress, config: TrainingConfig) -> bool:
     )
 
 
+def most_epochs(progress: Progress, config: TrainingConfig, pairs: int) -> int:
+    """Return how many epochs there may be: each after the present one has a step at least, and `pairs` target tokens,
+    since a target has one at least."""
+    ends = [(config.max_steps, progress.step, 1), (config.token_budget, progress.tokens, pairs)]
+    left = [math.ceil((end - done) / each) for end, done, each in ends if end]
+    return min([config.epochs, *(progress.epoch + 1 + epochs for epochs in left)])
+
+
 def is_stale(progress: Progress, config: TrainingConfig) -> bool:
     """Say whether validation has not improved for `patience` times."""
     return bool(config.patience) and progress.stale_validations >= config.patience

@@ -22,7 +22,7 @@ from tfray.batches.batch import Batch
 from tfray.batches.feed import Cursor
 from tfray.batches.origin import Origin, find_origins
 from tfray.config import TrainingConfig, TrainJob, WorkerRange
-from tfray.errors import InputError
+from tfray.errors import InputError, JobError
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder
@@ -74,7 +74,7 @@ def stop_training(
     lane, outcome = lanes[index], outcomes[index]
     origins = find_origins(tokens, job.batches, *cursor, lane.lane)
     folder = storage.join(job.out, FAILURE)
-    weights = whole_weights(state)
+    weights, problem = whole_weights(state), ""
     if not dist.is_initialized() or dist.get_rank() == 0:
         report = {
             "step": step,
@@ -91,8 +91,12 @@ def stop_training(
             "training": asdict(job.training),
             "examples": [origin._asdict() for origin in origins],
         }
-        write_dump(folder, lane.batch, weights, report)
-    raise NonFiniteStep(describe(folder, step, cursor, lane.lane, outcome, guilty is None, origins))
+        try:
+            write_dump(folder, lane.batch, weights, report)
+        except (OSError, JobError) as error:
+            problem = str(error)
+    problem = gather_from_workers(problem)[0]  # all wait for it: with the first that raises Ray ends them all
+    raise NonFiniteStep(describe(folder, step, cursor, lane.lane, outcome, guilty is None, origins, problem))
 
 
 def gather_lanes(own: list[LaneBatch]) -> list[LaneBatch]:
@@ -161,20 +165,31 @@ def training_config(values: dict[str, Any]) -> TrainingConfig:
 
 
 def describe(
-    folder: str, step: int, cursor: Cursor, lane: int, outcome: Outcome, is_sum: bool, origins: list[Origin]
+    folder: str,
+    step: int,
+    cursor: Cursor,
+    lane: int,
+    outcome: Outcome,
+    is_sum: bool,
+    origins: list[Origin],
+    problem: str,
 ) -> str:
-    """Return the message: what happened, where, and what to do."""
+    """Return the message: what happened, where, and what to do; `problem` is why there is no dump."""
     named = "; ".join(
         f"{origin.shard} row {origin.shard_row} ({origin.file}, row {origin.row})"
         for origin in origins[:EXAMPLES_NAMED]
     )
     more = f"; and {len(origins) - EXAMPLES_NAMED} more" if len(origins) > EXAMPLES_NAMED else ""
     cause = "no lane by itself, but the sum of their gradients; the largest is of" if is_sum else "it is that of"
+    dump = (
+        f"{folder!r} could not be written ({problem}), and so holds nothing that computes it again"
+        if problem
+        else f"{folder!r} holds the micro-batch and the weights: python -c 'from tfray.training.failure import "
+        f'reproduce; print(reproduce("{folder}"))\' computes it again'
+    )
     return (
         f"training stopped at step {step} (epoch {cursor.epoch}, pool {cursor.pool}, step {cursor.step} of it): the "
         f"loss or gradient is not finite; {cause} lane {lane}, with loss {outcome.loss:.6g} and gradient norm "
-        f"{outcome.gradient_norm:.6g}, of {len(origins)} examples: {named}{more}. {folder!r} holds the micro-batch and "
-        f"the weights: python -c 'from tfray.training.failure import reproduce; print(reproduce(\"{folder}\"))' "
-        "computes it again. Lower training.learning_rate, lengthen training.warmup_steps, or set training.precision to "
-        "fp32"
+        f"{outcome.gradient_norm:.6g}, of {len(origins)} examples: {named}{more}. {dump}. "
+        "Lower training.learning_rate, lengthen training.warmup_steps, or set training.precision to fp32"
     )

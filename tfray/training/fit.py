@@ -46,6 +46,8 @@ class Placement(NamedTuple):
     use_gpu: bool
     resources: dict[str, float]
     """Of each worker."""
+    validates_beside: bool = False
+    """True where an actor of its own decodes validation sources."""
 
     @property
     def strategy(self) -> str:
@@ -53,15 +55,14 @@ class Placement(NamedTuple):
         return "PACK" if self.use_gpu else "SPREAD"
 
 
-def fit(job: TrainJob, steps: int, ticket: Ticket) -> None:
+def fit(job: TrainJob, placement: Placement, steps: int, ticket: Ticket) -> None:
     """Run the workers to the last step; `ticket` shows them that this job holds its place.
 
     Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
     """
-    placement = place_workers(job.training, job.cluster, job.batches.lanes)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     bell = Bell(ticket.token)
-    settings = Settings(job, steps, decodes_beside(job, placement), wanted_trace(), bell, ticket)
+    settings = Settings(job, steps, placement.validates_beside, wanted_trace(), bell, ticket)
     display = Display(job.out)
     is_over = False
     while not is_over:
@@ -127,6 +128,12 @@ def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
             callbacks=[GiveUp(job.out, job.training.max_failures)],
         ),
     )
+
+
+def place_job(job: TrainJob) -> Placement:
+    """Return what a job's workers run on; raises InputError where the cluster has no room for them."""
+    placement = place_workers(job.training, job.cluster, job.batches.lanes)
+    return placement._replace(validates_beside=decodes_beside(job, placement))
 
 
 def decodes_beside(job: TrainJob, placement: Placement) -> bool:

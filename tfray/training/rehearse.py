@@ -25,6 +25,7 @@ from tfray.training.folders import AVERAGE
 from tfray.training.log import LOG
 from tfray.training.memory import FP32, Setting, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
+from tfray.training.resume import check_model
 from tfray.units.ledger import Found, find_ledger
 
 
@@ -33,6 +34,8 @@ class Epoch:
     """What the first epoch's plan holds."""
 
     pairs: int = 0
+    repeated: int = 0
+    """Of those, how often one is seen again, in micro-batches that fill the lanes of a pool's last step."""
     padded: int = 0
     step_tokens: list[int] = field(default_factory=list)
     """Real tokens on both sides, of each step."""
@@ -49,7 +52,7 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
 
     Raises what the job itself would raise about its place.
     """
-    place = describe_place(job, made_from)
+    place = describe_place(job, tokens, made_from)
     architecture = resolve(job.model, tokens.vocab_size, tokens.max_length)
     epoch = survey_epoch(tokens, job.batches)
     parts = [
@@ -62,7 +65,7 @@ def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], s
     return "\n\n".join(parts)
 
 
-def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
+def describe_place(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object]) -> str:
     """Return whether a job would begin, go on, or find its work done; raises InputError where it would be refused."""
     ledger, found = find_ledger(job.out, made_from, job.overwrite, job.allow_change)
     out = ledger.folder
@@ -72,6 +75,8 @@ def describe_place(job: TrainJob, made_from: dict[str, object]) -> str:
         if lacks_average(job, ledger.manifest):
             return f"{out} is finished: only {AVERAGE}/ would be written"
         return f"{out} is finished and unchanged: nothing would be done"
+    if found is Found.CHANGED:
+        check_model(job, tokens)
     step = newest_progress(out).step
     return f"training would go on from step {step:,} in {out}" if step else f"training would begin in {out}"
 
@@ -83,8 +88,10 @@ def survey_epoch(tokens: TokenFolder, config: BatchesConfig) -> Epoch:
         epoch.pairs += len(source)
         steps = plan_pool(source, target, config, 0, pool.index)
         for rows in map(np.concatenate, steps):
+            epoch.repeated += len(rows)
             epoch.target_tokens += int(target[rows].sum())
             epoch.step_tokens.append(int(source[rows].sum() + target[rows].sum()))
+        epoch.repeated -= len(source)
         shapes = shapes_of(source, target, steps, config)
         epoch.shapes.update(shapes)
         epoch.padded += sum(shape.tokens for shape in shapes)
@@ -107,7 +114,7 @@ def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -
     ends += [f"max_steps {config.max_steps:,}"] if config.max_steps else []
     ends += [f"token_budget {config.token_budget:,}"] if config.token_budget else []
     rows: list[list[object]] = [
-        ["pairs an epoch", f"{epoch.pairs:,}"],
+        ["pairs an epoch", f"{epoch.pairs:,}, and {epoch.repeated:,} of them again, to fill the lanes"],
         ["steps an epoch", f"{len(per_step):,}"],
         ["steps in all, about", f"{steps:,} (the first end of {', '.join(ends)})"],
         ["target tokens an epoch", f"{epoch.target_tokens:,}"],

@@ -5,16 +5,30 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import torch
+
+from tfray import storage
 from tfray.batches.order import Order, place_again
+from tfray.checkpoint.checkpoints import check_weights
 from tfray.checkpoint.state import Progress
-from tfray.config import TrainingConfig
+from tfray.config import TrainingConfig, TrainJob
+from tfray.model.architecture import resolve
+from tfray.model.transformer import Transformer
+from tfray.tokens.shards import TokenFolder
 
 logger = logging.getLogger(__name__)
 
 
-def adapt(progress: Progress, order: Order, best_metric: str) -> Progress:
-    """Return how far training is in this data order and by this metric; a checkpoint of before such things were noted
-    counts as made with the same."""
+def check_model(job: TrainJob, tokens: TokenFolder) -> None:
+    """Raise CheckpointMismatch where the newest checkpoint holds weights of other shapes than the job's model has."""
+    with torch.device("meta"):
+        model = Transformer(resolve(job.model, tokens.vocab_size, tokens.max_length))
+    check_weights(job.out, dict(model.named_parameters()))
+
+
+def adapt(progress: Progress, order: Order, best_metric: str, judged_by: str = "") -> Progress:
+    """Return how far training is in this data order and by this metric, on validation data that `judged_by` tells
+    apart; a checkpoint of before such things were noted counts as made with the same."""
     if progress.order:
         progress = adapt_place(progress, order)
     if progress.best_metric and progress.best_metric != best_metric:
@@ -23,8 +37,27 @@ def adapt(progress: Progress, order: Order, best_metric: str) -> Progress:
             "that of the checkpoint",
             *(progress.best_metric, progress.best_step, best_metric),
         )
-        progress = replace(progress, best_score=None, best_step=0, stale_validations=0, pending="validation")
-    return replace(progress, order=order, best_metric=best_metric)
+        progress = forget_best(progress)
+    elif progress.judged_by and progress.judged_by != judged_by:
+        logger.warning(
+            "the best %s so far, of step %d, is of other validation data: best/ goes by the validations from here on, "
+            "first that of the checkpoint",
+            *(progress.best_metric, progress.best_step),
+        )
+        progress = forget_best(progress)
+    return replace(progress, order=order, best_metric=best_metric, judged_by=judged_by)
+
+
+def forget_best(progress: Progress) -> Progress:
+    """Return progress that no validation has judged, and whose weights are to be judged."""
+    return replace(progress, best_score=None, best_step=0, stale_validations=0, pending="validation")
+
+
+def judged_by(tokens: TokenFolder, config: TrainingConfig) -> str:
+    """Return what tells validation data, and how they are decoded, apart from others."""
+    shards = [shard.sha256 for shard in tokens.shards("valid")]
+    decoding = () if config.best_metric == "loss" else (config.valid_rows, config.valid_beam_size)
+    return storage.fingerprint([shards, decoding])
 
 
 def adapt_place(progress: Progress, order: Order) -> Progress:

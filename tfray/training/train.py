@@ -18,7 +18,7 @@ from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training.ends import lacks_average
 from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
-from tfray.units.ledger import Ledger, open_ledger, store_settings
+from tfray.units.ledger import Found, Ledger, find_ledger, open_ledger, store_settings
 from tfray.units.lock import Lock
 
 logger = logging.getLogger(__name__)
@@ -62,19 +62,26 @@ def train(job: TrainJob) -> str:
 
 def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock: Lock) -> str:
     """Return the folder of the trained model, trained now or before by a job that has the place for itself."""
-    ledger = open_ledger(job.out, made_from(job, tokens), job.overwrite, job.allow_change)
-    if ledger.is_finished and not lacks_average(job, ledger.manifest):
+    wanted = job.out, made_from(job, tokens), job.overwrite, job.allow_change
+    ledger, found = find_ledger(*wanted)
+    if found is Found.THE_SAME and ledger.is_finished and not lacks_average(job, ledger.manifest):
         logger.info("training: %s is finished and unchanged", ledger.folder)
         return storage.join(job.out, "best")
     check_tokens(tokens)
-    store_settings(ledger.folder, job)
+    if found is Found.CHANGED:
+        from tfray.training.resume import check_model  # needs torch
+
+        check_model(job, tokens)
     log_mixture(portions)
     steps = count_steps(job, tokens)
     warn_of_warmup(job.training, steps)
     with connected(job.cluster):
-        from tfray.training.fit import fit  # Ray Train takes a second to import
+        from tfray.training.fit import fit, place_job  # Ray Train takes a second to import
 
-        fit(job, steps, lock.ticket)
+        placement = place_job(job)
+        ledger = open_ledger(*wanted)  # last: what was there before goes only where nothing stands in the way
+        store_settings(ledger.folder, job)
+        fit(job, placement, steps, lock.ticket)
     lock.check()
     finish(job, ledger)
     return storage.join(job.out, "best")

@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
+from tfray.batches.mixing import fewest_pairs
 from tfray.batches.order import order_of
+from tfray.batches.pool import mix_shards
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.state import Pending
 from tfray.cluster import own_cpus
@@ -21,7 +23,7 @@ from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
-from tfray.training.ends import is_done, is_stale
+from tfray.training.ends import is_done, is_stale, most_epochs
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
 from tfray.training.folders import ModelFolders
@@ -30,7 +32,7 @@ from tfray.training.journal import Journal
 from tfray.training.judge import judged
 from tfray.training.meter import Meter
 from tfray.training.parallel import agree_on_precision, make_state
-from tfray.training.resume import adapt, choose_precision
+from tfray.training.resume import adapt, choose_precision, judged_by
 from tfray.training.schedule import learning_rate
 from tfray.training.seeds import dropout_seed, weights_seed
 from tfray.training.settings import Settings
@@ -70,7 +72,8 @@ class Worker:
         self.state = make_state(Transformer(self.architecture), job.training, self.dtype, self.device)
         self.state.model.train()
         order = order_of(self.tokens, job.batches)
-        self.progress = adapt(self.checkpoints.load(self.state.tensors()), order, job.training.best_metric)
+        loaded, judge = self.checkpoints.load(self.state.tensors()), judged_by(self.tokens, job.training)
+        self.progress = adapt(loaded, order, job.training.best_metric, judge)
         self.state.loaded(self.progress.updates)
         self.spikes = SpikeGuard(job.training.spike_factor, job.training.gradient_clip)
         self.spikes.load_state_dict(self.progress.spikes)
@@ -143,7 +146,9 @@ class Worker:
         shares: list = [None] * self.workers
         if self.rank == 0:
             poll_less()  # in this process, where one worker reads alone
-            feed = open_feed(self.tokens, self.job.batches, self.last_epoch(), self.progress.cursor)
+            pairs = fewest_pairs(mix_shards(self.tokens, self.job.batches))
+            epochs = most_epochs(self.progress, self.job.training, pairs)
+            feed = open_feed(self.tokens, self.job.batches, epochs, self.progress.cursor)
             shares = split_feed(feed, self.workers)
         if self.workers > 1:
             dist.broadcast_object_list(shares, src=0, device=self.device)
@@ -155,12 +160,6 @@ class Worker:
             yield from self.meter.waiting(steps)
         finally:
             steps.close()
-
-    def last_epoch(self) -> int:
-        """Return how many epochs there may be: each after the present one has a step at least."""
-        config, progress = self.job.training, self.progress
-        left = config.max_steps - progress.step if config.max_steps else config.epochs
-        return min(config.epochs, progress.epoch + 1 + left)
 
     def step(self, feed_step: FeedStep) -> None:
         """Take one optimiser step and move the cursor."""
