@@ -90,9 +90,9 @@ def limit_of(model: Transformer, request: Request, config: GenerationConfig) -> 
     return min(wanted, model.architecture.max_length, config.max_length or 10**9)
 
 
-def obvious_rank(score: float, length: int, looks: Tensor, config: GenerationConfig) -> float:
+def obvious_rank(score: float, length: int, attention: Tensor, config: GenerationConfig) -> float:
     base = length if config.length_normalization == "average" else (5 + length) / 6
-    coverage = sum(math.log(min(1.0, float(total))) for total in looks.sum(0)) if config.coverage_penalty else 0
+    coverage = sum(math.log(min(1.0, float(total))) for total in attention.sum(0)) if config.coverage_penalty else 0
     return score / base**config.length_penalty + config.coverage_penalty * coverage
 
 
@@ -129,21 +129,21 @@ def obvious_search(
     request = source if isinstance(source, Request) else Request(source)
     beginnings: list[tuple[list[int], float]] = [([], 0.0)]
     ended: list[Hypothesis] = []
-    looks = torch.empty(0)
+    attention = torch.empty(0)
     limit = limit_of(models[0], request, config)
     for step in range(limit):
         candidates = []
         seen = []
         for place, (ids, score) in enumerate(beginnings):
-            log_probs, looks = obvious_log_probs(models, request, ids, config)
-            seen.append(looks)
+            log_probs, attention = obvious_log_probs(models, request, ids, config)
+            seen.append(attention)
             candidates += [(-score - float(more), place, token) for token, more in enumerate(log_probs) if more > NEVER]
         candidates.sort()
-        looks_of = {tuple(ids): looks for (ids, _), looks in zip(beginnings, seen, strict=True)}
+        attention_of = {tuple(ids): attention for (ids, _), attention in zip(beginnings, seen, strict=True)}
         extended = [(beginnings[place][0], -negative, token) for negative, place, token in candidates]
         ends, going_on = obvious_deal(extended, request.must, config.beam_size, limit - step)
         for ids, score, _ in ends:
-            rank = obvious_rank(score, len(ids) + 1, looks_of[tuple(ids)], config)
+            rank = obvious_rank(score, len(ids) + 1, attention_of[tuple(ids)], config)
             ended.append(Hypothesis(ids, score, True, rank))
         if config.beam_size == 1 and ended:
             break
@@ -152,13 +152,13 @@ def obvious_search(
         beginnings = [([*ids, token], score) for ids, score, token in going_on]
         if not beginnings:
             break
-    ended.sort(key=lambda hypothesis: -hypothesis.rank)
+    ended.sort(key=lambda hypothesis: -hypothesis.ranking_score)
     unfinished = []
     for ids, score in beginnings:
         if len(ended) < config.n_best and not obvious_missing(request.must, ids):
-            looks = obvious_log_probs(models, request, ids[:-1], config)[1]
-            unfinished.append(Hypothesis(ids, score, False, obvious_rank(score, len(ids), looks, config)))
-    unfinished.sort(key=lambda hypothesis: -hypothesis.rank)
+            attention = obvious_log_probs(models, request, ids[:-1], config)[1]
+            unfinished.append(Hypothesis(ids, score, False, obvious_rank(score, len(ids), attention, config)))
+    unfinished.sort(key=lambda hypothesis: -hypothesis.ranking_score)
     return [*ended, *unfinished][: config.n_best]
 
 

@@ -169,7 +169,7 @@ def test_equal_scores_go_by_token_id_and_place(lively):
         for output in generate(model, [[3, 4, 2], [7, 2], [6, 6, 2]], GenerationConfig(**search, precision="fp32")):
             assert 5 in output.best.ids
             assert not {9, 12} & set(output.best.ids)
-            equal = [h.ids for h in output.hypotheses if h.rank == output.best.rank]
+            equal = [h.ids for h in output.hypotheses if h.ranking_score == output.best.ranking_score]
             assert equal == sorted(equal)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tfray.config import GenerationConfig
+from tfray.generation.budget import plan_groups, row_bytes
 from tfray.generation.cache import round_up
 from tfray.generation.generate import generate
-from tfray.generation.memory import plan_groups, row_bytes
 from tfray.generation.network import Network
 from tfray.generation.pieces import split_source
 from tfray.generation.rows import Request

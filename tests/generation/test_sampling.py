@@ -121,7 +121,7 @@ def test_the_sample_of_least_risk_is_the_one_most_like_all_samples():
     means = {tuple(ids): sum(utility(ids, other) for other in samples) / 4 for ids in samples}
     expected = sorted(means, key=lambda ids: -means[ids])
     assert [tuple(h.ids) for h in found.hypotheses] == expected
-    assert [h.rank for h in found.hypotheses] == [means[ids] for ids in expected]
+    assert [h.ranking_score for h in found.hypotheses] == [means[ids] for ids in expected]
     assert found.best.score == 0.0
     broken = Output(error="empty: x")
     assert least_risk(broken, table) is broken
@@ -139,7 +139,7 @@ def test_a_sample_ranks_as_it_would_in_a_beam(lively, sources_of):
     config = GenerationConfig(search="sample", samples=2, length_penalty=0.7, precision="fp32")
     for output in generate(lively(4), sources_of(10), config):
         for sample in output.hypotheses:
-            assert sample.rank == pytest.approx(sample.score / (len(sample.ids) + sample.is_finished) ** 0.7)
+            assert sample.ranking_score == pytest.approx(sample.score / (len(sample.ids) + sample.is_finished) ** 0.7)
 
 
 def test_each_row_of_each_file_and_each_piece_of_it_has_a_number_of_its_own():

@@ -79,3 +79,8 @@ class BatchesConfig:
         for name in ("max_tokens", "lanes", "pool_examples"):
             require(getattr(self, name) > 0, f"batches.{name}", getattr(self, name), "must be positive")
         require(self.seed >= 0, "batches.seed", self.seed, "must not be negative")
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """The numbers of workers that may share out the lanes: their divisors."""
+        return [count for count in range(1, self.lanes + 1) if self.lanes % count == 0]

@@ -187,7 +187,7 @@ def check_r_drop(model: ModelConfig, training: TrainingConfig) -> None:
 
 def check_lanes(batches: BatchesConfig, training: TrainingConfig) -> None:
     """Refuse a number of workers that does not divide the lanes, naming those that do."""
-    divisors = [n for n in range(1, batches.lanes + 1) if batches.lanes % n == 0]
+    divisors = batches.worker_counts
     if isinstance(training.workers, WorkerRange):
         require(
             any(training.min_workers <= n <= training.max_workers for n in divisors),

@@ -58,3 +58,13 @@ def priority(hashes: np.ndarray) -> np.ndarray:
     The other half of the hash tells the split, so that a sample of a split is a fair one.
     """
     return hashes[:, 1]
+
+
+def mix(key: np.ndarray | np.uint64, counter: np.ndarray | np.uint64) -> np.ndarray:
+    """Return 64 random bits for each key and counter (SplitMix64, Steele et al. 2014); the same on every machine, and
+    for one counter no two keys have the same."""
+    with np.errstate(over="ignore"):
+        bits = np.asarray(key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(31))

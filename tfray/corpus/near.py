@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfray.corpus.hashing import hash_rows
+from tfray.corpus.hashing import hash_rows, mix
 from tfray.corpus.scripts import code_points
 from tfray.errors import InputError
 
@@ -83,13 +83,5 @@ def shingle_hashes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     hashes = np.zeros(len(places), np.uint64)
     for step in range(SHINGLE):
         inside = places + step < last
-        hashes = mix(hashes + np.where(inside, points[places + step], 0))
+        hashes = mix(hashes + np.where(inside, points[places + step], 0), np.uint64(0))
     return (hashes >> np.uint64(32)).astype(np.uint32), starts
-
-
-def mix(numbers: np.ndarray) -> np.ndarray:
-    """Return numbers scattered over 64 bits, one to one (the finalizer of SplitMix64)."""
-    numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))

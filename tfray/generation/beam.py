@@ -31,12 +31,12 @@ class Beam:
         slots = len(board.limits)
         self.ended: list[list[Hypothesis]] = [[] for _ in range(slots)]
         self.counts = [0] * slots
-        self.threshold = board.add("threshold", torch.full((slots,), NEVER, dtype=torch.float64, device=board.device))
-        """The rank that something open must beat: of the n_best-th hypothesis so far."""
-        self.full = board.add("full", torch.zeros(slots, dtype=torch.bool, device=board.device))
-        self.looked = None
+        self.threshold = board.add(torch.full((slots,), NEVER, dtype=torch.float64, device=board.device))
+        """The ranking score that something open must beat: of the n_best-th hypothesis so far."""
+        self.full = board.add(torch.zeros(slots, dtype=torch.bool, device=board.device))
+        self.coverage = None
         if config.coverage_penalty:
-            self.looked = board.add("looked", torch.zeros(slots, self.size, source, device=board.device))
+            self.coverage = board.add(torch.zeros(slots, self.size, source, device=board.device))
 
     def admit(self, slots: list[int]) -> None:
         """Begin rows in these slots: all beginnings are alike, so only one may go on."""
@@ -45,14 +45,14 @@ class Beam:
         self.full[slots] = False
         for slot in slots:
             self.ended[slot], self.counts[slot] = [], 0
-        if self.looked is not None:
-            self.looked[slots] = 0
+        if self.coverage is not None:
+            self.coverage[slots] = 0
 
-    def advance(self, found: NextTokens, looks: Tensor) -> tuple[Tensor, list[int]]:
+    def advance(self, found: NextTokens, attention_weights: Tensor) -> tuple[Tensor, list[int]]:
         """Extend the beams; return each hypothesis' parent (rows, size), and the slots that are done."""
         board, rows, size = self.board, self.board.rows, self.size
-        if self.looked is not None:
-            self.looked[:rows, :, : looks.shape[-1]] += looks
+        if self.coverage is not None:
+            self.coverage[:rows, :, : attention_weights.shape[-1]] += attention_weights
         values, ids = found.best_few(2 * size)
         each = ids.shape[1]
         totals = (board.scores[:rows, :, None] + values.view(rows, size, each).double()).flatten(1)
@@ -70,9 +70,9 @@ class Beam:
         totals, parents, tokens = (part.gather(1, kept) for part in (totals, parents, tokens))
         board.scores[:rows] = totals
         board.extend(tokens, parents)
-        if self.looked is not None:
-            looked = self.looked[:rows]
-            self.looked[:rows] = looked.gather(1, parents[..., None].expand_as(looked))
+        if self.coverage is not None:
+            coverage = self.coverage[:rows]
+            self.coverage[:rows] = coverage.gather(1, parents[..., None].expand_as(coverage))
         return parents, self.done_slots()
 
     def allocate(self, slot: int, found: NextTokens, totals: Tensor, parents: Tensor, tokens: Tensor) -> None:
@@ -100,35 +100,37 @@ class Beam:
         events = ends.nonzero()
         if not len(events):
             return
-        slots, ranks = events.unbind(1)
-        places = parents[slots, ranks]
+        slots, candidates = events.unbind(1)
+        places = parents[slots, candidates]
         histories = self.board.history[slots, places, : self.board.reached].tolist()
-        scores = totals[slots, ranks]
+        scores = totals[slots, candidates]
         lengths = self.board.positions[slots] + 1
-        normalized = scores / length_penalty(lengths, self.config) + self.coverage(slots, places)
+        normalized = scores / length_penalty(lengths, self.config) + self.coverage_penalty(slots, places)
         changed = set()
-        for slot, ids, length, score, rank in zip(
+        for slot, ids, length, score, ranking_score in zip(
             slots.tolist(), histories, lengths.tolist(), scores.tolist(), normalized.tolist(), strict=True
         ):
-            self.ended[slot].append(Hypothesis(ids[: length - 1], score, True, rank))
+            self.ended[slot].append(Hypothesis(ids[: length - 1], score, True, ranking_score))
             self.counts[slot] += 1
             changed.add(slot)
         for slot in changed:
-            # Stable: of equal ranks the one that ended first, then the one in the better place.
-            self.ended[slot] = sorted(self.ended[slot], key=lambda hypothesis: -hypothesis.rank)[: self.config.n_best]
+            # Stable: of equal ranking scores the one that ended first, then the one in the better place.
+            self.ended[slot].sort(key=lambda hypothesis: -hypothesis.ranking_score)
+            del self.ended[slot][self.config.n_best :]
             if len(self.ended[slot]) == self.config.n_best:
-                self.threshold[slot] = self.ended[slot][-1].rank
+                self.threshold[slot] = self.ended[slot][-1].ranking_score
             self.full[slot] = self.counts[slot] >= self.size
 
-    def coverage(self, slots: Tensor, places: Tensor) -> Tensor | float:
+    def coverage_penalty(self, slots: Tensor, places: Tensor) -> Tensor | float:
         """Return coverage_penalty x the sum over source positions of log(min(attention so far, 1))
         (Wu et al. 2016, equation 14), 0 where it is off."""
-        if self.looked is None:
+        if self.coverage is None:
             return 0.0
-        looked = self.looked[slots, places].double()
-        lengths = torch.tensor([len(self.board.requests[slot].source) for slot in slots.tolist()], device=looked.device)
-        is_source = torch.arange(looked.shape[1], device=looked.device) < lengths[:, None]
-        logs = looked.clamp(1e-30, 1.0).log() * is_source
+        coverage = self.coverage[slots, places].double()
+        sources = (self.board.requests[slot].source for slot in slots.tolist())
+        lengths = torch.tensor([*map(len, sources)], device=coverage.device)
+        is_source = torch.arange(coverage.shape[1], device=coverage.device) < lengths[:, None]
+        logs = coverage.clamp(1e-30, 1.0).log() * is_source
         return self.config.coverage_penalty * logs.sum(1)
 
     def finish(self, slots: list[int]) -> list[list[Hypothesis]]:
@@ -142,14 +144,14 @@ class Beam:
         board = self.board
         ids = board.history[slot, :, : board.taken[slot]].tolist()
         place = torch.arange(self.size, device=board.device)
-        ranks = board.scores[slot] / length_penalty(board.positions[slot], self.config)
-        ranks = (ranks + self.coverage(torch.full_like(place, slot), place)).tolist()
+        ranking = board.scores[slot] / length_penalty(board.positions[slot], self.config)
+        ranking = (ranking + self.coverage_penalty(torch.full_like(place, slot), place)).tolist()
         found = [
-            Hypothesis(beginning, score, False, rank)
-            for beginning, score, rank in zip(ids, board.scores[slot].tolist(), ranks, strict=True)
+            Hypothesis(beginning, score, False, ranking_score)
+            for beginning, score, ranking_score in zip(ids, board.scores[slot].tolist(), ranking, strict=True)
             if score > NEVER and not unmet(board.requests[slot].must, beginning)
         ]
-        return sorted(found, key=lambda hypothesis: -hypothesis.rank)
+        return sorted(found, key=lambda hypothesis: -hypothesis.ranking_score)
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Move what is kept outside tensors."""

@@ -29,17 +29,16 @@ class Board:
         self.history = torch.full((slots, width, longest), PAD_ID, dtype=torch.long, device=device)
         self.scores = torch.zeros(slots, width, dtype=torch.float64, device=device)
         self.prefixes = torch.full((slots, 1), -1, dtype=torch.long, device=device)
-        self.tensors = ["numbers", "limits", "least", "positions", "last", "history", "scores", "prefixes"]
+        self.added: list[Tensor] = []
 
     @property
     def reached(self) -> int:
         """The most tokens that a row has so far."""
         return max(self.taken[: self.rows], default=0)
 
-    def add(self, name: str, tensor: Tensor) -> Tensor:
-        """Keep one more tensor of the slots, (slots, ...), moved with them."""
-        setattr(self, name, tensor)
-        self.tensors.append(name)
+    def add(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the slots, (slots, ...), which from now on moves with them; it must stay the same one."""
+        self.added.append(tensor)
         return tensor
 
     def admit(self, slots: list[int], rows: list[int], requests: list[Request]) -> None:
@@ -84,8 +83,8 @@ class Board:
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Move rows to other slots."""
         source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
-        for name in self.tensors:
-            tensor = getattr(self, name)
+        per_row = (self.numbers, self.limits, self.least, self.positions, self.prefixes)
+        for tensor in (*per_row, self.last, self.history, self.scores, *self.added):
             tensor[target] = tensor[source]
         for old, new in zip(sources, targets, strict=True):
             self.requests[new], self.row_of[new] = self.requests[old], self.row_of[old]

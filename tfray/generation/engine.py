@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +20,12 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation.beam import Beam
 from tfray.generation.board import Board
+from tfray.generation.budget import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.cache import CacheShape, SlotCache, TensorCache, round_up
 from tfray.generation.graphs import steps_of
-from tfray.generation.memory import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.network import Network
 from tfray.generation.paged import PagedCache
-from tfray.generation.processors import next_tokens
+from tfray.generation.processors import NextTokens, next_tokens
 from tfray.generation.rows import Hypothesis, Request, longest_target
 from tfray.generation.single import Single
 
@@ -77,6 +77,23 @@ class Engine:
                     slots, halvings = slots // 2, halvings + 1
 
 
+class Search(Protocol):
+    """What extends the hypotheses of all rows in slots, token by token."""
+
+    def admit(self, slots: list[int]) -> None:
+        """Begin rows in these slots."""
+
+    def advance(self, found: NextTokens, attention_weights: Tensor) -> tuple[Tensor | None, list[int]]:
+        """Extend every hypothesis by a token; return each one's parent (rows, width), None where each is its own, and
+        the slots of rows that are done."""
+
+    def finish(self, slots: list[int]) -> list[list[Hypothesis]]:
+        """Return the hypotheses of rows that are done."""
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Move what is kept outside the board's tensors to other slots."""
+
+
 class Batch:
     """One run of the slots over a group of rows, longest first."""
 
@@ -86,7 +103,7 @@ class Batch:
         longest = min(network.architecture.max_length for network in self.networks)
         source = max(len(request.source) for _, request in rows)
         self.board = Board(slots, engine.width, longest, self.config, engine.device)
-        self.search = (
+        self.search: Search = (
             Beam(self.board, self.config, round_up(source))
             if self.config.is_beam_search
             else Single(self.board, self.config)
@@ -106,8 +123,8 @@ class Batch:
         """Yield (row, hypotheses) in the order in which rows are done."""
         self.fill(list(range(self.slots)))
         while self.board.rows:
-            logits, looks = self.step()
-            parents, done = self.search.advance(next_tokens(logits, self.board, self.config), looks)
+            logits, attention_weights = self.step()
+            parents, done = self.search.advance(next_tokens(logits, self.board, self.config), attention_weights)
             for cache in self.caches:
                 cache.end_step(parents)
             if done:
@@ -125,8 +142,9 @@ class Batch:
             return found[0]
         # Several networks: the mean of their probabilities.
         log_probs = torch.stack([logits.float().log_softmax(-1) for logits, _ in found])
-        mean_looks = torch.stack([looks for _, looks in found]).mean(0) if self.config.coverage_penalty else found[0][1]
-        return log_probs.logsumexp(0) - torch.tensor(float(len(found))).log(), mean_looks
+        weights = [weights for _, weights in found]
+        mean_weights = torch.stack(weights).mean(0) if self.config.coverage_penalty else weights[0]
+        return log_probs.logsumexp(0) - torch.tensor(float(len(found))).log(), mean_weights
 
     def fill(self, free: list[int]) -> None:
         """Let waiting rows into free slots; close up those that stay free."""
@@ -158,8 +176,7 @@ class Batch:
             for cache in self.caches:
                 cache.move(sources, targets)
             self.board.move(sources, targets)
-            if isinstance(self.search, Beam):
-                self.search.move(sources, targets)
+            self.search.move(sources, targets)
 
     def next_encoded(self) -> Encoded:
         """Return the next row to enter; rows are encoded many at a time, ahead of their entry."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tfray.config import GenerationConfig
 from tfray.errors import InputError
+from tfray.generation.budget import budget_bytes, slots_for
 from tfray.generation.engine import Engine
-from tfray.generation.memory import budget_bytes, slots_for
 from tfray.generation.network import Network
 from tfray.generation.pieces import as_seen, join, split_request
 from tfray.generation.rows import Hypothesis, Output, Request

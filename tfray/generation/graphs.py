@@ -37,7 +37,7 @@ class Graph(NamedTuple):
 
     replay: Replay
     logits: Tensor
-    looks: Tensor
+    attention_weights: Tensor
 
 
 def steps_of(network: Network, cache: SlotCache) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -70,7 +70,7 @@ class GraphedSteps:
                 return self.network.step(ids, self.cache)
         graph = self.graphs[shapes]
         graph.replay()
-        return graph.logits, graph.looks
+        return graph.logits, graph.attention_weights
 
     def shapes(self, rows: int) -> Shapes:
         """Return all that a step's shapes and places in memory follow from."""
@@ -95,26 +95,26 @@ class GraphedSteps:
 
     def record(self, rows: int) -> Graph:
         """Return a step as a graph."""
-        ids, (logits, looks) = self.ids[:rows], self.outputs(rows)
+        ids, (logits, attention_weights) = self.ids[:rows], self.outputs(rows)
 
         def run() -> None:
-            for place, found in zip((logits, looks), self.network.step(ids, self.cache), strict=True):
+            for place, found in zip((logits, attention_weights), self.network.step(ids, self.cache), strict=True):
                 place.copy_(found)
 
-        return Graph(capture(run), logits, looks)
+        return Graph(capture(run), logits, attention_weights)
 
     def outputs(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Return where a step of so many rows writes logits and looks; all graphs share the place, for they share
-        their memory, too: the next one may use what the last one left."""
+        """Return where a step of so many rows writes logits and attention weights; all graphs share the place, for they
+        share their memory, too: the next one may use what the last one left."""
         cache, network = self.cache, self.network
         if self.buffers is None:
             logits = self.ids.numel(), network.architecture.vocab_size
-            looks = cache.shape.slots, network.heads, cache.shape.width, cache.memory_bias_buffer.shape[-1]
+            attention_weights = cache.shape.slots, network.heads, cache.shape.width, cache.memory_bias_buffer.shape[-1]
             self.buffers = tuple(
-                torch.empty(shape, dtype=network.dtype, device=network.device) for shape in (logits, looks)
+                torch.empty(shape, dtype=network.dtype, device=network.device) for shape in (logits, attention_weights)
             )
-        logits, looks = self.buffers
-        return logits[: rows * cache.shape.width], looks[:rows, ..., : cache.source]
+        logits, attention_weights = self.buffers
+        return logits[: rows * cache.shape.width], attention_weights[:rows, ..., : cache.source]
 
     def pays(self, graph: Graph, rows: int) -> bool:
         """Say whether a graph gives what the step does, and sooner; both may run again, for they begin alike."""

@@ -177,7 +177,7 @@ class Network:
         return self.memory_keys_values(memory).view(shape)
 
     def decode(
-        self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int], with_looks: bool = False
+        self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int], with_attention_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return the last hidden states (rows, target, d_model) of targets that begin with bos; and, if wanted, how
         much each position looks at each source position, the mean over layers and heads, (rows, target, source)."""
@@ -192,18 +192,18 @@ class Network:
         bias = bias_of(mask, self.dtype)[:, None]
         keys_values = memory.new_zeros(rows, source, len(self.decoder), 2, self.heads, self.head_dim)
         keys_values[mask] = self.project_memory(memory).to(self.cache_dtype(self.kernels())).to(memory.dtype)
-        looks = torch.zeros(rows, length, source, device=self.device) if with_looks else None
+        attention_weights = torch.zeros(rows, length, source, device=self.device) if with_attention_weights else None
         for number, layer in enumerate(self.decoder):
             hidden = self.attend_self(layer, hidden, positions, causal, (rows, length))
             keys, values = keys_values[:, :, number].permute(2, 0, 3, 1, 4).unbind()
-            if looks is None and (kernels := self.kernels()) is not None:
+            if attention_weights is None and (kernels := self.kernels()) is not None:
                 hidden = self.attend_memory_natively(kernels, layer, hidden, keys, values, lengths)
             else:
                 hidden, weights = self.attend_memory(layer, hidden, keys, values, bias)
-                if looks is not None:
-                    looks += weights.float().mean(1) / len(self.decoder)
+                if attention_weights is not None:
+                    attention_weights += weights.float().mean(1) / len(self.decoder)
             hidden = self.feed_forward(layer, hidden)
-        return hidden.view(rows, length, -1), looks
+        return hidden.view(rows, length, -1), attention_weights
 
     def attend_memory_natively(
         self, kernels: ctypes.CDLL, layer: Layer, hidden: Tensor, keys: Tensor, values: Tensor, lengths: list[int]
@@ -246,14 +246,14 @@ class Network:
         """Return hidden states after cross-attention, and its weights, empty where the cache does not keep them."""
         attention = layer.cross_attention
         assert attention is not None
-        looks = [hidden]
+        attention_weights = [hidden]
 
         def gather(states: Tensor) -> tuple[Linear, Tensor]:
-            gathered, looks[0] = cache.attend_memory(number, attention.inner(states))
+            gathered, attention_weights[0] = cache.attend_memory(number, attention.inner(states))
             return attention.output, gathered
 
         hidden = self.around(hidden, attention.norm, gather)
-        return hidden, looks[0]
+        return hidden, attention_weights[0]
 
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
@@ -263,7 +263,7 @@ class Network:
         self.reach(cache.length)
         positions = cache.positions[:rows].repeat_interleave(width)
         hidden = self.embed(ids.flatten(), positions)
-        looks = hidden
+        attention_weights = hidden
         for number, layer in enumerate(self.decoder):
             attention = layer.self_attention
 
@@ -272,9 +272,9 @@ class Network:
                 return attention.output, cache.attend_past(number, joint)
 
             hidden = self.around(hidden, attention.norm, gather)
-            hidden, looks = self.attend_slots(layer, hidden, cache, number)
+            hidden, attention_weights = self.attend_slots(layer, hidden, cache, number)
             hidden = self.feed_forward(layer, hidden)
-        return self.logits(hidden), looks
+        return self.logits(hidden), attention_weights
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -43,7 +43,7 @@ def join(pieces: list[list[Hypothesis]]) -> list[Hypothesis]:
             [token for part in parts for token in part.ids],
             sum(part.score for part in parts),
             all(part.is_finished for part in parts),
-            sum(part.rank for part in parts),
+            sum(part.ranking_score for part in parts),
             parts,
         )
         for parts in zip(*pieces, strict=False)

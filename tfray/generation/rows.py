@@ -34,7 +34,7 @@ class Hypothesis:
     """Natural logarithm of the target's probability, eos included; not normalized by length."""
     is_finished: bool
     """False where the longest length was reached before eos."""
-    rank: float = 0.0
+    ranking_score: float = 0.0
     """What hypotheses are ranked by: the score divided by the length penalty, plus the coverage penalty."""
     pieces: tuple[Hypothesis, ...] = ()
     """Of a source that was split: what each piece contributes."""

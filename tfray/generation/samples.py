@@ -14,16 +14,16 @@ Utility = Callable[[Sequence[Sequence[int]]], Sequence[Sequence[float]]]
 
 
 def most_probable(output: Output, n_best: int = 1) -> Output:
-    """Return an output's n_best samples by their rank, those that have ended first."""
+    """Return an output's n_best samples by their ranking scores, those that have ended first."""
     if output.error is not None:
         return output
-    found = sorted(distinct(output), key=lambda sample: (not sample.is_finished, -sample.rank))
+    found = sorted(distinct(output), key=lambda sample: (not sample.is_finished, -sample.ranking_score))
     return replace(output, hypotheses=found[:n_best])
 
 
 def least_risk(output: Output, utility: Utility, n_best: int = 1) -> Output:
     """Return an output's n_best samples by their mean utility with all samples as references, which becomes
-    their rank (minimum Bayes risk, Kumar and Byrne 2004).
+    their ranking score (minimum Bayes risk, Kumar and Byrne 2004).
 
     Each sample counts as often as it was drawn; of equals the one that was drawn first comes first.
     """
@@ -33,10 +33,10 @@ def least_risk(output: Output, utility: Utility, n_best: int = 1) -> Output:
     samples, total = distinct(output), len(output.hypotheses)
     table = utility([sample.ids for sample in samples])
     ranked = [
-        replace(sample, rank=sum(map(operator.mul, counts.values(), line)) / total)
+        replace(sample, ranking_score=sum(map(operator.mul, counts.values(), line)) / total)
         for sample, line in zip(samples, table, strict=True)
     ]
-    ranked.sort(key=lambda hypothesis: -hypothesis.rank)
+    ranked.sort(key=lambda hypothesis: -hypothesis.ranking_score)
     return replace(output, hypotheses=ranked[:n_best])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfray.generation.memory import SHORTAGES, is_shortage, recover
+from tfray.generation.budget import SHORTAGES, is_shortage, recover
 from tfray.generation.network import Network
 from tfray.generation.processors import normalize
 from tfray.tokens.special import BOS_ID
@@ -95,9 +95,9 @@ def align(
     alignments: list[Tensor] = [torch.empty(0)] * len(sources)
 
     def work(rows: list[int]) -> None:
-        _, looks = force(network, sources, targets, rows, with_looks=True)
-        assert looks is not None
-        for row, own in zip(rows, looks, strict=True):
+        _, attention_weights = force(network, sources, targets, rows, with_attention_weights=True)
+        assert attention_weights is not None
+        for row, own in zip(rows, attention_weights, strict=True):
             alignments[row] = own[: len(targets[row]), : len(sources[row])].cpu().clone()
 
     work_through(network, pair_lengths(sources, targets), batch_rows, work)
@@ -114,12 +114,12 @@ def force(
     sources: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
     rows: list[int],
-    with_looks: bool = False,
+    with_attention_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the last hidden states of some rows' targets (rows, target, d_model), and their attention if wanted,
     (rows, target, source)."""
     memory, lengths = network.encode([sources[row] for row in rows])
-    return network.decode([[BOS_ID, *targets[row][:-1]] for row in rows], memory, lengths, with_looks)
+    return network.decode([[BOS_ID, *targets[row][:-1]] for row in rows], memory, lengths, with_attention_weights)
 
 
 @torch.inference_mode()

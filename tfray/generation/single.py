@@ -24,15 +24,15 @@ class Single:
 
     def __init__(self, board: Board, config: GenerationConfig) -> None:
         self.board, self.config = board, config
-        self.is_open = board.add("is_open", torch.ones_like(board.last, dtype=torch.bool))
-        self.lengths = board.add("lengths", torch.zeros_like(board.last))
+        self.is_open = board.add(torch.ones_like(board.last, dtype=torch.bool))
+        self.lengths = board.add(torch.zeros_like(board.last))
 
     def admit(self, slots: list[int]) -> None:
         """Begin rows in these slots."""
         self.is_open[slots] = True
         self.lengths[slots] = 0
 
-    def advance(self, found: NextTokens, looks: Tensor) -> tuple[None, list[int]]:
+    def advance(self, found: NextTokens, attention_weights: Tensor) -> tuple[None, list[int]]:
         """Extend every hypothesis by a token; return the slots of rows that are done."""
         board, rows = self.board, self.board.rows
         if self.config.search == "beam":
@@ -58,13 +58,16 @@ class Single:
         """Return the hypotheses of rows that are done; the greedy one, or the samples in the order of drawing."""
         history = self.board.history[slots, :, : int(self.lengths[slots].max())].tolist()
         lengths, scores = self.lengths[slots], self.board.scores[slots]
-        ranks = scores / length_penalty(lengths, self.config)
-        parts = (part.tolist() for part in (lengths, scores, ranks, self.is_open[slots]))
+        ranking = scores / length_penalty(lengths, self.config)
+        parts = (part.tolist() for part in (lengths, scores, ranking, self.is_open[slots]))
         return [
             [
-                Hypothesis(ids[: length - (not is_open)], score, not is_open, rank)
-                for ids, length, score, rank, is_open in zip(*row, strict=True)
+                Hypothesis(ids[: length - (not is_open)], score, not is_open, ranking_score)
+                for ids, length, score, ranking_score, is_open in zip(*row, strict=True)
                 if score > NEVER
             ]
             for row in zip(history, *parts, strict=True)
         ]
+
+    def move(self, sources: list[int], targets: list[int]) -> None:
+        """Nothing is kept outside the board's tensors."""

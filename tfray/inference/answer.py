@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from tfray.generation import scoring
+from tfray.generation.budget import is_shortage
 from tfray.generation.draws import number_of
 from tfray.generation.generate import NO_MEMORY, prepare
-from tfray.generation.memory import is_shortage
 from tfray.generation.rows import Output, Request
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import GUILTY

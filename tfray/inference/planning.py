@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import InferenceConfig, PredictJob
-from tfray.corpus.columns import check_columns, choose_columns, choose_source
+from tfray.corpus.columns import SOURCE_NAMES, TARGET_NAMES, check_columns, choose_columns, choose_source
 from tfray.corpus.read import with_schemas
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
@@ -145,10 +146,15 @@ def local_gpus() -> int:
 def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:
     """Return the plan for files without rows: their columns, and that of the source in any case."""
     rows = input_schema(files, set(), job.inference)
-    source = job.source_column or ("text" if "text" in rows.names and "source" not in rows.names else "source")
-    target = (job.target_column or "target") if task == "score" else None
+    source = job.source_column or first_there(SOURCE_NAMES, rows)
+    target = (job.target_column or first_there(TARGET_NAMES, rows)) if task == "score" else None
     missing = [(name, pa.string()) for name in (source, target) if name and name not in rows.names]
     return Plan([], pa.schema([*rows, *missing]), Texts(source, target))
+
+
+def first_there(names: Sequence[str], columns: pa.Schema) -> str:
+    """Return the first of some names that is a column, or else the first."""
+    return next((name for name in names if name in columns.names), names[0])
 
 
 def check_known(rows: pa.Schema, known: pa.Schema) -> None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig, PredictJob, as_list
+from tfray.corpus.columns import TARGET_NAMES
 from tfray.corpus.parquet import is_text
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 QUALITY = "_quality.json"
 ROWS = 500
-TARGETS = ("target", "label")
 
 
 class Comparison(NamedTuple):
@@ -138,7 +138,7 @@ def find_pairs(job: PredictJob, units: list[Unit], assignment: Assignment) -> li
         plan = plan_rows(job, assignment.folder, "score", as_list(job.inference.quality_data))
         units, rows, source, target = plan.units, plan.rows, plan.texts.source, plan.texts.target
     target = target or next(
-        (name for name in TARGETS if name in rows.names and is_reference(rows.field(name).type)), None
+        (name for name in TARGET_NAMES if name in rows.names and is_reference(rows.field(name).type)), None
     )
     if target is None:
         raise InputError(

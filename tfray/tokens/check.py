@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError
-from tfray.tokens.shards import TOKENIZER, Shard, TokenFolder
+from tfray.tokens.shards import TOKENIZER, Shard, TokenFolder, tokens_fingerprint
 
 READERS = 16  # footers read at once: an object store takes its time for each
 HASHED_BYTES = 1 << 30
@@ -31,8 +31,7 @@ def check_tokens(tokens: TokenFolder) -> None:
 def check_fingerprint(tokens: TokenFolder) -> None:
     """Raise InputError unless the tokenizer and the list of shards are those that were written together."""
     text = storage.read_text(storage.join(tokens.folder, TOKENIZER))
-    splits = tokens.manifest["shards"].values()
-    if storage.fingerprint([text, [shard["sha256"] for shards in splits for shard in shards]]) != tokens.fingerprint:
+    if tokens_fingerprint(text, tokens.manifest["shards"]) != tokens.fingerprint:
         raise InputError(
             f"tokens_folder={tokens.folder!r}: its shards were made with another tokenizer than the {TOKENIZER} that "
             "lies there now, or its manifest was changed; put the old files back, or run `tfray tokenize` again"

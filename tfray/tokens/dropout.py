@@ -16,6 +16,7 @@ import pyarrow as pa
 import tokenizers
 from tokenizers import pre_tokenizers
 
+from tfray.corpus.hashing import mix
 from tfray.errors import InputError
 from tfray.tokens.encoder import gather, offsets_of, sum_runs
 from tfray.tokens.splitting import flat
@@ -79,7 +80,7 @@ class BpeDropout:
         starts = np.flatnonzero(self.word_begins(values, offsets))
         words = runs_as_bytes(values, starts).dictionary_encode()
         texts = words.dictionary.to_pylist()
-        variant = mixed(np.uint64(seed % 2**64), np.arange(len(starts), dtype=np.uint64)) % np.uint64(VARIANTS)
+        variant = mix(np.uint64(seed % 2**64), np.arange(len(starts), dtype=np.uint64)) % np.uint64(VARIANTS)
         chosen = words.indices.to_numpy().astype(np.int64) * VARIANTS + variant.astype(np.int64)
         wanted, places = np.unique(chosen, return_inverse=True)
         ids, lengths = self.segment(texts, wanted, rate, seed)
@@ -102,9 +103,9 @@ class BpeDropout:
         counts = np.array([len(unit.lengths) for unit in units])
         lengths = np.concatenate([unit.lengths for unit in units])
         keys = np.array([unit.key for unit in units], np.uint64)
-        keys = mixed(mixed(np.uint64(seed % 2**64), keys), (wanted % VARIANTS).astype(np.uint64))
+        keys = mix(mix(np.uint64(seed % 2**64), keys), (wanted % VARIANTS).astype(np.uint64))
         inside = np.arange(len(lengths)) - np.repeat(offsets_of(counts)[:-1], counts)  # number of the unit in its word
-        keys = mixed(np.repeat(keys, counts), inside.astype(np.uint64))
+        keys = mix(np.repeat(keys, counts), inside.astype(np.uint64))
         ids, lengths = self.merges.apply(np.concatenate([unit.ids for unit in units]), lengths, keys, rate)
         return ids, sum_runs(lengths, counts)
 
@@ -184,7 +185,7 @@ class Merges:
         columns = np.arange(block.shape[1], dtype=np.uint64)
         skipped = np.uint64(min(int(rate * 2**64), 2**64 - 1))
         for step in range(block.shape[1]):
-            draws = mixed(mixed(keys, np.uint64(step))[:, None], columns[None, :-1])
+            draws = mix(mix(keys, np.uint64(step))[:, None], columns[None, :-1])
             open_ranks = np.where(draws >= skipped, ranks, NO_MERGE)
             best = open_ranks.argmin(axis=1)
             rank = np.take_along_axis(open_ranks, best[:, None], axis=1)[:, 0]
@@ -209,15 +210,6 @@ def without(matrix: np.ndarray, columns: np.ndarray, filler: int) -> np.ndarray:
     places = places + (places >= columns[:, None])
     padded = np.concatenate([matrix, np.full((len(matrix), 1), filler, matrix.dtype)], axis=1)
     return np.take_along_axis(padded, places, axis=1)
-
-
-def mixed(key: np.ndarray | np.uint64, counter: np.ndarray | np.uint64) -> np.ndarray:
-    """Return 64 random bits for each key and counter (splitmix64); the same on every machine."""
-    with np.errstate(over="ignore"):
-        bits = np.asarray(key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
 
 
 def runs_as_bytes(values: np.ndarray, starts: np.ndarray) -> pa.Array:

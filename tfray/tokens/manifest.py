@@ -12,7 +12,7 @@ from tfray.errors import InputError, TooManyErrors
 from tfray.report.account import format_account
 from tfray.tokens.output import EXAMPLES_SHOWN, REJECTED, TEST_TEXT
 from tfray.tokens.recipe import Corpus, LostFile
-from tfray.tokens.shards import FORMAT_VERSION, TOKENIZER, TokenFolder, open_tokens
+from tfray.tokens.shards import FORMAT_VERSION, TOKENIZER, TokenFolder, open_tokens, tokens_fingerprint
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.units.ledger import RECORDS, Ledger, sweep
 from tfray.units.plan import Unit
@@ -35,7 +35,7 @@ def finish(job: TokenizeJob, ledger: Ledger, corpora: list[Corpus], units: list[
         "task": corpora[0].columns.task,
         "labels": tokenizer.labels,
         "vocab_size": tokenizer.vocab_size,
-        "fingerprint": storage.fingerprint([tokenizer.json, [shard["sha256"] for s in SPLITS for shard in shards[s]]]),
+        "fingerprint": tokens_fingerprint(tokenizer.json, shards),
         "weights": {corpus.name: corpus.weight for corpus in corpora if corpus.split == "train"},
         "corpora": accounts,
         "splits": {split: add_up(shards[split]) for split in SPLITS if shards[split]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfray import storage
+from tfray.config import SPLITS
 from tfray.errors import InputError
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.units.ledger import MANIFEST, SUCCESS
@@ -97,6 +98,12 @@ class TokenFolder:
     def examples(self, split: str) -> list[int]:
         """Return the number of pairs in each of a split's shards."""
         return [shard.pairs for shard in self.shards(split)]
+
+
+def tokens_fingerprint(tokenizer_json: str, shards: Mapping[str, Sequence[Mapping]]) -> str:
+    """Return the fingerprint of a tokenizer and of the shards of each split, as the manifest has them."""
+    hashes = [shard["sha256"] for split in SPLITS for shard in shards.get(split, [])]
+    return storage.fingerprint([tokenizer_json, hashes])
 
 
 def open_tokens(folder: str) -> TokenFolder:

@@ -134,7 +134,7 @@ def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -
 def format_memory(job: TrainJob, architecture: Architecture, epoch: Epoch) -> str:
     """Return how many workers with how many lanes there may be, and the memory of each."""
     config, lanes = job.training, job.batches.lanes
-    counts = [n for n in range(config.min_workers, config.max_workers + 1) if lanes % n == 0]
+    counts = [n for n in job.batches.worker_counts if config.min_workers <= n <= config.max_workers]
     on_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
     dtype = (
         torch.bfloat16 if on_gpu and config.precision == "auto" else choose_dtype(config.precision, torch.device("cpu"))

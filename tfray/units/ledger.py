@@ -40,6 +40,11 @@ class Ledger:
     adds_to: dict | None = None
     """What a finished output is made from, to which this run adds."""
 
+    @classmethod
+    def of(cls, folder: str, made_from: Mapping[str, object]) -> Ledger:
+        """Return the ledger of a folder."""
+        return cls(storage.absolute(folder), json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
+
     @property
     def out(self) -> str:
         """The folder where people find the output."""
@@ -116,13 +121,12 @@ def find_ledger(
     folder: str, made_from: Mapping[str, object], overwrite: bool, allow_change: Sequence[str] | None = None
 ) -> tuple[Ledger, Found]:
     """Return what open_ledger would open, and what it is; nothing changes. Raises as that does."""
-    folder = storage.absolute(folder)
-    ledger = Ledger(folder, json.loads(json.dumps(made_from)))  # as it comes back: tuples become lists
+    ledger = Ledger.of(folder, made_from)
+    folder = ledger.folder
     before = ledger.manifest["made_from"] if has_manifest(folder) else None
     check_names(allow_change or (), [*flat(ledger.made_from), *flat(before or {})])
     if before is None:
-        if visible(folder):
-            raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
+        refuse_foreign(folder)
         return ledger, Found.NOTHING
     changed = differences(before, ledger.made_from)
     if not changed:
@@ -132,6 +136,12 @@ def find_ledger(
     if overwrite:
         return ledger, Found.OUTDATED
     raise refusal(folder, changed, allow_change)
+
+
+def refuse_foreign(folder: str) -> None:
+    """Raise InputError where a folder that no job began holds something."""
+    if visible(folder):
+        raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
 
 
 def record_unit(folder: str, unit: Unit, record: dict) -> None:

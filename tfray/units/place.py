@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import pyarrow.fs
@@ -19,6 +19,7 @@ from tfray.units.ledger import (
     discard,
     has_manifest,
     refusal,
+    refuse_foreign,
     visible,
 )
 from tfray.units.lock import LOCK, Lock
@@ -44,25 +45,23 @@ def open_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
 
 def find_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
     """Return the ledger of what a job makes, and change nothing; raises as open_place does."""
-    folder = storage.absolute(out)
-    made: dict[str, object] = json.loads(json.dumps(made_from))  # as it comes back: tuples become lists
+    known = Ledger.of(out, made_from)
+    folder = known.folder
     if mode == "new" and visible(folder):
         raise InputError(f"mode='new' and out={folder!r} holds something; choose another folder, or another mode")
     if not has_manifest(folder):
-        if visible(folder):
-            raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
+        refuse_foreign(folder)
         if mode == "append":
             raise InputError(f"mode='append' and out={folder!r} holds nothing to add to; leave the mode out")
-        return Ledger(folder, made)
-    known = Ledger(folder, made)
+        return known
     old = known.manifest["made_from"]
     if mode == "append":
         return open_append(known, old)
-    changed = differences(old, made)
+    changed = differences(old, known.made_from)
     if not changed:
         return known
     if mode == "overwrite":
-        return Ledger(aside(folder), made, replaces=folder)
+        return replace(known, folder=aside(folder), replaces=folder)
     raise refusal(folder, changed)
 
 

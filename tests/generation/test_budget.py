@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tfray.config import GenerationConfig
-from tfray.generation import memory
+from tfray.generation import budget
 from tfray.generation.available import available_bytes
+from tfray.generation.budget import DRAW_BYTES, plan_groups, row_bytes
 from tfray.generation.draws import draw
 from tfray.generation.engine import Batch, Engine
 from tfray.generation.generate import generate
-from tfray.generation.memory import DRAW_BYTES, plan_groups, row_bytes
 from tfray.generation.network import Network
 from tfray.generation.paged import PagedCache
 from tfray.generation.rows import Request, longest_target
@@ -171,7 +171,7 @@ def test_models_on_one_machine_share_what_is_free_and_a_row_gets_the_same_answer
     config = GenerationConfig(beam_size=2, batch_rows=64)
     requests = list(enumerate(map(Request, sources)))
     expected = generate(network, sources, config)
-    monkeypatch.setattr(memory, "available_bytes", lambda: 40 * row_bytes(10, 40, 2, [network], BEAM))
+    monkeypatch.setattr(budget, "available_bytes", lambda: 40 * row_bytes(10, 40, 2, [network], BEAM))
     alone = [group.slots for group in plan_groups(requests, [network], config, 2)]
     network.models_here = 40
     shared = [group.slots for group in plan_groups(requests, [network], config, 2)]
