@@ -106,7 +106,7 @@ def carry_out(name: str, module: str) -> Callable[[Any], object]:
 def show(name: str, result: Any) -> None:
     """Print what a person wants to see of a command's result."""
     if name in ("evaluate", "run"):
-        print(importlib.import_module("tfray.evaluation.evaluate").format_scores(result))
+        print(importlib.import_module("tfray.evaluation.tables").format_scores(result))
     elif name == "tokenize":
         print(importlib.import_module("tfray.report.account").format_account(result.manifest))
     elif name == "predict":

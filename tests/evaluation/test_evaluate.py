@@ -11,7 +11,8 @@ import pytest
 
 from tfray.config import EvaluateJob
 from tfray.errors import InputError
-from tfray.evaluation.evaluate import evaluate, format_scores
+from tfray.evaluation.evaluate import evaluate
+from tfray.evaluation.tables import format_scores
 
 OUTPUT_SCHEMA = {"prediction": pa.string(), "score": pa.float64(), "error": pa.string()}
 

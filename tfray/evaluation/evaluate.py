@@ -1,4 +1,4 @@
-"""A folder of predictions -> _scores.json beside them, and the same as a table for people."""
+"""A folder of predictions -> _scores.json beside them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from tfray import storage
 from tfray.config import EvaluateJob
 from tfray.corpus.clean import value_text
 from tfray.errors import InputError
-from tfray.report.tables import format_table
 from tfray.scores import classification_scores, translation_scores
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
 OWN_COLUMNS = ("prediction", "error")
-# A wider matrix does not fit a terminal.
-MAX_SHOWN_LABELS = 12
 
 
 @dataclass
@@ -216,62 +213,3 @@ def reference_text(value: object, label_names: dict[str, str]) -> str | None:
     """Return a reference as text, through label_names if there are any; None if there is none."""
     text = value_text(value)
     return label_names.get(text) if label_names and text is not None else text
-
-
-def format_scores(scores: dict) -> str:
-    """Return scores as tables for people."""
-    show = format_translation if scores["task"] == "translation" else format_classification
-    return f"{show(scores)}\n\n{format_rows(scores)}"
-
-
-def format_rows(scores: dict) -> str:
-    """Return a line that says how many rows were scored, and which were not as they should be."""
-    return (
-        f"{scores['rows']:,} rows scored, {scores['rows_with_error']:,} of them with an error "
-        f"(counted as wrong); {scores['rows_without_reference']:,} without a reference left out"
-    )
-
-
-def format_translation(scores: dict) -> str:
-    """Return a table of BLEU and chrF with their signatures."""
-    rows: list[list[object]] = [
-        ["BLEU", f"{scores['bleu']:.2f}", scores["bleu_signature"]],
-        ["chrF", f"{scores['chrf']:.2f}", scores["chrf_signature"]],
-    ]
-    return format_table(["metric", "score", "sacrebleu signature"], rows)
-
-
-def format_classification(scores: dict) -> str:
-    """Return tables of accuracy and macro-F1, of the labels, and of the confusion matrix."""
-    overall: list[list[object]] = [
-        ["accuracy", f"{scores['accuracy']:.4f}"],
-        ["macro-F1", f"{scores['macro_f1']:.4f}"],
-    ]
-    labels: list[list[object]] = [
-        [
-            shown(label),
-            *(f"{of[name]:.4f}" for name in ("precision", "recall", "f1")),
-            of["support"],
-        ]
-        for label, of in scores["per_label"].items()
-    ]
-    tables = [
-        format_table(["metric", "score"], overall),
-        format_table(["label", "precision", "recall", "F1", "support"], labels),
-        format_confusion(**scores["confusion"]),
-    ]
-    return "\n\n".join(tables)
-
-
-def format_confusion(labels: list[str], counts: list[list[int]]) -> str:
-    """Return the confusion matrix as a table, or where to find it if it is too wide to show."""
-    if len(labels) > MAX_SHOWN_LABELS:
-        return f"The confusion matrix of {len(labels)} labels is in _scores.json."
-    pairs = zip(labels, counts, strict=True)
-    rows: list[list[object]] = [[shown(label), *row] for label, row in pairs if any(row)]
-    return format_table(["reference \\ prediction", *map(shown, labels)], rows)
-
-
-def shown(label: str) -> str:
-    """Return a label for a table, where an empty one would not be seen."""
-    return label or "(none)"
