@@ -88,6 +88,25 @@ def test_a_row_with_an_error_counts_as_wrong(tmp_path: Path) -> None:
     assert scores["per_label"]["1"]["support"] == 2
 
 
+@pytest.mark.parametrize("task", ["classification", "translation"])
+def test_a_row_with_a_blank_reference_is_one_without_a_reference(tmp_path: Path, task: str) -> None:
+    part = {"prediction": ["a", "", "b", "c"], "target": ["a", "", " \t\u3000", None]}
+    scores = run(write_predictions(tmp_path / "out", part, task=task))
+    assert (scores["rows"], scores["rows_without_reference"]) == (1, 3)
+    lines = tmp_path / "references.txt"
+    lines.write_text("a\n\n \nc\n")
+    scores = run(tmp_path / "out", reference_file=str(lines))
+    assert (scores["rows"], scores["rows_without_reference"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("labels", "names"), [(["pos", ""], {}), (["1", "0"], {"1": "pos", "0": ""})])
+def test_a_row_with_an_error_is_never_right(tmp_path: Path, labels: list[str], names: dict[str, str]) -> None:
+    part = {"prediction": ["pos", None], "label": labels, "error": [None, "too long"]}
+    scores = run(write_predictions(tmp_path / "out", part, task="classification"), label_names=names)
+    assert (scores["rows"], scores["rows_without_reference"], scores["rows_with_error"]) == (1, 1, 0)
+    assert scores["confusion"] == {"labels": ["pos"], "counts": [[1]]}
+
+
 def test_lines_of_a_file_are_the_references_of_the_rows_in_order(tmp_path: Path) -> None:
     parts = [{"prediction": ["a", "b"]}, {"prediction": ["c"]}]
     folder = write_predictions(tmp_path / "out", *parts, task="classification")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.config import EvaluateJob
-from tfray.corpus.clean import value_text
+from tfray.corpus.clean import is_blank, value_text
 from tfray.errors import InputError
 from tfray.scores import classification_scores, translation_scores
 
@@ -210,6 +210,8 @@ def read_lines(path: str) -> list[str]:
 
 
 def reference_text(value: object, label_names: dict[str, str]) -> str | None:
-    """Return a reference as text, through label_names if there are any; None if there is none."""
+    """Return a reference as text, through label_names if there are any; None if there is none, or a blank one."""
     text = value_text(value)
-    return label_names.get(text) if label_names and text is not None else text
+    if text is None or is_blank(text):  # training leaves such rows out
+        return None
+    return label_names.get(text) or None if label_names else text
