@@ -12,6 +12,7 @@ from tfray.config import EvaluateJob
 from tfray.corpus.clean import is_blank, value_text
 from tfray.errors import InputError
 from tfray.scores import classification_scores, translation_scores
+from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
 OWN_COLUMNS = ("prediction", "error")
@@ -61,13 +62,13 @@ def check_finished(folder: str) -> None:
     """Raise InputError unless a folder holds finished predictions."""
     if not storage.exists(folder):
         raise InputError(f"predictions={folder!r} does not exist; give the 'out' of `tfray predict`")
-    if not storage.exists(storage.join(folder, "_manifest.json")):
+    if not has_manifest(folder):
         raise InputError(
-            f"predictions={folder!r} holds no predictions (no _manifest.json in it); give the 'out' of `tfray predict`"
+            f"predictions={folder!r} holds no predictions (no {MANIFEST} in it); give the 'out' of `tfray predict`"
         )
-    if not storage.exists(storage.join(folder, "_SUCCESS")):
+    if not storage.exists(storage.join(folder, SUCCESS)):
         raise InputError(
-            f"predictions={folder!r} is unfinished (no _SUCCESS in it); start the same "
+            f"predictions={folder!r} is unfinished (no {SUCCESS} in it); start the same "
             "`tfray predict` command again, it goes on where it ended"
         )
 
@@ -76,7 +77,7 @@ def chosen_task(job: EvaluateJob) -> str:
     """Return the job's task, or else the one that the predictions' manifest names."""
     if job.task != "auto":
         return job.task
-    task = storage.read_json(storage.join(job.predictions, "_manifest.json")).get("task")
+    task = storage.read_json(storage.join(job.predictions, MANIFEST)).get("task")
     if task not in TASKS:
         raise InputError(
             f"task='auto' cannot be decided: the manifest of {job.predictions!r} says "
@@ -178,7 +179,7 @@ def check_own_columns(folder: str, own: list[str], names: list[str]) -> None:
 
 def read_made_from(folder: str) -> dict:
     """Return what predictions were made from."""
-    return storage.read_json(storage.join(folder, "_manifest.json")).get("made_from", {})
+    return storage.read_json(storage.join(folder, MANIFEST)).get("made_from", {})
 
 
 def find_reference_column(names: list[str], wanted: str | None, part: str, own: list[str]) -> str:
