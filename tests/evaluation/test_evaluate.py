@@ -168,6 +168,18 @@ def test_a_missing_reference_column_is_refused_with_the_columns_that_are(tmp_pat
         run(folder, reference_column="gold")
 
 
+@pytest.mark.parametrize(("prefix", "columns"), [("", "source"), ("our_", "score, source")])
+def test_columns_that_predict_has_added_are_offered_as_no_references(tmp_path: Path, prefix: str, columns: str) -> None:
+    folder = write_predictions(tmp_path / "out", {"prediction": ["a"]})
+    names = ["prediction", "predictions", "scores", "n_segments", "truncated", "hit_max_length", "error", "file", "row"]
+    own = {prefix + name: [None] for name in (*names, "n_source_tokens", "n_target_tokens")}
+    pq.write_table(pa.table({"score": [1.0], "source": ["x"], **own}), folder / "part-00000.parquet")
+    made_from = {"task": "generate", "inference": {"prefix": prefix}}
+    (folder / "_manifest.json").write_text(json.dumps({"task": "translation", "made_from": made_from}))
+    with pytest.raises(InputError, match=f"its input columns are: {columns}; set"):
+        run(folder)
+
+
 def test_nothing_to_score_is_refused_and_an_unknown_task_too(tmp_path: Path) -> None:
     part = {"prediction": ["neg"], "label": ["7"]}
     folder = write_predictions(tmp_path / "out", part, task="classification")

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.config import EvaluateJob
+from tfray.config import EvaluateJob, GenerationConfig, InferenceConfig
 from tfray.corpus.clean import is_blank, value_text
 from tfray.errors import InputError
+from tfray.inference.columns import added_fields
 from tfray.scores import classification_scores, translation_scores
 from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
 OWN_COLUMNS = ("prediction", "error")
+# All that predict adds at most where there are predictions.
+ADDED = added_fields("generate", GenerationConfig(n_best=2), InferenceConfig(provenance=True), width=1)
 
 
 @dataclass
@@ -105,11 +108,11 @@ def read_pairs(job: EvaluateJob) -> Pairs:
 
 def read_rows_with_column(job: EvaluateJob) -> Iterator[tuple]:
     """Yield prediction, error and the value of the reference column."""
-    own = own_columns(job.predictions)
+    own, added = own_columns(job.predictions), added_columns(job.predictions)
     for part in part_files(job.predictions):
         with open_part(part) as file:
             check_own_columns(job.predictions, own, file.schema_arrow.names)
-            column = find_reference_column(file.schema_arrow.names, job.reference_column, part, own)
+            column = find_reference_column(file.schema_arrow.names, job.reference_column, part, added)
             yield from read_columns(file, [*own, column])
 
 
@@ -163,8 +166,19 @@ def read_columns(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple]:
 
 def own_columns(folder: str) -> list[str]:
     """Return what the columns of predictions and errors are called."""
-    prefix = read_made_from(folder).get("inference", {}).get("prefix", "")
+    prefix = read_prefix(folder)
     return [prefix + name for name in OWN_COLUMNS]
+
+
+def added_columns(folder: str) -> set[str]:
+    """Return what the columns that predict adds to those of the input are called."""
+    prefix = read_prefix(folder)
+    return {prefix + field.name for field in ADDED}
+
+
+def read_prefix(folder: str) -> str:
+    """Return what goes before the names of all added columns."""
+    return read_made_from(folder).get("inference", {}).get("prefix", "")
 
 
 def check_own_columns(folder: str, own: list[str], names: list[str]) -> None:
@@ -182,13 +196,13 @@ def read_made_from(folder: str) -> dict:
     return storage.read_json(storage.join(folder, MANIFEST)).get("made_from", {})
 
 
-def find_reference_column(names: list[str], wanted: str | None, part: str, own: list[str]) -> str:
-    """Return the column of references: the wanted one, or target, or label."""
+def find_reference_column(names: list[str], wanted: str | None, part: str, added: set[str]) -> str:
+    """Return the column of references: the wanted one, or target, or label; added: those that are no input."""
     candidates = [wanted] if wanted else ["target", "label"]
     for name in candidates:
         if name in names:
             return name
-    inputs = ", ".join(name for name in names if name not in (*own, "score"))
+    inputs = ", ".join(name for name in names if name not in added)
     raise InputError(
         f"reference_column={' or '.join(candidates)} is not in {part!r}, its input columns are: "
         f"{inputs or 'none'}; set reference_column to one of them, or use reference_file"
