@@ -159,6 +159,12 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_the_folder_of_another_job_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    folder = write_predictions(tmp_path / "tokens")
+    with pytest.raises(InputError, match="is a folder that `tfray predict` did not write"):
+        run(folder)
+
+
 def test_a_missing_reference_column_is_refused_with_the_columns_that_are(tmp_path: Path) -> None:
     part = {"id": [1], "source": ["x"], "prediction": ["a"]}
     folder = write_predictions(tmp_path / "out", part)

@@ -74,6 +74,11 @@ def check_finished(folder: str) -> None:
             f"predictions={folder!r} is unfinished (no {SUCCESS} in it); start the same "
             "`tfray predict` command again, it goes on where it ended"
         )
+    if not part_files(folder):  # of no rows predict writes a file, too
+        raise InputError(
+            f"predictions={folder!r} is a folder that `tfray predict` did not write (no part-*.parquet in it); give "
+            "the 'out' of `tfray predict`"
+        )
 
 
 def chosen_task(job: EvaluateJob) -> str:
