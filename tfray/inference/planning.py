@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import InferenceConfig, PredictJob
-from tfray.corpus.columns import check_columns, choose_columns, choose_source
+from tfray.corpus.columns import check_columns, choose_columns, choose_source, describe_field
 from tfray.corpus.read import with_schemas
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
@@ -154,7 +154,7 @@ def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:
 def check_known(rows: pa.Schema, known: pa.Schema) -> None:
     """Raise InputError where added files do not fit the columns that were written before."""
     types = {field.name: field.type for field in known}
-    differing = [str(field) for field in rows if types.get(field.name) != field.type]
+    differing = [describe_field(field) for field in rows if types.get(field.name) != field.type]
     if differing:
         raise InputError(
             f"mode='append': the new files have columns that the output has not, or not so: {', '.join(differing)}; "
