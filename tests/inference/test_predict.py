@@ -370,6 +370,8 @@ def test_an_output_inside_the_input_is_refused(run: Run, model_folder: str, tmp_
             run(make_job(model_folder, source, tmp_path / "deep" / "out"))
     with pytest.raises(InputError, match="read as input"):
         run(make_job(model_folder, tmp_path / "a.parquet", tmp_path))
+    with pytest.raises(InputError, match="out='/' and input="):
+        run(make_job(model_folder, tmp_path / "a.parquet", "/"))
 
 
 def test_an_input_that_changed_since_the_run_began_is_named(run: Run, model_folder: str, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def check_apart(patterns: list[str], paths: list[str], out: str) -> None:
         is_read = written.startswith(f"{place}/") or storage.matches(written.split("/"), place.split("/"))
         if is_read or any(path.startswith(f"{out}/") for path in paths):
             raise InputError(
-                f"out={out!r} and input={pattern!r} lie in each other: predictions would be read as input; "
+                f"out={out or '/'!r} and input={pattern!r} lie in each other: predictions would be read as input; "
                 "choose a folder for them elsewhere"
             )
 
