@@ -415,6 +415,16 @@ def test_too_many_errors_end_a_job_and_a_higher_rate_lets_it_end_well(
     assert len(run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.5))) == 4
 
 
+def test_limits_of_errors_hold_for_an_output_that_is_finished_too(run: Run, model_folder: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", pa.table({"source": ["one", None, None, "three"]}))
+    run(make_job(model_folder, path, tmp_path / "out"), unit_rows=1)
+    with pytest.raises(TooManyErrors, match=r"inference.fail_fast: .*a\.parquet row 1: missing_source"):
+        run(make_job(model_folder, path, tmp_path / "out", fail_fast=True))
+    with pytest.raises(TooManyErrors, match=r"2 of 4 rows \(50.0%\).*max_error_rate=0.4.*row 1: missing_source"):
+        run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.4))
+    assert len(run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.5))) == 4
+
+
 @pytest.mark.parametrize(("lines", "share"), [([], "1 of 1 rows (100.0%)"), (["one"], "1 of 2 rows (50.0%)")])
 def test_a_file_that_is_cut_short_counts_as_one_row_lost(
     run: Run, model_folder: str, tmp_path: Path, lines: list[str], share: str

@@ -71,6 +71,7 @@ def predict(job: PredictJob) -> str:
         ledger = open_place(job.out, made_from(job, folder, task, identities), job.mode)
         if ledger.is_finished and not ledger.adds_to:
             logger.info("predictions: %s is finished and unchanged", ledger.out)
+            check_finished(job, ledger)
         else:
             units, assignment = begin(job, ledger, folder, task)
             run_units(job, ledger, units, assignment, lock)
@@ -240,6 +241,12 @@ def check_recorded(ledger: Ledger, before: list[Unit], left: list[Unit]) -> None
             f"out={ledger.out!r} has no record of {len(left):,} units that were worked on; choose a folder that all "
             "machines of the cluster share, or one in an object store"
         )
+
+
+def check_finished(job: PredictJob, ledger: Ledger) -> None:
+    """Raise TooManyErrors where a finished output has more errors than this job allows; its totals tell."""
+    totals = ledger.manifest
+    Tally(job, [{**totals, "first_error": next(iter(totals["first_errors"]), None)}]).check(is_end=True)
 
 
 def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment) -> None:
