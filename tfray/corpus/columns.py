@@ -84,12 +84,12 @@ def columns_of(file: InputFile, source: str | None, target: str | None, task: st
     return Columns(source, target, task)  # type: ignore[arg-type]
 
 
-def choose_source(files: list[InputFile], source: str | None) -> str:
+def choose_source(files: list[InputFile], source: str | None, setting: str = "source_column") -> str:
     """Return the source column of the first file that has one; raises InputError where none has."""
     refusals = []
     for file in files:
         try:
-            name = choose(source, SOURCE_NAMES, readable_schema(file), "source_column", file.path)
+            name = choose(source, SOURCE_NAMES, readable_schema(file), setting, file.path)
             check_columns(file, {name}, {name})
             return name
         except InputError as error:

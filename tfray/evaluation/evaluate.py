@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tfray import storage
 from tfray.config import EvaluateJob, GenerationConfig, InferenceConfig
 from tfray.corpus.clean import is_blank, value_text
+from tfray.corpus.columns import TARGET_NAMES
 from tfray.errors import InputError
 from tfray.inference.columns import added_fields
 from tfray.scores import classification_scores, translation_scores
@@ -123,13 +124,7 @@ def read_rows_with_column(job: EvaluateJob) -> Iterator[tuple]:
 
 def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
     """Yield prediction, error and the line of the reference file; refuse unequal counts."""
-    lines = read_lines(reference_file)
-    rows = count_rows(folder)
-    if rows != len(lines):
-        raise InputError(
-            f"reference_file={reference_file!r} has {len(lines)} lines for {rows} predictions in "
-            f"{folder!r}; it must have one line for each input row, in the same order"
-        )
+    lines = reference_lines(reference_file, count_rows(folder), f"predictions in {folder!r}")
     position, own = 0, own_columns(folder)
     for part in part_files(folder):
         with open_part(part) as file:
@@ -203,7 +198,7 @@ def read_made_from(folder: str) -> dict:
 
 def find_reference_column(names: list[str], wanted: str | None, part: str, added: set[str]) -> str:
     """Return the column of references: the wanted one, or target, or label; added: those that are no input."""
-    candidates = [wanted] if wanted else ["target", "label"]
+    candidates = [wanted] if wanted else TARGET_NAMES
     for name in candidates:
         if name in names:
             return name
@@ -214,16 +209,28 @@ def find_reference_column(names: list[str], wanted: str | None, part: str, added
     )
 
 
-def read_lines(path: str) -> list[str]:
+def reference_lines(path: str, rows: int | None, counted: str, setting: str = "reference_file") -> list[str]:
+    """Return the lines of a file of references; raises InputError unless there is one for each row.
+
+    counted: what the rows are, for the message; None: nobody knows how many there are.
+    """
+    lines = read_lines(path, setting)
+    if rows not in (None, len(lines)):
+        raise InputError(
+            f"{setting}={path!r} has {len(lines)} lines for {rows} {counted}; it must have one line for each input "
+            "row, in the same order"
+        )
+    return lines
+
+
+def read_lines(path: str, setting: str) -> list[str]:
     """Return the lines of a plain text file without their ends."""
     if not storage.exists(path):
-        raise InputError(f"reference_file={path!r} does not exist; check the path")
+        raise InputError(f"{setting}={path!r} does not exist; check the path")
     try:
         text = storage.read_text(path)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"reference_file={path!r} is not UTF-8 text ({error}); give plain, uncompressed text"
-        ) from error
+        raise InputError(f"{setting}={path!r} is not UTF-8 text ({error}); give plain, uncompressed text") from error
     # Not splitlines(), which would also cut at characters inside a sentence (U+2028, form feed).
     lines = text.removeprefix("\ufeff").split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]

@@ -106,14 +106,15 @@ def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]
     return Plan([*before, *units], known.rows if known else rows, texts)
 
 
-def check_formats(files: list[InputFile]) -> None:
+def check_formats(files: list[InputFile], setting: str = "input") -> None:
     """Raise InputError where plain text stands among files with columns: most often it is no input at all."""
     texts = [file.path for file in files if file.format == "text"]
     others = [file.path for file in files if file.format != "text"]
     if texts and others:
         raise InputError(
-            f"input {texts[0]!r} counts as plain text, by its ending, and {others[0]!r} has columns; name the files to "
-            "predict by a glob (--input 'DIR/*.parquet'), or predict the plain text into a folder of its own"
+            f"{setting} {texts[0]!r} counts as plain text, by its ending, and {others[0]!r} has columns; name the "
+            f"files to predict by a glob (--{setting} 'DIR/*.parquet'), or predict the plain text into a folder of its "
+            "own"
         )
 
 
