@@ -44,6 +44,29 @@ def test_the_one_folder_of_a_command_needs_no_flag() -> None:
     assert name_folder("predict", ["out"]) == ["out"]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["out", "--json"],
+        ["--json", "out"],
+        ["--json", "true", "out"],
+        ["--json=yes", "out"],
+        ["--json", "--out", "out"],
+    ],
+)
+def test_the_folder_may_stand_before_and_after_a_setting_of_yes_or_no(given: list[str]) -> None:
+    job = read_job("status", config.StatusJob, given)
+    assert (job.out, job.json) == ("out", True)
+
+
+def test_the_folder_may_stand_anywhere_but_where_a_setting_has_its_value() -> None:
+    job = read_job("inspect", config.InspectJob, ["--batches.max_tokens", "64", "out", "--batches.lanes=2"])
+    assert (job.tokens_folder, job.batches.max_tokens, job.batches.lanes) == ("out", 64, 2)
+    for given in (["one", "two"], ["one", "--out", "two"]):
+        with pytest.raises(InputError, match="unrecognized arguments"):
+            read_job("status", config.StatusJob, given)
+
+
 def test_settings_that_may_change_are_named_one_by_one() -> None:
     given = ["--tokens_folder", "a", "--out", "b", "--allow-change", "x.y", "--allow_change", "z"]
     assert read_job("train", config.TrainJob, given).allow_change == ["x.y", "z"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tfray import run as run_file
@@ -15,17 +18,38 @@ from tfray.config import ClusterConfig, CorpusConfig, RunJob, TrainJob
 from tfray.errors import InputError
 
 
-def test_settings_that_may_change_reach_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The jobs of the stages that were begun; none of them does anything."""
     jobs: dict[str, Any] = {}
     results = {"tokenize": SimpleNamespace(folder="tokens"), "train": "best", "predict": "predictions", "evaluate": {}}
     for name, result in results.items():
         monkeypatch.setattr(run_file, name, lambda job, n=name, r=result: jobs.update({n: job}) or r)
+    return jobs
+
+
+def test_settings_that_may_change_reach_the_training(tmp_path: Path, jobs: dict[str, Any]) -> None:
     corpus = CorpusConfig(train=["a"], test_share=0.1)
     run_file.run(RunJob(out=str(tmp_path), corpus=corpus, allow_change=["training.epochs"]))
     assert isinstance(jobs["train"], TrainJob) and jobs["train"].allow_change == ["training.epochs"]
     assert jobs["predict"].mode == "overwrite", "the model is another one"
     run_file.run(RunJob(out=str(tmp_path), corpus=corpus))
     assert jobs["predict"].mode == "resume"
+
+
+def test_plain_text_is_predicted_and_compared_though_the_corpus_has_columns_of_other_names(
+    tmp_path: Path, jobs: dict[str, Any]
+) -> None:
+    for name in ("test.de", "test.en"):
+        (tmp_path / name).write_text("eins\n")
+    corpus = CorpusConfig(source_column="german", target_column="english")
+    texts = {"test": str(tmp_path / "test.de"), "test_target": str(tmp_path / "test.en")}
+    run_file.run(RunJob(out=str(tmp_path / "out"), corpus=corpus, **texts))
+    assert jobs["predict"].source_column is None
+    assert (jobs["evaluate"].reference_column, jobs["evaluate"].reference_file) == (None, texts["test_target"])
+    pq.write_table(pa.table({"german": ["eins"], "english": ["one"]}), tmp_path / "test.parquet")
+    run_file.run(RunJob(out=str(tmp_path / "out"), corpus=corpus, test=str(tmp_path / "test.parquet")))
+    assert (jobs["predict"].source_column, jobs["evaluate"].reference_column) == ("german", "english")
 
 
 def test_a_ray_that_was_there_before_the_run_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +59,71 @@ def test_a_ray_that_was_there_before_the_run_stays(monkeypatch: pytest.MonkeyPat
     with connected_once(), connected(ClusterConfig()):
         pass
     assert not ended
+
+
+ROWS = {"source": ["eins", "zwei"], "target": ["one", "two"]}
+TWO_LINES = "eins\nzwei\n"
+
+
+def write(path: Path, content: str | bytes | dict[str, list]) -> None:
+    if isinstance(content, dict):
+        pq.write_table(pa.table(content), path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize(
+    ("files", "corpus", "said"),
+    [
+        ({"test.de": TWO_LINES}, {}, r"test\.de' is plain text .*give test_target, or"),
+        ({"test.de": TWO_LINES, "ref": "one\n"}, {}, r"test_target=.*ref' has 1 lines for 2 lines of test="),
+        ({"test.de.gz": gzip.compress(b"a\nb\nc"), "ref": TWO_LINES}, {}, r"test_target=.* has 2 lines for 3 lines"),
+        ({"test.de": TWO_LINES, "ref": gzip.compress(b"one\ntwo\n")}, {}, r"test_target=.* is not UTF-8 text"),
+        ({"test.csv": "source\neins\n", "ref": "\udcff".encode("utf-8", "surrogatepass")}, {}, r"test_target=.* UTF-8"),
+        ({"test.parquet": {"source": ["eins"]}}, {}, r"no column target or label .*corpus\.target_column"),
+        ({"test.parquet": {"target": ["one"]}}, {}, r"no column source or text .*corpus\.source_column"),
+        ({"test.parquet": {"n": ["one"]}, "ref": "one\n"}, {}, r"no column source or text .*corpus\.source_column"),
+        ({"test.parquet": ROWS}, {"target_column": "en"}, r"corpus\.target_column='en' is not in .*; its columns are"),
+        ({"test.parquet": ROWS, "test2.parquet": {"source": ["drei"]}}, {}, r"test2.* there is no column 'target'"),
+        ({"test.parquet": ROWS, "test.md": "a note"}, {}, r"test .*test\.md' counts as plain text.*--test"),
+        ({"test.parquet": ROWS | {"score": [1, 2]}}, {}, r"columns named score.*inference\.prefix"),
+        ({"test.parquet": ROWS | {"n_segments": [1, 2]}}, {}, r"columns named n_segments"),
+        ({"test.parquet": {"source": ["eins"], "truncated": [True]}, "ref": "one\n"}, {}, r"columns named truncated"),
+        ({"test.parquet": b"no Parquet"}, {}, r"test\.parquet' cannot be "),
+        ({"test.csv": ""}, {}, r"test=.* holds no row"),
+    ],
+)
+def test_test_files_that_cannot_be_predicted_and_compared_are_refused_before_the_training(
+    tmp_path: Path, jobs: dict[str, Any], files: dict[str, Any], corpus: dict[str, str], said: str
+) -> None:
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    target = str(tmp_path / "ref") if "ref" in files else None
+    job = RunJob(out=str(tmp_path / "out"), test=f"{tmp_path}/test*", test_target=target, corpus=CorpusConfig(**corpus))
+    with pytest.raises(InputError, match=said):
+        run_file.run(job)
+    assert not jobs
+
+
+@pytest.mark.parametrize(
+    ("files", "corpus"),
+    [
+        ({"test.de": "eins\nzwei", "test2.de": "drei\n", "ref": "one\ntwo\r\nthree"}, {}),
+        ({"test.de.gz": gzip.compress(b"eins\nzwei\n"), "ref": TWO_LINES}, {}),
+        ({"test.parquet": {"text": ["gut"], "label": [1], "n_segments": [1]}}, {}),
+        ({"test.csv": "source,target\neins,one\n", "test2.csv": ""}, {}),
+        ({"test.jsonl": '{"source": "eins"}', "ref": "one\n"}, {"target_column": "english"}),
+    ],
+)
+def test_test_files_with_all_that_they_need_go_their_way(
+    tmp_path: Path, jobs: dict[str, Any], files: dict[str, Any], corpus: dict[str, str]
+) -> None:
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    target = str(tmp_path / "ref") if "ref" in files else None
+    test = f"{tmp_path}/test*"
+    run_file.run(RunJob(out=str(tmp_path / "out"), test=test, test_target=target, corpus=CorpusConfig(**corpus)))
+    assert [*jobs] == ["tokenize", "train", "predict", "evaluate"]
 
 
 def test_a_missing_file_of_references_is_said_before_the_training(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import zip_longest
 from typing import Any, TextIO
 
@@ -37,6 +37,8 @@ EXAMPLES = {
     "--out out/mine",
     "demo": "tfray demo",
 }
+FOLDERS = {"inspect": "--tokens_folder", "status": "--out"}
+YES_OR_NO = ("true", "false", "yes", "no", "on", "off")
 SHORT = {
     "--address": "--cluster.address",
     "--allow-change": "--allow_change+",
@@ -74,7 +76,7 @@ def run_command(name: str, arguments: list[str]) -> None:
     end_on_sigterm()
     kind, module = COMMANDS[name]
     try:
-        job = read_job(name, kind, name_folder(name, arguments))
+        job = read_job(name, kind, arguments)
         show(name, carry_out(name, module)(job))
     except JobError as error:
         fail(name, str(error))
@@ -92,10 +94,20 @@ def escape_unprintable(stream: TextIO) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def name_folder(name: str, arguments: list[str]) -> list[str]:
-    """Return arguments in which the one thing that a command is about may stand without its flag."""
-    flag = {"inspect": "--tokens_folder", "status": "--out"}.get(name)
-    return [flag, *arguments] if flag and arguments and not arguments[0].startswith("-") else arguments
+def name_folder(name: str, arguments: list[str], flags: Collection[str] = ()) -> list[str]:
+    """Return arguments in which the one thing that a command is about may stand anywhere without its name.
+
+    What follows a setting is its value; of one of yes or no (`flags`) only a yes or no is.
+    """
+    setting = FOLDERS.get(name)
+    if setting is None or any(argument.partition("=")[0] == setting for argument in arguments):
+        return arguments
+    for place, (before, argument) in enumerate(zip(["", *arguments], arguments, strict=False)):
+        takes_value = before.startswith("-") and "=" not in before
+        is_value = takes_value and (before not in flags or argument.lower() in YES_OR_NO)
+        if not (is_value or argument.startswith("-")):
+            return [*arguments[:place], setting, *arguments[place:]]
+    return arguments
 
 
 def carry_out(name: str, module: str) -> Callable[[Any], object]:
@@ -106,7 +118,7 @@ def carry_out(name: str, module: str) -> Callable[[Any], object]:
 def show(name: str, result: Any) -> None:
     """Print what a person wants to see of a command's result."""
     if name in ("evaluate", "run"):
-        print(importlib.import_module("tfray.evaluation.evaluate").format_scores(result))
+        print(importlib.import_module("tfray.evaluation.tables").format_scores(result))
     elif name == "tokenize":
         print(importlib.import_module("tfray.report.account").format_account(result.manifest))
     elif name == "predict":
@@ -134,7 +146,7 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
     defaults = parser.get_defaults()
     flags = {f"--{setting}" for setting in defaults.keys() if isinstance(defaults[setting], bool)}
     try:
-        settings = parser.parse_args(spell_out(arguments, flags))
+        settings = parser.parse_args(spell_out(name_folder(name, arguments, flags), flags))
         settings.pop("config", None)
         check_filled(settings.as_dict(), defaults.as_dict())
         return kind(**parser.instantiate(settings))

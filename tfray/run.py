@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 from tfray import storage
 from tfray.cluster import connected_once
-from tfray.config import EvaluateJob, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
-from tfray.evaluation.evaluate import evaluate
+from tfray.config import EvaluateJob, Paths, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
+from tfray.corpus.columns import Settings, check_columns, choose_columns, choose_source
+from tfray.corpus.read import with_schemas
+from tfray.errors import InputError
+from tfray.evaluation.evaluate import evaluate, reference_lines
+from tfray.inference.columns import added_fields, input_schema, output_schema
+from tfray.inference.planning import check_formats
 from tfray.inference.predict import predict
 from tfray.tokens.output import TEST_TEXT
 from tfray.tokens.tokenize import tokenize
 from tfray.training.train import train
-from tfray.units.files import find_files
+from tfray.units.files import InputFile, find_files
+from tfray.units.lines import count_lines
 
 logger = logging.getLogger(__name__)
+
+NAMES = Settings("test", "test_target", "corpus.source_column", "corpus.target_column")
+
+
+class Tests(NamedTuple):
+    """What is predicted in the end, and how it is compared with references."""
+
+    files: Paths
+    source_column: str | None
+    reference_column: str | None
+    label_names: dict[str, str]
 
 
 def run(job: RunJob) -> dict:
     """Return the scores on the test files; every stage that is done and unchanged is skipped."""
     out = storage.absolute(job.out)
-    find_files(as_list(job.test), setting="test")  # a missing test file should not wait for the training to end
-    if job.test_target:
-        find_files([job.test_target], setting="test_target")
-    held_out = storage.join(out, f"tokens/{TEST_TEXT}")
+    tests = find_tests(job)  # what is wrong with them should not wait for the training to end
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
     # Another model follows from a change that was allowed: what the earlier one predicted is replaced then.
     mode = "overwrite" if job.overwrite or job.allow_change else "resume"
@@ -43,8 +58,8 @@ def run(job: RunJob) -> dict:
         predictions = predict(
             PredictJob(
                 model_folder=model,
-                input=job.test or held_out,
-                source_column=job.corpus.source_column if job.test else "source",
+                input=tests.files,
+                source_column=tests.source_column,
                 out=storage.join(out, "predictions"),
                 generation=job.generation,
                 inference=job.inference,
@@ -55,8 +70,48 @@ def run(job: RunJob) -> dict:
     return evaluate(
         EvaluateJob(
             predictions=predictions,
-            reference_column=(None if job.test_target else job.corpus.target_column) if job.test else "target",
+            reference_column=tests.reference_column,
             reference_file=job.test_target,
-            label_names=job.corpus.label_names if job.test else {},
+            label_names=tests.label_names,
         )
     )
+
+
+def find_tests(job: RunJob) -> Tests:
+    """Return the test files and their columns; raises InputError where they cannot be predicted and compared."""
+    if not job.test:
+        held_out = storage.join(storage.absolute(job.out), f"tokens/{TEST_TEXT}")
+        return Tests(held_out, "source", "target", {})
+    files, corpus = with_schemas(find_files(as_list(job.test), setting="test")), job.corpus
+    check_formats(files, "test")
+    if all(file.is_empty for file in files):
+        raise InputError(f"test={job.test!r} holds no row; fill the file, or name others")
+    # Plain text has one column, whatever those of the corpus are called.
+    source = None if files[0].format == "text" else corpus.source_column
+    check_columns_of(job, files, source)
+    if job.test_target:
+        check_references(job.test, files, job.test_target)
+    return Tests(job.test, source, None if job.test_target else corpus.target_column, corpus.label_names)
+
+
+def check_columns_of(job: RunJob, files: list[InputFile], source: str | None) -> None:
+    """Raise InputError where a test file lacks a column that it needs, or has one that predict adds."""
+    task = job.corpus.task
+    if job.test_target:
+        source = choose_source(files, source, NAMES.source)
+        needed = text = {source}
+    else:
+        columns = choose_columns(files, source, job.corpus.target_column, task, NAMES)
+        source, task, needed, text = columns.source, columns.task, columns.needed, columns.text
+    for file in files:
+        check_columns(file, needed, text)
+    # Of a task that is not known yet, what is added in any case.
+    added = added_fields("generate" if task == "translation" else "classify", job.generation, job.inference, width=1)
+    output_schema(input_schema(files, {source}, job.inference), added, job.inference.prefix)
+
+
+def check_references(test: Paths, files: list[InputFile], path: str) -> None:
+    """Raise InputError where a file of references cannot be read, or has not a line for each of plain text."""
+    is_text = files[0].format == "text"
+    rows = count_lines([(file.path, file.compression) for file in files]) if is_text else None
+    reference_lines(path, rows, f"lines of test={test!r}", setting="test_target")

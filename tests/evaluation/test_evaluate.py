@@ -11,7 +11,8 @@ import pytest
 
 from tfray.config import EvaluateJob
 from tfray.errors import InputError
-from tfray.evaluation.evaluate import evaluate, format_scores
+from tfray.evaluation.evaluate import evaluate
+from tfray.evaluation.tables import format_scores
 
 OUTPUT_SCHEMA = {"prediction": pa.string(), "score": pa.float64(), "error": pa.string()}
 
@@ -87,6 +88,25 @@ def test_a_row_with_an_error_counts_as_wrong(tmp_path: Path) -> None:
     assert scores["per_label"]["1"]["support"] == 2
 
 
+@pytest.mark.parametrize("task", ["classification", "translation"])
+def test_a_row_with_a_blank_reference_is_one_without_a_reference(tmp_path: Path, task: str) -> None:
+    part = {"prediction": ["a", "", "b", "c"], "target": ["a", "", " \t\u3000", None]}
+    scores = run(write_predictions(tmp_path / "out", part, task=task))
+    assert (scores["rows"], scores["rows_without_reference"]) == (1, 3)
+    lines = tmp_path / "references.txt"
+    lines.write_text("a\n\n \nc\n")
+    scores = run(tmp_path / "out", reference_file=str(lines))
+    assert (scores["rows"], scores["rows_without_reference"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("labels", "names"), [(["pos", ""], {}), (["1", "0"], {"1": "pos", "0": ""})])
+def test_a_row_with_an_error_is_never_right(tmp_path: Path, labels: list[str], names: dict[str, str]) -> None:
+    part = {"prediction": ["pos", None], "label": labels, "error": [None, "too long"]}
+    scores = run(write_predictions(tmp_path / "out", part, task="classification"), label_names=names)
+    assert (scores["rows"], scores["rows_without_reference"], scores["rows_with_error"]) == (1, 1, 0)
+    assert scores["confusion"] == {"labels": ["pos"], "counts": [[1]]}
+
+
 def test_lines_of_a_file_are_the_references_of_the_rows_in_order(tmp_path: Path) -> None:
     parts = [{"prediction": ["a", "b"]}, {"prediction": ["c"]}]
     folder = write_predictions(tmp_path / "out", *parts, task="classification")
@@ -139,6 +159,12 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_the_folder_of_another_job_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    folder = write_predictions(tmp_path / "tokens")
+    with pytest.raises(InputError, match="is a folder that `tfray predict` did not write"):
+        run(folder)
+
+
 def test_a_missing_reference_column_is_refused_with_the_columns_that_are(tmp_path: Path) -> None:
     part = {"id": [1], "source": ["x"], "prediction": ["a"]}
     folder = write_predictions(tmp_path / "out", part)
@@ -146,6 +172,18 @@ def test_a_missing_reference_column_is_refused_with_the_columns_that_are(tmp_pat
         run(folder)
     with pytest.raises(InputError, match="reference_column=gold "):
         run(folder, reference_column="gold")
+
+
+@pytest.mark.parametrize(("prefix", "columns"), [("", "source"), ("our_", "score, source")])
+def test_columns_that_predict_has_added_are_offered_as_no_references(tmp_path: Path, prefix: str, columns: str) -> None:
+    folder = write_predictions(tmp_path / "out", {"prediction": ["a"]})
+    names = ["prediction", "predictions", "scores", "n_segments", "truncated", "hit_max_length", "error", "file", "row"]
+    own = {prefix + name: [None] for name in (*names, "n_source_tokens", "n_target_tokens")}
+    pq.write_table(pa.table({"score": [1.0], "source": ["x"], **own}), folder / "part-00000.parquet")
+    made_from = {"task": "generate", "inference": {"prefix": prefix}}
+    (folder / "_manifest.json").write_text(json.dumps({"task": "translation", "made_from": made_from}))
+    with pytest.raises(InputError, match=f"its input columns are: {columns}; set"):
+        run(folder)
 
 
 def test_nothing_to_score_is_refused_and_an_unknown_task_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_append_refuses_other_settings_columns_and_an_empty_place(run: Run, mode
     with pytest.raises(CheckpointMismatch, match="beam_size"):
         run(make_job(model_folder, other, tmp_path / "out", mode="append", beam_size=3))
     pq.write_table(pa.table({"source": ["x"], "more": [1]}), tmp_path / "c.parquet")
-    with pytest.raises(InputError, match="more"):
+    with pytest.raises(InputError, match=r"not so: more \(int64\); predict"):
         run(make_job(model_folder, tmp_path / "c.parquet", tmp_path / "out", mode="append"))
     assert (tmp_path / "out" / "_SUCCESS").exists()
 
@@ -133,6 +134,24 @@ def test_status_tells_a_run_that_stopped_from_one_that_goes_on(run: Run, model_f
     run(job, unit_rows=3)
     assert "finished" in status(place)
     assert json.loads(status(replace(place, json=True)))["seconds_left"] is None
+
+
+def test_status_counts_the_rows_of_units_that_are_done_and_says_where_others_are_guessed(
+    run: Run, model_folder: str, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):  # of compressed text nobody knows the rows before it is read
+        (tmp_path / f"{name}.txt.gz").write_bytes(gzip.compress(b"one\n" * 200))
+    job = make_job(model_folder, tmp_path / "*.gz", tmp_path / "out", max_length=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, unit_rows=1000, most_units=1)
+    place = StatusJob(out=job.out)
+    told = json.loads(status(replace(place, json=True)))
+    assert told["rows"] == 200 < told["rows_in_all"] != 400 and told["rows_in_all_guessed"]
+    assert f"rows: 200 of about {told['rows_in_all']}" in status(place)
+    run(job, unit_rows=1000)
+    told = json.loads(status(replace(place, json=True)))
+    assert "rows: 400 of 400\n" in status(place)
+    assert (told["rows_in_all"], told["rows_in_all_guessed"]) == (400, False)
 
 
 def test_modes_and_lock_in_an_object_store(

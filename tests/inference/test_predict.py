@@ -303,7 +303,7 @@ def test_files_with_different_columns_are_united_or_refused(run: Run, model_fold
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     rows = run(make_job(model_folder, files, tmp_path / "out")).select(["source", "n", "more"]).to_pylist()
     assert rows == [{"source": "one", "n": 1, "more": None}, {"source": "two", "n": 2, "more": "x"}]
-    with pytest.raises(InputError, match=r"b\.parquet.*more.*schemas union"):
+    with pytest.raises(InputError, match=r"b\.parquet.*\(more \(string\); n \(int64\); n \(int8\)\).*schemas union"):
         run(make_job(model_folder, files, tmp_path / "same", schemas="same"))
 
 
@@ -370,6 +370,8 @@ def test_an_output_inside_the_input_is_refused(run: Run, model_folder: str, tmp_
             run(make_job(model_folder, source, tmp_path / "deep" / "out"))
     with pytest.raises(InputError, match="read as input"):
         run(make_job(model_folder, tmp_path / "a.parquet", tmp_path))
+    with pytest.raises(InputError, match="out='/' and input="):
+        run(make_job(model_folder, tmp_path / "a.parquet", "/"))
 
 
 def test_an_input_that_changed_since_the_run_began_is_named(run: Run, model_folder: str, tmp_path: Path) -> None:
@@ -409,6 +411,16 @@ def test_too_many_errors_end_a_job_and_a_higher_rate_lets_it_end_well(
 ) -> None:
     path = write(tmp_path / "a.parquet", pa.table({"source": ["one", None, None, "three"]}))
     with pytest.raises(TooManyErrors, match=r"2 of 4 rows \(50.0%\).*max_error_rate=0.4"):
+        run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.4))
+    assert len(run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.5))) == 4
+
+
+def test_limits_of_errors_hold_for_an_output_that_is_finished_too(run: Run, model_folder: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", pa.table({"source": ["one", None, None, "three"]}))
+    run(make_job(model_folder, path, tmp_path / "out"), unit_rows=1)
+    with pytest.raises(TooManyErrors, match=r"inference.fail_fast: .*a\.parquet row 1: missing_source"):
+        run(make_job(model_folder, path, tmp_path / "out", fail_fast=True))
+    with pytest.raises(TooManyErrors, match=r"2 of 4 rows \(50.0%\).*max_error_rate=0.4.*row 1: missing_source"):
         run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.4))
     assert len(run(make_job(model_folder, path, tmp_path / "out", max_error_rate=0.5))) == 4
 

@@ -21,7 +21,7 @@ def test_status_of_a_tokenize_job(tmp_path: Path, run: Run) -> None:
     job = make_job(tmp_path / "out", path)
     run(job)
     finished = status(StatusJob(out=job.out))
-    assert "finished" in finished and "rows: 61" in finished and "errors: 1 bad_json" in finished
+    assert "finished" in finished and "rows: 61 of 61\n" in finished and "errors: 1 bad_json" in finished
     (tmp_path / "out" / SUCCESS).unlink()
     assert "stopped" in status(StatusJob(out=job.out))
     with Lock(job.out):

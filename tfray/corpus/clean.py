@@ -192,9 +192,14 @@ def unusable(side: str, text: str | None, max_characters: int) -> str | None:
     """Return why a (normalized) text cannot be used, as `kind: message`, or None."""
     if text is None:
         return missing(side)
-    if not text.strip(WHITE_SPACE):
+    if is_blank(text):
         return empty(side)
     return too_long(side, len(text), max_characters) if len(text) > max_characters else None
+
+
+def is_blank(text: str) -> bool:
+    """Say whether a text has no visible character."""
+    return not text.strip(WHITE_SPACE)
 
 
 def missing(side: str) -> str:

@@ -84,12 +84,12 @@ def columns_of(file: InputFile, source: str | None, target: str | None, task: st
     return Columns(source, target, task)  # type: ignore[arg-type]
 
 
-def choose_source(files: list[InputFile], source: str | None) -> str:
+def choose_source(files: list[InputFile], source: str | None, setting: str = "source_column") -> str:
     """Return the source column of the first file that has one; raises InputError where none has."""
     refusals = []
     for file in files:
         try:
-            name = choose(source, SOURCE_NAMES, readable_schema(file), "source_column", file.path)
+            name = choose(source, SOURCE_NAMES, readable_schema(file), setting, file.path)
             check_columns(file, {name}, {name})
             return name
         except InputError as error:
@@ -137,7 +137,7 @@ def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | 
         return error.reason
     except InputError as error:
         return str(error)
-    columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "(none)"
+    columns = ", ".join(map(describe_field, schema)) or "(none)"
     for name in sorted(needed):
         if name not in schema.names:
             return f"there is no column {name!r}; its columns are {columns}"
@@ -145,3 +145,8 @@ def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | 
         if name in text and not (pa.types.is_string(kind) or pa.types.is_null(kind)):
             return f"column {name!r} is {kind}, not text; its columns are {columns}"
     return None
+
+
+def describe_field(field: pa.Field) -> str:
+    """Return a column's name and type, for messages."""
+    return f"{field.name} ({field.type})"

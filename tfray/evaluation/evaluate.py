@@ -1,4 +1,4 @@
-"""A folder of predictions -> _scores.json beside them, and the same as a table for people."""
+"""A folder of predictions -> _scores.json beside them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.config import EvaluateJob
-from tfray.corpus.clean import value_text
+from tfray.config import EvaluateJob, GenerationConfig, InferenceConfig
+from tfray.corpus.clean import is_blank, value_text
+from tfray.corpus.columns import TARGET_NAMES
 from tfray.errors import InputError
-from tfray.report.tables import format_table
+from tfray.inference.columns import added_fields
 from tfray.scores import classification_scores, translation_scores
+from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
 OWN_COLUMNS = ("prediction", "error")
-# A wider matrix does not fit a terminal.
-MAX_SHOWN_LABELS = 12
+# All that predict adds at most where there are predictions.
+ADDED = added_fields("generate", GenerationConfig(n_best=2), InferenceConfig(provenance=True), width=1)
 
 
 @dataclass
@@ -64,14 +66,19 @@ def check_finished(folder: str) -> None:
     """Raise InputError unless a folder holds finished predictions."""
     if not storage.exists(folder):
         raise InputError(f"predictions={folder!r} does not exist; give the 'out' of `tfray predict`")
-    if not storage.exists(storage.join(folder, "_manifest.json")):
+    if not has_manifest(folder):
         raise InputError(
-            f"predictions={folder!r} holds no predictions (no _manifest.json in it); give the 'out' of `tfray predict`"
+            f"predictions={folder!r} holds no predictions (no {MANIFEST} in it); give the 'out' of `tfray predict`"
         )
-    if not storage.exists(storage.join(folder, "_SUCCESS")):
+    if not storage.exists(storage.join(folder, SUCCESS)):
         raise InputError(
-            f"predictions={folder!r} is unfinished (no _SUCCESS in it); start the same "
+            f"predictions={folder!r} is unfinished (no {SUCCESS} in it); start the same "
             "`tfray predict` command again, it goes on where it ended"
+        )
+    if not part_files(folder):  # of no rows predict writes a file, too
+        raise InputError(
+            f"predictions={folder!r} is a folder that `tfray predict` did not write (no part-*.parquet in it); give "
+            "the 'out' of `tfray predict`"
         )
 
 
@@ -79,7 +86,7 @@ def chosen_task(job: EvaluateJob) -> str:
     """Return the job's task, or else the one that the predictions' manifest names."""
     if job.task != "auto":
         return job.task
-    task = storage.read_json(storage.join(job.predictions, "_manifest.json")).get("task")
+    task = storage.read_json(storage.join(job.predictions, MANIFEST)).get("task")
     if task not in TASKS:
         raise InputError(
             f"task='auto' cannot be decided: the manifest of {job.predictions!r} says "
@@ -107,23 +114,17 @@ def read_pairs(job: EvaluateJob) -> Pairs:
 
 def read_rows_with_column(job: EvaluateJob) -> Iterator[tuple]:
     """Yield prediction, error and the value of the reference column."""
-    own = own_columns(job.predictions)
+    own, added = own_columns(job.predictions), added_columns(job.predictions)
     for part in part_files(job.predictions):
         with open_part(part) as file:
             check_own_columns(job.predictions, own, file.schema_arrow.names)
-            column = find_reference_column(file.schema_arrow.names, job.reference_column, part, own)
+            column = find_reference_column(file.schema_arrow.names, job.reference_column, part, added)
             yield from read_columns(file, [*own, column])
 
 
 def read_rows_with_lines(folder: str, reference_file: str) -> Iterator[tuple]:
     """Yield prediction, error and the line of the reference file; refuse unequal counts."""
-    lines = read_lines(reference_file)
-    rows = count_rows(folder)
-    if rows != len(lines):
-        raise InputError(
-            f"reference_file={reference_file!r} has {len(lines)} lines for {rows} predictions in "
-            f"{folder!r}; it must have one line for each input row, in the same order"
-        )
+    lines = reference_lines(reference_file, count_rows(folder), f"predictions in {folder!r}")
     position, own = 0, own_columns(folder)
     for part in part_files(folder):
         with open_part(part) as file:
@@ -165,8 +166,19 @@ def read_columns(file: pq.ParquetFile, columns: list[str]) -> Iterator[tuple]:
 
 def own_columns(folder: str) -> list[str]:
     """Return what the columns of predictions and errors are called."""
-    prefix = read_made_from(folder).get("inference", {}).get("prefix", "")
+    prefix = read_prefix(folder)
     return [prefix + name for name in OWN_COLUMNS]
+
+
+def added_columns(folder: str) -> set[str]:
+    """Return what the columns that predict adds to those of the input are called."""
+    prefix = read_prefix(folder)
+    return {prefix + field.name for field in ADDED}
+
+
+def read_prefix(folder: str) -> str:
+    """Return what goes before the names of all added columns."""
+    return read_made_from(folder).get("inference", {}).get("prefix", "")
 
 
 def check_own_columns(folder: str, own: list[str], names: list[str]) -> None:
@@ -181,97 +193,52 @@ def check_own_columns(folder: str, own: list[str], names: list[str]) -> None:
 
 def read_made_from(folder: str) -> dict:
     """Return what predictions were made from."""
-    return storage.read_json(storage.join(folder, "_manifest.json")).get("made_from", {})
+    return storage.read_json(storage.join(folder, MANIFEST)).get("made_from", {})
 
 
-def find_reference_column(names: list[str], wanted: str | None, part: str, own: list[str]) -> str:
-    """Return the column of references: the wanted one, or target, or label."""
-    candidates = [wanted] if wanted else ["target", "label"]
+def find_reference_column(names: list[str], wanted: str | None, part: str, added: set[str]) -> str:
+    """Return the column of references: the wanted one, or target, or label; added: those that are no input."""
+    candidates = [wanted] if wanted else TARGET_NAMES
     for name in candidates:
         if name in names:
             return name
-    inputs = ", ".join(name for name in names if name not in (*own, "score"))
+    inputs = ", ".join(name for name in names if name not in added)
     raise InputError(
         f"reference_column={' or '.join(candidates)} is not in {part!r}, its input columns are: "
         f"{inputs or 'none'}; set reference_column to one of them, or use reference_file"
     )
 
 
-def read_lines(path: str) -> list[str]:
+def reference_lines(path: str, rows: int | None, counted: str, setting: str = "reference_file") -> list[str]:
+    """Return the lines of a file of references; raises InputError unless there is one for each row.
+
+    counted: what the rows are, for the message; None: nobody knows how many there are.
+    """
+    lines = read_lines(path, setting)
+    if rows not in (None, len(lines)):
+        raise InputError(
+            f"{setting}={path!r} has {len(lines)} lines for {rows} {counted}; it must have one line for each input "
+            "row, in the same order"
+        )
+    return lines
+
+
+def read_lines(path: str, setting: str) -> list[str]:
     """Return the lines of a plain text file without their ends."""
     if not storage.exists(path):
-        raise InputError(f"reference_file={path!r} does not exist; check the path")
+        raise InputError(f"{setting}={path!r} does not exist; check the path")
     try:
         text = storage.read_text(path)
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"reference_file={path!r} is not UTF-8 text ({error}); give plain, uncompressed text"
-        ) from error
+        raise InputError(f"{setting}={path!r} is not UTF-8 text ({error}); give plain, uncompressed text") from error
     # Not splitlines(), which would also cut at characters inside a sentence (U+2028, form feed).
     lines = text.removeprefix("\ufeff").split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def reference_text(value: object, label_names: dict[str, str]) -> str | None:
-    """Return a reference as text, through label_names if there are any; None if there is none."""
+    """Return a reference as text, through label_names if there are any; None if there is none, or a blank one."""
     text = value_text(value)
-    return label_names.get(text) if label_names and text is not None else text
-
-
-def format_scores(scores: dict) -> str:
-    """Return scores as tables for people."""
-    show = format_translation if scores["task"] == "translation" else format_classification
-    return f"{show(scores)}\n\n{format_rows(scores)}"
-
-
-def format_rows(scores: dict) -> str:
-    """Return a line that says how many rows were scored, and which were not as they should be."""
-    return (
-        f"{scores['rows']:,} rows scored, {scores['rows_with_error']:,} of them with an error "
-        f"(counted as wrong); {scores['rows_without_reference']:,} without a reference left out"
-    )
-
-
-def format_translation(scores: dict) -> str:
-    """Return a table of BLEU and chrF with their signatures."""
-    rows: list[list[object]] = [
-        ["BLEU", f"{scores['bleu']:.2f}", scores["bleu_signature"]],
-        ["chrF", f"{scores['chrf']:.2f}", scores["chrf_signature"]],
-    ]
-    return format_table(["metric", "score", "sacrebleu signature"], rows)
-
-
-def format_classification(scores: dict) -> str:
-    """Return tables of accuracy and macro-F1, of the labels, and of the confusion matrix."""
-    overall: list[list[object]] = [
-        ["accuracy", f"{scores['accuracy']:.4f}"],
-        ["macro-F1", f"{scores['macro_f1']:.4f}"],
-    ]
-    labels: list[list[object]] = [
-        [
-            shown(label),
-            *(f"{of[name]:.4f}" for name in ("precision", "recall", "f1")),
-            of["support"],
-        ]
-        for label, of in scores["per_label"].items()
-    ]
-    tables = [
-        format_table(["metric", "score"], overall),
-        format_table(["label", "precision", "recall", "F1", "support"], labels),
-        format_confusion(**scores["confusion"]),
-    ]
-    return "\n\n".join(tables)
-
-
-def format_confusion(labels: list[str], counts: list[list[int]]) -> str:
-    """Return the confusion matrix as a table, or where to find it if it is too wide to show."""
-    if len(labels) > MAX_SHOWN_LABELS:
-        return f"The confusion matrix of {len(labels)} labels is in _scores.json."
-    pairs = zip(labels, counts, strict=True)
-    rows: list[list[object]] = [[shown(label), *row] for label, row in pairs if any(row)]
-    return format_table(["reference \\ prediction", *map(shown, labels)], rows)
-
-
-def shown(label: str) -> str:
-    """Return a label for a table, where an empty one would not be seen."""
-    return label or "(none)"
+    if text is None or is_blank(text):  # training leaves such rows out
+        return None
+    return label_names.get(text) or None if label_names else text

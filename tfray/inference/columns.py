@@ -7,6 +7,7 @@ from typing import Literal
 import pyarrow as pa
 
 from tfray.config import GenerationConfig, InferenceConfig
+from tfray.corpus.columns import describe_field
 from tfray.corpus.read import declare_schema
 from tfray.errors import InputError
 from tfray.units.files import InputFile
@@ -80,7 +81,7 @@ def check_same(files: list[InputFile]) -> None:
         if first is None:
             first = file.path, schema
         elif not schema.equals(first[1]):
-            differing = sorted({str(field) for field in schema} ^ {str(field) for field in first[1]})
+            differing = sorted({*map(describe_field, schema)} ^ {*map(describe_field, first[1])})
             raise InputError(
                 f"{file.path!r} has other columns than {first[0]!r} ({'; '.join(differing)[:300]}); make them alike, "
                 "or say --inference.schemas union"

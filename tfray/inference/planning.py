@@ -10,7 +10,14 @@ import pyarrow as pa
 
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import InferenceConfig, PredictJob
-from tfray.corpus.columns import SOURCE_NAMES, TARGET_NAMES, check_columns, choose_columns, choose_source
+from tfray.corpus.columns import (
+    SOURCE_NAMES,
+    TARGET_NAMES,
+    check_columns,
+    choose_columns,
+    choose_source,
+    describe_field,
+)
 from tfray.corpus.read import with_schemas
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
@@ -107,14 +114,15 @@ def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str]
     return Plan([*before, *units], known.rows if known else rows, texts)
 
 
-def check_formats(files: list[InputFile]) -> None:
+def check_formats(files: list[InputFile], setting: str = "input") -> None:
     """Raise InputError where plain text stands among files with columns: most often it is no input at all."""
     texts = [file.path for file in files if file.format == "text"]
     others = [file.path for file in files if file.format != "text"]
     if texts and others:
         raise InputError(
-            f"input {texts[0]!r} counts as plain text, by its ending, and {others[0]!r} has columns; name the files to "
-            "predict by a glob (--input 'DIR/*.parquet'), or predict the plain text into a folder of its own"
+            f"{setting} {texts[0]!r} counts as plain text, by its ending, and {others[0]!r} has columns; name the "
+            f"files to predict by a glob (--{setting} 'DIR/*.parquet'), or predict the plain text into a folder of its "
+            "own"
         )
 
 
@@ -160,7 +168,7 @@ def first_there(names: Sequence[str], columns: pa.Schema) -> str:
 def check_known(rows: pa.Schema, known: pa.Schema) -> None:
     """Raise InputError where added files do not fit the columns that were written before."""
     types = {field.name: field.type for field in known}
-    differing = [str(field) for field in rows if types.get(field.name) != field.type]
+    differing = [describe_field(field) for field in rows if types.get(field.name) != field.type]
     if differing:
         raise InputError(
             f"mode='append': the new files have columns that the output has not, or not so: {', '.join(differing)}; "

@@ -71,6 +71,7 @@ def predict(job: PredictJob) -> str:
         ledger = open_place(job.out, made_from(job, folder, task, identities), job.mode)
         if ledger.is_finished and not ledger.adds_to:
             logger.info("predictions: %s is finished and unchanged", ledger.out)
+            check_finished(job, ledger)
         else:
             units, assignment = begin(job, ledger, folder, task)
             run_units(job, ledger, units, assignment, lock)
@@ -98,7 +99,7 @@ def check_apart(patterns: list[str], paths: list[str], out: str) -> None:
         is_read = written.startswith(f"{place}/") or storage.matches(written.split("/"), place.split("/"))
         if is_read or any(path.startswith(f"{out}/") for path in paths):
             raise InputError(
-                f"out={out!r} and input={pattern!r} lie in each other: predictions would be read as input; "
+                f"out={out or '/'!r} and input={pattern!r} lie in each other: predictions would be read as input; "
                 "choose a folder for them elsewhere"
             )
 
@@ -240,6 +241,12 @@ def check_recorded(ledger: Ledger, before: list[Unit], left: list[Unit]) -> None
             f"out={ledger.out!r} has no record of {len(left):,} units that were worked on; choose a folder that all "
             "machines of the cluster share, or one in an object store"
         )
+
+
+def check_finished(job: PredictJob, ledger: Ledger) -> None:
+    """Raise TooManyErrors where a finished output has more errors than this job allows; its totals tell."""
+    totals = ledger.manifest
+    Tally(job, [{**totals, "first_error": next(iter(totals["first_errors"]), None)}]).check(is_end=True)
 
 
 def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assignment) -> None:

@@ -151,7 +151,12 @@ def record_unit(folder: str, unit: Unit, record: dict) -> None:
 
 def unrecorded(folder: str, units: list[Unit]) -> list[Unit]:
     """Return the units that have no record in a folder."""
-    done = {storage.base_name(path) for path in storage.list_files(folder)}
+    return without_record(storage.list_files(folder), units)
+
+
+def without_record(paths: list[str], units: list[Unit]) -> list[Unit]:
+    """Return the units that have none of the records at some paths."""
+    done = {storage.base_name(path) for path in paths}
     return [unit for unit in units if f"{unit.stem}.json" not in done]
 
 

@@ -60,6 +60,12 @@ def index_files(places: list[tuple[str, str | None]], stride: int) -> dict[str, 
         return {path: join_ranges(futures) for path, futures in scans}
 
 
+def count_lines(places: list[tuple[str, str | None]]) -> int | None:
+    """Return how many lines files (given with their compression) have in all; None where one is damaged."""
+    counts = [index and index.lines for index in index_files(places, stride=RANGE_BYTES).values()]
+    return None if None in counts else sum(filter(None, counts))
+
+
 def spans(path: str, compression: str | None) -> list[tuple[int, int | None]]:
     """Return the ranges in which a file is scanned: one where it is compressed."""
     if compression:

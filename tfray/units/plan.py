@@ -202,8 +202,13 @@ def make_unit(file: InputFile, span: tuple[int, int], first_row: int, rows: int,
     )
 
 
+def guessed(units: list[Unit]) -> list[Unit]:
+    """Return those of a run's units whose rows are guessed by their size: text that nobody has counted."""
+    cut = {unit.path for unit in units if unit.first_row}
+    return [unit for unit in units if unit.format != "parquet" and unit.target_path is None and unit.path not in cut]
+
+
 def amount(label: str, units: list[Unit]) -> tuple[str, int, str]:
     """Return what a progress display shows of units: its label, the rows in all, and how they are called."""
-    cut = {unit.path for unit in units if unit.first_row}
-    is_exact = all(unit.format == "parquet" or unit.target_path or unit.path in cut for unit in units)
-    return label if is_exact else f"{label} (rows guessed by size)", sum(unit.rows for unit in units), "row"
+    label = f"{label} (rows guessed by size)" if guessed(units) else label
+    return label, sum(unit.rows for unit in units), "row"

@@ -11,9 +11,10 @@ from typing import Literal
 from tfray import storage
 from tfray.config import StatusJob
 from tfray.errors import InputError
-from tfray.units.ledger import MANIFEST, RECORDS, SUCCESS, has_manifest, published, read_record_files
+from tfray.units.ledger import MANIFEST, RECORDS, SUCCESS, has_manifest, published, read_record_files, without_record
 from tfray.units.lock import LOCK, read_owner
 from tfray.units.place import aside
+from tfray.units.plan import guessed
 from tfray.units.stored import read_plan
 
 RECENT_SECONDS = 600.0  # of which the rate is taken
@@ -32,6 +33,9 @@ class Standing:
     """None before the run has planned its units."""
     rows: int
     rows_in_all: int | None
+    """Of units that are done, what was found there; of the others, as planned."""
+    rows_in_all_guessed: bool
+    """Those of some unit that is not done are guessed by its size."""
     target_tokens: int
     errors: dict[str, int]
     """Rows with an error, or dropped, by kind."""
@@ -44,10 +48,11 @@ class Standing:
     def __str__(self) -> str:
         described = {"running": f"running ({self.owner})", "finished": "finished"}
         died = f"died ({self.owner})" if self.owner else "stopped"
+        about = "about " if self.rows_in_all_guessed else ""
         lines = [
             f"{self.out}: {described.get(self.state, f'{died}; the same command goes on')}",
             f"units: {self.units:,}" + (f" of {self.units_in_all:,}" if self.units_in_all is not None else ""),
-            f"rows: {self.rows:,}" + (f" of {self.rows_in_all:,}" if self.rows_in_all is not None else ""),
+            f"rows: {self.rows:,}" + (f" of {about}{self.rows_in_all:,}" if self.rows_in_all is not None else ""),
             "errors: " + (", ".join(f"{count:,} {kind}" for kind, count in self.errors.items()) or "none"),
         ]
         if self.rows_per_second:
@@ -84,24 +89,26 @@ def refuse_training(folder: str) -> None:
 def look(folder: str, locked: str) -> Standing:
     """Return how far a run is; the lock may lie in another folder."""
     manifest = storage.read_json(storage.join(folder, MANIFEST)) if has_manifest(folder) else {}
-    records = read_record_files(published(storage.join(folder, RECORDS)))
+    paths = published(storage.join(folder, RECORDS))
+    records = read_record_files(paths)
     units = read_plan(folder, manifest["plan"])[0] if "plan" in manifest else None
-    rows, total = sum(record["rows"] for record in records), sum(unit.rows for unit in units or [])
+    left = without_record(paths, units or [])
+    rows, rows_left = sum(record["rows"] for record in records), sum(unit.rows for unit in left)
     errors = sum((Counter(record.get("errors") or record.get("rejected") or {}) for record in records), Counter())
     rate, tokens = recent_rate(records, "rows"), recent_rate(records, "target_tokens")
-    is_open = units is not None and len(records) < len(units)
     return Standing(
         folder,
         *state(folder, locked),
         len(records),
         len(units) if units is not None else None,
         rows,
-        total if units is not None else None,
+        rows + rows_left if units is not None else None,
+        bool(without_record(paths, guessed(units or []))),
         sum(record.get("target_tokens", 0) for record in records),
         dict(errors.most_common()),
         rate,
         tokens,
-        round(max(0, total - rows) / rate, 1) if rate and is_open else None,
+        round(rows_left / rate, 1) if rate and left else None,
     )
 
 
