@@ -70,7 +70,7 @@ def choose_columns(
 
 
 def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: Settings) -> Columns:
-    """Return a file's columns of source and target; raises InputError where it lacks one."""
+    """Return a file's columns of source and target; raises InputError where it lacks one, or both are the same."""
     schema = readable_schema(file)
     source = choose(source, SOURCE_NAMES, schema, settings.source, file.path)
     if file.format == "text" and not file.target_path and target not in schema.names:
@@ -79,6 +79,12 @@ def columns_of(file: InputFile, source: str | None, target: str | None, task: st
             f"{file.path!r} is plain text (by its ending) and has no target; give {side}a file with columns"
         )
     target = choose(target, TARGET_NAMES, schema, settings.target, file.path)
+    if source == target:
+        columns = ", ".join(schema.names)
+        raise InputError(
+            f"{settings.source} and {settings.target} are both {source!r} in {file.path!r}; they must be two columns: "
+            f"name another ({columns})"
+        )
     if task == "auto":
         task = "classification" if target == "label" else "translation"
     return Columns(source, target, task)  # type: ignore[arg-type]
