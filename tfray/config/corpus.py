@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, as_list, require, text_keys
+from tfray.config.rules import Paths, as_list, require, require_paths, text_keys
 
 SPLITS = ("train", "valid", "test")
 
@@ -101,6 +101,7 @@ class PartConfig:
     """How often each of its pairs is seen in one training epoch: 2 is twice, 0.5 every second time."""
 
     def __post_init__(self) -> None:
+        require_paths(self, "files", "target_files", group=f"corpus.parts ({self.name}).")
         fits = self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         require(fits, "corpus.parts.name", self.name, "must be letters, digits, '-', '_' and '.'")
         require(
@@ -152,6 +153,7 @@ class CorpusConfig:
     clean: CleanConfig = field(default_factory=CleanConfig)
 
     def __post_init__(self) -> None:
+        require_paths(self, "train", "train_target", "valid", "valid_target", "test", group="corpus.")
         object.__setattr__(self, "label_names", text_keys(self.label_names))
         for name in ("valid_share", "test_share"):
             value = getattr(self, name)
@@ -192,6 +194,7 @@ class TokensConfig:
     """Tokens of both sides in one shard at most, about."""
 
     def __post_init__(self) -> None:
+        require_paths(self, "tokenizer", group="tokens.")
         require(
             self.vocab_size >= 300,
             "tokens.vocab_size",

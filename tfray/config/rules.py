@@ -21,3 +21,15 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
     """Raise InputError with name, value and rule unless the rule holds."""
     if not holds:
         raise InputError(f"{name}={value!r} {rule}")
+
+
+def require_paths(config: object, *names: str, group: str = "") -> None:
+    """Raise InputError where a setting of paths holds an empty one, which would mean the current folder."""
+    for name in names:
+        paths = getattr(config, name)
+        require(
+            paths is None or "" not in as_list(paths),
+            f"{group}{name}",
+            paths,
+            "is an empty path, as an unset variable of the shell gives; name the place",
+        )
