@@ -70,6 +70,34 @@ def test_more_checkpoints_to_average_than_are_kept_name_what_limits_them(best: i
 
 
 @pytest.mark.parametrize(
+    ("command", "arguments", "named"),
+    [
+        ("predict", ["--model_folder", "a", "--out", "b", "--input", ""], "input=''"),
+        ("predict", ["--model_folder", "a", "--out", "b", "--input", '["c", ""]'], "input=['c', '']"),
+        ("predict", ["--model_folder", "", "--out", "b", "--input", "c"], "model_folder=''"),
+        ("predict", ["--model_folder", "a", "--out", "", "--input", "c"], "out=''"),
+        ("tokenize", ["--corpus.train", "", "--out", "b"], "corpus.train=''"),
+        ("tokenize", ["--corpus.train", "a", "--corpus.valid", "['']", "--out", "b"], "corpus.valid=['']"),
+        ("tokenize", ["--corpus.parts", '[{"name": "a", "files": ""}]', "--out", "b"], "corpus.parts (a).files=''"),
+        ("tokenize", ["--corpus.train", "a", "--tokens.tokenizer", "", "--out", "b"], "tokens.tokenizer=''"),
+        ("train", ["--tokens_folder", "", "--out", "b"], "tokens_folder=''"),
+        ("inspect", ["--tokens_folder", ""], "tokens_folder=''"),
+        ("status", ["--out", ""], "out=''"),
+        ("evaluate", ["--predictions", ""], "predictions=''"),
+        ("evaluate", ["--predictions", "a", "--reference_file", ""], "reference_file=''"),
+        ("run", ["--config", str(CONFIGS[0]), "--test", ""], "test=''"),
+        ("demo", ["--out", ""], "out=''"),
+    ],
+)
+def test_an_unset_variable_of_the_shell_is_not_the_current_folder(
+    command: str, arguments: list[str], named: str
+) -> None:
+    with pytest.raises(InputError, match="is an empty path, as an unset variable of the shell gives") as refused:
+        read_job(command, COMMANDS[command][0], arguments)
+    assert str(refused.value).startswith(f"{named} ")
+
+
+@pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--model.d_modle", "128"], "d_modle"),

@@ -130,6 +130,13 @@ def test_a_relative_path_is_made_absolute_for_workers_elsewhere(
     assert storage.absolute("s3://bucket/a.txt") == "s3://bucket/a.txt"
 
 
+@pytest.mark.parametrize("path", ["", "file://"])
+def test_an_empty_path_is_not_the_current_folder(path: str) -> None:
+    for look in (storage.absolute, storage.expand, storage.exists):
+        with pytest.raises(InputError, match="is an empty path"):
+            look(path)
+
+
 def test_a_name_is_joined_before_the_options_of_a_uri() -> None:
     assert storage.join("/data/", "a") == "/data/a"
     assert storage.join("s3://bucket/folder?region=eu", "a") == "s3://bucket/folder/a?region=eu"

@@ -71,6 +71,14 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
         choose_source(files, "en")
 
 
+@pytest.mark.parametrize(("source", "target"), [("source", "source"), ("target", None), (None, "source")])
+def test_one_column_is_not_source_and_target_at_once(tmp_path: Path, source: str | None, target: str | None) -> None:
+    files = jsonl(tmp_path, {"source": "a", "target": "b"})
+    settings = Settings(source="corpus.source_column", target="corpus.target_column")
+    with pytest.raises(InputError, match=r"corpus\.source_column and corpus\.target_column are both .*two columns"):
+        choose_columns(files, source, target, settings=settings)
+
+
 def test_a_file_that_lacks_a_column_is_known_by_its_name_and_does_not_hide_the_others(tmp_path: Path) -> None:
     files = jsonl(tmp_path, {"other": 1}, {"source": "a", "target": "b"}, {"source": "a"}, {"source": 7, "target": "b"})
     columns = choose_columns(files, None, None)
@@ -99,8 +107,11 @@ def test_columns_are_those_of_the_first_file_that_can_be_read(tmp_path: Path) ->
         assert reason is None if word is None else word in str(reason)
     with pytest.raises(InputError, match=r"4\.parquet.*is int64, not text"):
         choose_columns(files[4:5], None, None)
-    with pytest.raises(InputError, match=r"0\.parquet.*not a readable Parquet file"):
-        choose_source(files[:1], None)
+    for file, reason in ((files[0], "not a readable Parquet file"), (files[1], "zlib inflate failed")):
+        with pytest.raises(InputError, match=f"cannot be read: .*{reason}.*; replace or remove it$"):
+            choose_source([file], None)
+        with pytest.raises(InputError, match=r"cannot be read: .*; replace or remove it$"):
+            check_columns(file, columns.needed, columns.text)
 
 
 @pytest.mark.parametrize("values", [pa.array([1]), pa.array([b"x"]), pa.array([["x"]])], ids=str)

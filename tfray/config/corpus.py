@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, as_list, check_types, require, text_keys
+from tfray.config.rules import Paths, as_list, check_types, require, require_paths, text_keys
 
 SPLITS = ("train", "valid", "test")
 
@@ -102,10 +102,17 @@ class PartConfig:
     """How often each of its pairs is seen in one training epoch: 2 is twice, 0.5 every second time."""
 
     def __post_init__(self) -> None:
+        require_paths(self, "files", "target_files", group=f"corpus.parts ({self.name}).")
         fits = self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         require(fits, "corpus.parts.name", self.name, "must be letters, digits, '-', '_' and '.'")
         require(
             self.name not in (*SPLITS, "corpus"), "corpus.parts.name", self.name, "is taken by tfray; choose another"
+        )
+        require(
+            bool(as_list(self.files)),
+            f"corpus.parts ({self.name}).files",
+            self.files,
+            "names no file; name files, or leave the corpus out",
         )
         require(self.weight > 0, "corpus.parts.weight", self.weight, "must be positive; leave the corpus out instead")
 
@@ -154,7 +161,16 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         check_types("corpus", self)
+        require_paths(self, "train", "train_target", "valid", "valid_target", "test", group="corpus.")
         object.__setattr__(self, "label_names", text_keys(self.label_names))
+        for name in ("train", "valid"):
+            targets = getattr(self, f"{name}_target")
+            require(
+                not as_list(targets) or bool(as_list(getattr(self, name))),
+                f"corpus.{name}_target",
+                targets,
+                f"is the target side of corpus.{name}, which names no file; name its source side, or leave it out",
+            )
         for name in ("valid_share", "test_share"):
             value = getattr(self, name)
             require(0 <= value < 1, f"corpus.{name}", value, "must be at least 0 and below 1")
@@ -195,6 +211,7 @@ class TokensConfig:
 
     def __post_init__(self) -> None:
         check_types("tokens", self)
+        require_paths(self, "tokenizer", group="tokens.")
         require(
             self.vocab_size >= 300,
             "tokens.vocab_size",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, check_types, require
+from tfray.config.rules import Paths, check_types, require, require_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +231,7 @@ class InferenceConfig:
 
     def __post_init__(self) -> None:
         check_types("inference", self)
+        require_paths(self, "quality_data", group="inference.")
         for name in ("unit_rows", "actors", "max_actors"):
             value = getattr(self, name)
             require(value is None or value > 0, f"inference.{name}", value, "must be positive")

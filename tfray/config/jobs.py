@@ -9,7 +9,7 @@ from tfray.config.cluster import ClusterConfig
 from tfray.config.corpus import CorpusConfig, TokensConfig
 from tfray.config.inference import GenerationConfig, InferenceConfig
 from tfray.config.model import BatchesConfig, ModelConfig
-from tfray.config.rules import Paths, as_list, require, text_keys
+from tfray.config.rules import Paths, as_list, require, require_paths, text_keys
 from tfray.config.training import TrainingConfig, check_lanes, check_r_drop
 
 
@@ -25,6 +25,9 @@ class TokenizeJob:
     """Make it anew where 'out' holds tokens made from other settings or inputs."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
+    def __post_init__(self) -> None:
+        require_paths(self, "out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectJob:
@@ -33,6 +36,9 @@ class InspectJob:
     tokens_folder: str
     """Folder that `tfray tokenize` wrote."""
     batches: BatchesConfig = field(default_factory=BatchesConfig)
+
+    def __post_init__(self) -> None:
+        require_paths(self, "tokens_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,7 @@ class TrainJob:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        require_paths(self, "tokens_folder", "out")
         check_lanes(self.batches, self.training)
         check_r_drop(self.model, self.training)
 
@@ -89,6 +96,9 @@ class PredictJob:
     from a sample of 100 rows how long it takes, how much memory, and how large the output gets."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
+    def __post_init__(self) -> None:
+        require_paths(self, "model_folder", "input", "out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StatusJob:
@@ -98,6 +108,9 @@ class StatusJob:
     """The job's output folder."""
     json: bool = False
     """Say it as one line of JSON, for programs: the state, units, rows and errors, rates, and the seconds left."""
+
+    def __post_init__(self) -> None:
+        require_paths(self, "out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +129,7 @@ class EvaluateJob:
     """Classification: value in the reference column -> name in the predictions."""
 
     def __post_init__(self) -> None:
+        require_paths(self, "predictions", "reference_file")
         object.__setattr__(self, "label_names", text_keys(self.label_names))
 
 
@@ -143,6 +157,7 @@ class RunJob:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        require_paths(self, "out", "test", "test_target")
         check_lanes(self.batches, self.training)
         check_r_drop(self.model, self.training)
         require(
@@ -166,3 +181,6 @@ class DemoJob:
     out: str = "out/demo"
     """Folder for everything that the demo makes."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        require_paths(self, "out")

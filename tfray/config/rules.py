@@ -75,3 +75,15 @@ def describe(kind: Any) -> str:
     if origin is dict:
         return f"a mapping: {describe(inner[1])} each"
     return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
+
+
+def require_paths(config: object, *names: str, group: str = "") -> None:
+    """Raise InputError where a setting of paths holds an empty one, which would mean the current folder."""
+    for name in names:
+        paths = getattr(config, name)
+        require(
+            paths is None or "" not in as_list(paths),
+            f"{group}{name}",
+            paths,
+            "is an empty path, as an unset variable of the shell gives; name the place",
+        )

@@ -70,7 +70,7 @@ def choose_columns(
 
 
 def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: Settings) -> Columns:
-    """Return a file's columns of source and target; raises InputError where it lacks one."""
+    """Return a file's columns of source and target; raises InputError where it lacks one, or both are the same."""
     schema = readable_schema(file)
     source = choose(source, SOURCE_NAMES, schema, settings.source, file.path)
     if file.format == "text" and not file.target_path and target not in schema.names:
@@ -79,6 +79,12 @@ def columns_of(file: InputFile, source: str | None, target: str | None, task: st
             f"{file.path!r} is plain text (by its ending) and has no target; give {side}a file with columns"
         )
     target = choose(target, TARGET_NAMES, schema, settings.target, file.path)
+    if source == target:
+        columns = ", ".join(schema.names)
+        raise InputError(
+            f"{settings.source} and {settings.target} are both {source!r} in {file.path!r}; they must be two columns: "
+            f"name another ({columns})"
+        )
     if task == "auto":
         task = "classification" if target == "label" else "translation"
     return Columns(source, target, task)  # type: ignore[arg-type]
@@ -119,6 +125,8 @@ def choose(wanted: str | None, usual: tuple[str, ...], schema: pa.Schema, settin
 
 def check_columns(file: InputFile, needed: set[str], text: set[str]) -> None:
     """Raise InputError where a file cannot be read, lacks a column, or has no text in a text column."""
+    if not file.is_empty:
+        readable_schema(file, text)
     reason = missing_columns(file, needed, text)
     if reason:
         raise InputError(f"{file.path!r} cannot be used: {reason}; choose other columns, or replace or remove the file")

@@ -86,9 +86,11 @@ class Search(Protocol):
     def advance(self, found: NextTokens, attention_weights: Tensor) -> tuple[Tensor | None, list[int]]:
         """Extend every hypothesis by a token; return each one's parent (rows, width), None where each is its own, and
         the slots of rows that are done."""
+        ...
 
     def finish(self, slots: list[int]) -> list[list[Hypothesis]]:
         """Return the hypotheses of rows that are done."""
+        ...
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Move what is kept outside the board's tensors to other slots."""

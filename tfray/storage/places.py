@@ -59,8 +59,16 @@ def as_uri(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """Return a local path made absolute (workers have another working directory); URIs as they are."""
-    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    """Return a local path made absolute (workers have another working directory); URIs as they are.
+
+    Raises InputError for an empty one, which would mean the current folder.
+    """
+    if is_remote(path):
+        return path
+    local = path.removeprefix("file://")
+    if not local:
+        raise InputError(f"{path!r} is an empty path, as an unset variable of the shell gives; name the place")
+    return os.path.abspath(os.path.expanduser(local))
 
 
 def split_options(path: str) -> tuple[str, str]:
