@@ -9,6 +9,7 @@ import pytest
 
 from tfray import config
 from tfray.cli import COMMANDS, read_job
+from tfray.config.rules import results_follow_from
 from tfray.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
@@ -149,3 +150,28 @@ def is_group(field: object) -> bool:
     import ast
 
     return "Config" in ast.unparse(field.annotation)  # type: ignore[attr-defined]
+
+
+def test_a_setting_counts_for_the_result_unless_it_says_that_it_is_free() -> None:
+    generation, corpus = config.GenerationConfig(), config.CorpusConfig(train="a")
+    counted = {"search", "beam_size", "precision", "seed", "long_sources"}
+    assert counted <= results_follow_from(generation).keys()
+    assert not {"batch_rows", "max_tokens", "memory_gb", "most_loss"} & results_follow_from(generation).keys()
+    assert "max_characters" in results_follow_from(corpus)["clean"]
+    assert "max_error_share" not in results_follow_from(corpus)["clean"]
+    assert {"workers", "use_gpu"}.isdisjoint(results_follow_from(config.TrainingConfig()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (config.TrainingConfig, {"schedule": "cosin"}, "training.schedule='cosin' must be one of"),
+        (config.TrainingConfig, {"learning_rate": float("nan")}, "training.learning_rate=nan must be a finite number"),
+        (config.ModelConfig, {"d_model": 128.0}, r"model.d_model=128.0 must be a whole number or nothing"),
+        (config.BatchesConfig, {"weights": {"a": "2"}}, "must be a mapping: a finite number each"),
+        (config.CorpusConfig, {"train": 7}, "corpus.train=7 must be text or a list: text each"),
+    ],
+)
+def test_settings_made_in_python_are_of_their_types(kind: type, settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        kind(**settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, as_list, check_types, require, require_paths, text_keys
+from tfray.config.rules import Paths, as_list, check_types, free, require, require_paths, text_keys
 
 SPLITS = ("train", "valid", "test")
 
@@ -50,7 +50,7 @@ class CleanConfig:
     MinHash) to an earlier one; 0 switches it off. Needs the extra 'dedup'."""
     keep_rejected: bool = True
     """Write dropped rows with their reason and place to rejected/."""
-    max_error_share: float = 0.01
+    max_error_share: float = free(0.01)
     """Share of rows lost by errors (damaged files and rows; not by the choices above) beyond which the
     job ends with exit code 3."""
 

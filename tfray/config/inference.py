@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.rules import Paths, check_types, require, require_paths
+from tfray.config.rules import FREE, Paths, check_types, free, require, require_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +64,18 @@ class GenerationConfig:
     """Makes tokens that have occurred in the target less probable (Keskar et al. 2019); 1 switches it off."""
     suppress_tokens: list[int] = field(default_factory=list)
     """Ids that never occur in a target."""
-    batch_rows: int = 128
+    batch_rows: int = free(128)
     """Rows decoded together at most; does not change any result."""
-    max_tokens: int = 0
+    max_tokens: int = free(0)
     """Padded tokens decoded together at most, of sources and of all hypotheses at their longest; 0: as
     memory allows. Does not change any result."""
-    memory_gb: float = 0.0
+    memory_gb: float = free(0.0)
     """Memory for rows that are decoded together, in gigabytes; 0: half of what is free, shared by the models of a
     machine."""
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     """Arithmetic of the model, as in training.precision; int8: 8-bit weights and products, on a CPU, where
     they cost no more quality than most_loss."""
-    most_loss: float = 0.5
+    most_loss: float = free(0.5)
     """Precision int8: what it may lose against fp32, in BLEU, or for labels in percent of right ones; measured
     before the work begins."""
 
@@ -209,24 +209,24 @@ class InferenceConfig:
     Default: the abbreviations of all of them."""
     schemas: Literal["union", "same"] = "union"
     """Input files with different columns. union: the output has all of them; same: the job is refused."""
-    fail_fast: bool = False
+    fail_fast: bool = free(False)
     """End at the first row with an error, with exit code 3."""
-    max_error_rate: float = 1.0
+    max_error_rate: float = free(1.0)
     """Share of rows with errors beyond which the job ends, with exit code 3."""
-    unit_rows: int | None = None
+    unit_rows: int | None = free(None)
     """Most rows of a unit, which is worked on and committed as a whole. Default: what keeps a model busy for about a
     minute, by its size, the rows' bytes, and whether this machine has a GPU or use_gpu is 'yes'; 512 to 65,536."""
-    actors: int | None = None
+    actors: int | None = free(None)
     """Model replicas. Default: one for each GPU of the cluster, or else one for each group of CPU cores."""
-    max_actors: int | None = None
+    max_actors: int | None = free(None)
     """Model replicas at most, to which the job may grow from 'actors'. Default: 'actors'; with cluster.autoscaling as
     many as there are units."""
-    quality_data: Paths = field(default_factory=list)
+    quality_data: Paths = field(default_factory=list, metadata=FREE)
     """Precision int8: files with source and target on which its quality is measured. Default: rows of the input,
     where it has targets."""
-    cpus_per_actor: int = 1
+    cpus_per_actor: int = free(1)
     """CPU cores of a replica without a GPU."""
-    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    use_gpu: Literal["auto", "yes", "no"] = free("auto")
     """One GPU a replica. 'auto': where the cluster has GPUs."""
 
     def __post_init__(self) -> None:

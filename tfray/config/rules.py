@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,6 +23,26 @@ def as_list(paths: Paths) -> list[str]:
 def text_keys(names: dict) -> dict:
     """Return a mapping with its keys as text: YAML reads 0 and true as a number and a truth."""
     return {str(key).lower() if isinstance(key, bool) else str(key): value for key, value in names.items()}
+
+
+FREE = {"is_free": True}
+
+
+def free(default: Any) -> Any:
+    """Return a field that is free to change: no result follows from it, but for rounding."""
+    return field(default=default, metadata=FREE)
+
+
+def results_follow_from(settings: Any) -> dict[str, Any]:
+    """Return the settings that results follow from, by name: all that are not said to be free, also those to come."""
+    values = asdict(settings)
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if setting.metadata.get("is_free"):
+            del values[setting.name]
+        elif is_dataclass(value):
+            values[setting.name] = results_follow_from(value)
+    return values
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:

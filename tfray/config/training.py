@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tfray.config.model import BatchesConfig, ModelConfig
-from tfray.config.rules import check_types, require
+from tfray.config.rules import check_types, free, require
 from tfray.errors import InputError
 
 
@@ -68,22 +68,22 @@ class TrainingConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; weights stay fp32. 'auto': bf16 where the device is fast
     in it (GPUs since Ampere, CPUs with AMX or AVX512-BF16)."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp"] = free("ddp")
     """What workers share out: ddp, the examples alone; fsdp, also weights, gradients and moments (FSDP2), for models
     that one device cannot hold."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = free(False)
     """Compute activations again in the backward pass in place of keeping them: less memory, a third more work."""
-    compile: Literal["auto", "yes", "no"] = "auto"
+    compile: Literal["auto", "yes", "no"] = free("auto")
     """torch.compile of the model. 'auto': on a GPU."""
-    workers: int | WorkerRange = 1
+    workers: int | WorkerRange = free(1)
     """Training processes; must divide batches.lanes. {min: M, max: N}: elastic, as many as there is room for,
     rounded down to a divisor of the lanes."""
-    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    use_gpu: Literal["auto", "yes", "no"] = free("auto")
     """One GPU a worker. 'auto': where the cluster has enough GPUs."""
-    cpus_per_worker: float | None = None
+    cpus_per_worker: float | None = free(None)
     """CPU cores that Ray reserves for a worker, which computes with as many threads. Default: Ray reserves what leaves
     a core for the data tasks, and the workers of a machine share its cores."""
-    max_failures: int = 3
+    max_failures: int = free(3)
     """Losses of workers or nodes in a row, without a new checkpoint in between, that training survives."""
     validate_every: int = 500
     """Steps between validations (the last step always validates)."""
@@ -91,7 +91,7 @@ class TrainingConfig:
     """Validation pairs that are decoded for BLEU and chrF, or accuracy; 0: none, the loss alone."""
     valid_beam_size: int = 1
     """Hypotheses kept when validation decodes; 1 is greedy search."""
-    valid_on: Literal["auto", "worker", "actor"] = "auto"
+    valid_on: Literal["auto", "worker", "actor"] = free("auto")
     """Where validation decodes. worker: on the training workers, each a share; actor: on an actor of its own beside
     the training, whose answer comes some steps later and counts for the step of the weights (if it is still busy when
     the next are there, the newest are decoded next). 'auto': on an actor where the cluster has room, a GPU or, for
@@ -100,16 +100,16 @@ class TrainingConfig:
     """What the best model and 'patience' go by."""
     patience: int = 0
     """Validations without a better one after which training ends; 0: never."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = free(500)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = free(2)
     """Newest checkpoints that are kept."""
-    keep_best_checkpoints: int = 0
+    keep_best_checkpoints: int = free(0)
     """Checkpoints with the best validations that are kept too; one is then written at each validation."""
-    average_checkpoints: int = 0
+    average_checkpoints: int = free(0)
     """Write the mean of the weights of the last so many checkpoints (of the best ones, with keep_best_checkpoints) as
     the model folder average/; 0 switches it off."""
-    log_every: int = 50
+    log_every: int = free(50)
     """Steps between log lines."""
     seed: int = 1
     """Seed of weights and dropout."""

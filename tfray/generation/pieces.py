@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tfray.config import GenerationConfig
 from tfray.generation.draws import number_of
-from tfray.generation.rows import Hypothesis, Request
+from tfray.generation.rows import Hypothesis, Request, lines_of
 from tfray.tokens.special import EOS_ID
 
 
@@ -37,7 +37,7 @@ def split_source(source: Sequence[int], longest: int) -> list[Sequence[int]]:
 
 
 def join(pieces: list[list[Hypothesis]]) -> list[Hypothesis]:
-    """Return hypotheses of a whole source, the n-th of all pieces one after another."""
+    """Return hypotheses of a whole source, the n-th of all pieces one after another; none where a piece has none."""
     return [
         Hypothesis(
             [token for part in parts for token in part.ids],
@@ -46,5 +46,5 @@ def join(pieces: list[list[Hypothesis]]) -> list[Hypothesis]:
             sum(part.ranking_score for part in parts),
             parts,
         )
-        for parts in zip(*pieces, strict=False)
+        for parts in lines_of(pieces)
     ]

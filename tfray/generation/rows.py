@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tfray.config import GenerationConfig
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,11 @@ def longest_target(source_length: int, longest: int, config: GenerationConfig) -
 def shortest_target(source_length: int, config: GenerationConfig) -> int:
     """Return the fewest tokens of a source's target, eos not counted."""
     return max(config.min_length, -int(-config.min_length_ratio * source_length // 1))
+
+
+def lines_of(pieces: Sequence[Sequence[Part]]) -> list[tuple[Part, ...]]:
+    """Return the n-th parts of all pieces as one; of a piece that has fewer, its last."""
+    if not all(pieces):
+        return []
+    count = max(map(len, pieces))
+    return [tuple(piece[min(place, len(piece) - 1)] for piece in pieces) for place in range(count)]

@@ -26,11 +26,10 @@ from tfray.model.precision import prepare_cpu
 class AnswerUnit:
     """Stage: loads the model once, from the object store."""
 
-    def __init__(self, assignment: Assignment, weights: np.ndarray, models: int = 1) -> None:
+    def __init__(self, assignment: Assignment, weights: np.ndarray, on_gpu: bool, models: int = 1) -> None:
         """models: of the job, in all."""
         self.assignment = assignment
-        use_gpu = torch.cuda.is_available() and assignment.inference.use_gpu != "no"
-        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.device = torch.device("cuda" if on_gpu else "cpu")
         if self.device.type == "cpu":
             # One process a core is faster than one process with many threads.
             prepare_cpu(threads=assignment.inference.cpus_per_actor)

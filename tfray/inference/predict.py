@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from tfray import storage
 from tfray.checkpoint.folder import ModelFolder, open_model_folder
 from tfray.cluster import connected
 from tfray.config import PredictJob, as_list
+from tfray.config.rules import results_follow_from
 from tfray.errors import InputError, TooManyErrors
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import ATTEMPTS
@@ -41,9 +42,6 @@ from tfray.units.stream import WorkLost, flow
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
-IRRELEVANT = ("batch_rows", "max_tokens", "memory_gb", "most_loss")  # of generation: these change no result
-RESULTS = ("prefix", "provenance", "token_scores", "embedding_type", "max_characters", "sentences", "language",
-           "schemas")  # of inference: these do  # fmt: skip
 ROWS_BEFORE_RATE = 1000  # of which an error rate says something
 LOSSES_IN_A_ROW = 5
 UNITS_AT_ONCE = 20_000  # more make Ray Data's start long
@@ -106,13 +104,12 @@ def check_apart(patterns: list[str], paths: list[str], out: str) -> None:
 
 def made_from(job: PredictJob, folder: ModelFolder, task: str, identities: dict[str, list]) -> dict[str, object]:
     """Return everything that the predictions follow from."""
-    generation, inference = asdict(job.generation), asdict(job.inference)
     return {
         "format": FORMAT_VERSION,
         "model": folder.fingerprint,
         "task": task,
-        "generation": {name: value for name, value in generation.items() if name not in IRRELEVANT},
-        "inference": {name: inference[name] for name in RESULTS},
+        "generation": results_follow_from(job.generation),
+        "inference": results_follow_from(job.inference),
         "source_column": job.source_column,
         "target_column": job.target_column,
         "inputs": identities,

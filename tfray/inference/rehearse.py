@@ -20,7 +20,7 @@ from tfray.inference.assignment import Assignment
 from tfray.inference.columns import Task
 from tfray.inference.encode import EncodeUnit
 from tfray.inference.handover import Encoded
-from tfray.inference.planning import assign, plan_rows
+from tfray.inference.planning import assign, may_use_gpu, plan_rows
 from tfray.inference.quality import check_quality
 from tfray.inference.sample import Sample, sample_rows
 from tfray.inference.write import WriteUnit
@@ -129,7 +129,8 @@ def carry_out(sample: Sample, assignment: Assignment) -> dict:
     """Return the record of a sample, done in this process, and the seconds that it takes among many rows."""
     rows = len(sample.table)
     encode, write = EncodeSample(assignment, sample), WriteUnit(assignment)
-    answer = AnswerUnit(assignment, np.frombuffer(assignment.folder.read_weights(), np.uint8))
+    weights = np.frombuffer(assignment.folder.read_weights(), np.uint8)
+    answer = AnswerUnit(assignment, weights, may_use_gpu(assignment.inference))
     answer(encode.first(min(rows, 8)))  # the first rows wait for libraries and memory
     began = time.monotonic()
     answered = answer(encode.first(rows))

@@ -44,7 +44,7 @@ def make_steps(job: PredictJob, assignment: Assignment, weights: np.ndarray) -> 
         Step(EncodeUnit, (assignment,), helpers, cpus=share),
         Step(
             answer_unit,
-            (assignment, models.most),
+            (assignment, models.most, bool(models.gpus)),
             (models.fewest, models.most),
             models.cpus,
             models.gpus,
@@ -67,11 +67,13 @@ def share_cores(models: ModelActors, cores: float, grows: bool) -> tuple[ModelAc
     return models._replace(cpus=min(models.cpus, own)), 1, HELPER_SHARE * min(1.0, cores)
 
 
-def answer_unit(assignment: Assignment, models: int, weights: np.ndarray) -> Callable[[Encoded], Answered]:
+def answer_unit(
+    assignment: Assignment, models: int, on_gpu: bool, weights: np.ndarray
+) -> Callable[[Encoded], Answered]:
     """Return the stage with the model, one of so many; its actors alone import torch, which takes seconds."""
     from tfray.inference.answer import AnswerUnit
 
-    return AnswerUnit(assignment, weights, models)
+    return AnswerUnit(assignment, weights, on_gpu, models)
 
 
 def check_room(job: PredictJob) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from tfray import storage
 from tfray.corpus.clean import kind_of
 from tfray.errors import InputError
-from tfray.generation.rows import Output
+from tfray.generation.rows import Output, lines_of
 from tfray.inference.assignment import Assignment
 from tfray.inference.handover import Answered
 from tfray.inference.sentences import join_sentences
@@ -155,7 +155,7 @@ def join_parts(parts: list[list[str]], outputs: list[Output]) -> tuple[list[str]
         [(text, hypothesis.score) for text, hypothesis in zip(texts, output.hypotheses, strict=False)]
         for texts, output in zip(parts, outputs, strict=True)
     ]
-    lines = [[piece[min(place, len(piece) - 1)] for piece in pieces] for place in range(max(map(len, pieces)))]
+    lines = lines_of(pieces)
     return (
         [join_sentences([text for text, _ in line]) for line in lines],
         [sum(score for _, score in line) for line in lines],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import asdict
 from itertools import islice
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from tfray import storage
 from tfray.cluster import connected
 from tfray.config import ClusterConfig, TokenizeJob
+from tfray.config.rules import results_follow_from
 from tfray.corpus.columns import Columns
 from tfray.errors import InputError
 from tfray.report.progress import Intake
@@ -73,11 +73,9 @@ def carry_out(job: TokenizeJob, corpora: list[Corpus], lock: Lock) -> TokenFolde
 
 def made_from(job: TokenizeJob, corpora: list[Corpus]) -> dict[str, object]:
     """Return everything that the shards follow from."""
-    corpus = asdict(job.corpus)
-    corpus["clean"].pop("max_error_share")  # changes what is refused, not what is written
     return {
-        "corpus": corpus,
-        "tokens": asdict(job.tokens),
+        "corpus": results_follow_from(job.corpus),
+        "tokens": results_follow_from(job.tokens),
         "tokenizer": storage.fingerprint(tokenizer_identity(job.tokens.tokenizer)),
         "inputs": {corpus.name: identify_files(corpus) for corpus in corpora},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from tfray import storage
 from tfray.batches.count import count_epoch, log_mixture
@@ -12,6 +12,7 @@ from tfray.batches.mixing import Portion
 from tfray.batches.pool import check_dropout, mix_shards
 from tfray.cluster import connected
 from tfray.config import TrainingConfig, TrainJob
+from tfray.config.rules import results_follow_from
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
@@ -22,23 +23,6 @@ from tfray.units.ledger import Found, Ledger, find_ledger, open_ledger, store_se
 from tfray.units.lock import Lock
 
 logger = logging.getLogger(__name__)
-
-FREE_TO_CHANGE = {
-    "workers",
-    "use_gpu",
-    "cpus_per_worker",
-    "parallel",
-    "activation_checkpointing",
-    "compile",
-    "max_failures",
-    "valid_on",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_best_checkpoints",
-    "average_checkpoints",
-}
-"""Training settings that do not change what is learned, but for rounding."""
 
 
 def train(job: TrainJob) -> str:
@@ -89,12 +73,11 @@ def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock:
 
 def made_from(job: TrainJob, tokens: TokenFolder) -> dict[str, object]:
     """Return everything that the trained weights follow from."""
-    settings = {name: value for name, value in asdict(job.training).items() if name not in FREE_TO_CHANGE}
     return {
         "tokens": tokens.fingerprint,
-        "model": asdict(job.model),
-        "batches": asdict(job.batches),
-        "training": settings,
+        "model": results_follow_from(job.model),
+        "batches": results_follow_from(job.batches),
+        "training": results_follow_from(job.training),
     }
 
 
