@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tfray import storage
 from tfray.cluster import connected_once
 from tfray.config import EvaluateJob, Paths, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
-from tfray.corpus.columns import Settings, check_columns, choose_columns, choose_source
+from tfray.corpus.columns import SettingNames, check_columns, choose_columns, choose_source
 from tfray.corpus.read import with_schemas
 from tfray.errors import InputError
 from tfray.evaluation.evaluate import evaluate, reference_lines
@@ -23,7 +23,7 @@ from tfray.units.lines import count_lines
 
 logger = logging.getLogger(__name__)
 
-NAMES = Settings("test", "test_target", "corpus.source_column", "corpus.target_column")
+NAMES = SettingNames("test", "test_target", "corpus.source_column", "corpus.target_column")
 
 
 class Tests(NamedTuple):

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfray.batches.feed import Cursor
-from tfray.batches.order import order_of, place_again
+from tfray.batches.order import Cursor, order_of, place_again
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import PoolReader
 from tfray.config import BatchesConfig

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tfray.batches.feed import Cursor, PoolLanes, read_feed
+from tfray.batches.feed import PoolLanes, read_feed
+from tfray.batches.order import Cursor
 from tfray.batches.origin import Origin, find_origins
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.batches.pairs import LENGTHS, plan
-from tfray.batches.lengths import fewer, padded_length
+from tfray.batches.lengths import padded_length, round_down
 from tfray.batches.mixing import Portion, draw_epoch
 from tfray.batches.plan import Pool, Step, cut_by_tokens, plan_pools
 from tfray.config import BatchesConfig
@@ -117,7 +117,7 @@ def test_cuts_are_contiguous_and_could_take_no_eighth_of_their_rows_more(lengths
     ranges = cut_by_tokens(longest, max_tokens)
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(len(longest)))
     for start, stop in ranges[:-1]:
-        more = start + fewer(stop - start) + max(1, (stop - start) // 8)
+        more = start + round_down(stop - start) + max(1, (stop - start) // 8)
         assert more > len(longest) or (more - start) * longest[more - 1] > max_tokens
 
 
@@ -145,8 +145,8 @@ def test_a_length_is_padded_by_less_than_an_eighth_or_by_three(length: int):
 
 @given(st.integers(1, 10_000))
 def test_rows_are_left_to_the_next_micro_batch_only_by_less_than_an_eighth(rows: int):
-    assert rows * 7 / 8 < fewer(rows) <= rows
-    assert fewer(rows) == fewer(fewer(rows))
+    assert rows * 7 / 8 < round_down(rows) <= rows
+    assert round_down(rows) == round_down(round_down(rows))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), CONFIGS, st.integers(0, 3))

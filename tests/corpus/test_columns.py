@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfray.corpus.columns import Settings, check_columns, choose_columns, choose_source, missing_columns
+from tfray.corpus.columns import SettingNames, check_columns, choose_columns, choose_source, missing_columns
 from tfray.errors import InputError
 from tfray.units.files import InputFile, find_files
 
@@ -55,14 +55,14 @@ def test_parallel_text_has_source_and_target_and_plain_text_a_source(tmp_path: P
     with pytest.raises(InputError, match=r"a\.en' is plain text .* has no target; give a file with columns"):
         choose_columns(alone, None, None)
     with pytest.raises(InputError, match=r"has no target; give corpus\.train_target, or a file with columns"):
-        choose_columns(alone, None, "de", settings=Settings(target_files="corpus.train_target"))
+        choose_columns(alone, None, "de", settings=SettingNames(target_files="corpus.train_target"))
 
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     files = jsonl(tmp_path, {"english": "a", "german": "b"})
     with pytest.raises(InputError, match=r"no column source or text in .*english, german\); name it by source_column"):
         choose_columns(files, None, None)
-    settings = Settings(target="corpus.target_column")
+    settings = SettingNames(target="corpus.target_column")
     with pytest.raises(InputError, match=r"no column target or label in .*german\); name it by corpus\.target_column"):
         choose_columns(files, "english", None, settings=settings)
     with pytest.raises(InputError, match=r"corpus\.target_column='de' is not in .*english, german"):
@@ -74,7 +74,7 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Pat
 @pytest.mark.parametrize(("source", "target"), [("source", "source"), ("target", None), (None, "source")])
 def test_one_column_is_not_source_and_target_at_once(tmp_path: Path, source: str | None, target: str | None) -> None:
     files = jsonl(tmp_path, {"source": "a", "target": "b"})
-    settings = Settings(source="corpus.source_column", target="corpus.target_column")
+    settings = SettingNames(source="corpus.source_column", target="corpus.target_column")
     with pytest.raises(InputError, match=r"corpus\.source_column and corpus\.target_column are both .*two columns"):
         choose_columns(files, source, target, settings=settings)
 

@@ -84,5 +84,5 @@ def test_a_tokens_folder_that_is_missing_unfinished_or_old_is_refused_with_the_r
     storage.publish_json(str(tmp_path / "_manifest.json"), {**manifest, "shard_format": FORMAT_VERSION})
     folder = open_tokens(str(tmp_path))
     assert folder.paths("train") == [f"{tmp_path}/train/a.parquet", f"{tmp_path}/train/b.parquet"]
-    assert folder.examples("train") == [3, 4] and not folder.has_split("valid")
+    assert folder.pair_counts("train") == [3, 4] and not folder.has_split("valid")
     assert (folder.fingerprint, folder.task) == ("f", "translation")

@@ -260,7 +260,7 @@ def test_shards_hold_about_so_many_tokens_and_no_unit_is_lost(tmp_path: Path, ru
     )
     tokens = run(job, unit_rows=300)
     sizes = [shard.source_tokens + shard.target_tokens for shard in tokens.shards("train")]
-    assert max(sizes) <= 2000 and sum(tokens.examples("train")) == 300
+    assert max(sizes) <= 2000 and sum(tokens.pair_counts("train")) == 300
 
 
 def test_an_object_store_gives_and_takes_the_same_as_a_folder(tmp_path: Path, run: Run, bucket: str) -> None:  # noqa: F811
@@ -401,7 +401,7 @@ def test_labels_are_never_held_out_nor_length_checked(tmp_path: Path, run: Run) 
     train = write_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
     valid = write_lines(tmp_path / "v.jsonl", [b'{"text": "x", "label": 1}', b'{"text": "y", "label": 0}'])
     tokens = run(make_job(tmp_path / "out", train, {"max_length_ratio": 2}, valid=valid))
-    assert tokens.examples("train") and sum(tokens.examples("train")) == 20
+    assert tokens.pair_counts("train") and sum(tokens.pair_counts("train")) == 20
 
 
 def test_a_stage_whose_driver_has_lost_the_place_writes_nothing(

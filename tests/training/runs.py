@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from tests.cluster import ENVIRONMENT
+from tfray.training.trace import FOLDER
 
 LANES, STEPS = 4, 100
 OPTIONS = [
@@ -72,3 +73,15 @@ class Run:
     def step(self) -> int:
         """The last step that the log tells of."""
         return max((event["step"] for event in self.events() if event["event"] == "train"), default=0)
+
+
+def read_trace(out: Path) -> dict[tuple[int, int], list[str]]:
+    """Return the hashes of each (step, lane), one for each time that it was done; a line that a kill has cut is left
+    out."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for path in sorted((out / FOLDER).glob("*.txt")):
+        whole = path.read_text().rpartition("\n")[0]
+        for line in whole.splitlines():
+            step, lane, name = line.split()
+            found.setdefault((int(step), int(lane)), []).append(name)
+    return found

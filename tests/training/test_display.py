@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tfray import storage
 from tfray.errors import StorageFailure
 from tfray.training import display as display_file
-from tfray.training.board import FOLDER, Board
+from tfray.training.board import FOLDER, TensorBoard
 from tfray.training.display import CURVES, Display
 from tfray.training.log import write_event
 
@@ -57,7 +57,7 @@ def read_board(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_a_board_has_every_number_of_training_and_validation(tmp_path: Path):
-    board = Board(str(tmp_path), [start(0), train(10, 4.0), valid(10, loss=3.5, bleu=12.0)])
+    board = TensorBoard(str(tmp_path), [start(0), train(10, 4.0), valid(10, loss=3.5, bleu=12.0)])
     board.flush()
     points = read_board(tmp_path / FOLDER)
     assert points["training/loss"] == {10: 4.0} and points["validation/loss"] == {10: 3.5}
@@ -76,10 +76,10 @@ def test_no_step_is_shown_twice_after_crashes_of_workers_and_of_the_driver(
         curve = {at: loss for at, loss in curve.items() if at <= step}
         curve |= {} if is_crash else {step: float(number)}
     out = tmp_path_factory.mktemp("run")
-    first = Board(str(out), [])
+    first = TensorBoard(str(out), [])
     for event in events[:driver_ends_after]:
         first.add(event)
-    second = Board(str(out), events[:driver_ends_after])
+    second = TensorBoard(str(out), events[:driver_ends_after])
     for event in events[driver_ends_after:]:
         second.add(event)
     second.flush()
@@ -87,7 +87,7 @@ def test_no_step_is_shown_twice_after_crashes_of_workers_and_of_the_driver(
 
 
 def test_relative_time_is_that_of_training(tmp_path: Path):
-    board = Board(str(tmp_path), [start(0), train(10, 4.0), train(40, 3.0)])
+    board = TensorBoard(str(tmp_path), [start(0), train(10, 4.0), train(40, 3.0)])
     board.flush()
     (path,) = (tmp_path / FOLDER).iterdir()
     data, times = path.read_bytes(), []

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Nodes
-from tests.training.runs import LANES, STEPS, Run
+from tests.training.runs import LANES, STEPS, Run, read_trace
 from tests.training.token_folders import make_token_folder
 from tfray.training.stop import EXIT_CODE
-from tfray.training.trace import read_trace
 
 pytestmark = pytest.mark.ray
 

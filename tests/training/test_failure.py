@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from tfray import storage
-from tfray.batches.feed import Cursor, FeedStep, PoolLanes, read_feed
+from tfray.batches.feed import FeedStep, PoolLanes, read_feed
+from tfray.batches.order import Cursor
 from tfray.batches.origin import find_origins
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards

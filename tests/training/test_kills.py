@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Nodes, kill
-from tests.training.runs import LANES, STEPS, Run
+from tests.training.runs import LANES, STEPS, Run, read_trace
 from tests.training.token_folders import make_token_folder
-from tfray.training.trace import read_trace
 
 pytestmark = pytest.mark.ray
 

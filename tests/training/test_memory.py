@@ -17,7 +17,7 @@ from tfray.batches.plan import Shape
 from tfray.config import TrainingConfig
 from tfray.model.architecture import PRESETS, Architecture
 from tfray.model.transformer import Transformer
-from tfray.training.memory import Setting, activation_elements, count_parameters, estimate_memory
+from tfray.training.memory import MemorySetting, activation_elements, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
 from tfray.training.replicated import Replicated
 from tfray.training.step import train_step
@@ -27,8 +27,8 @@ FACTOR = 1.4
 CONFIG = TrainingConfig()
 
 
-def setting(config: TrainingConfig = CONFIG, **changed: Any) -> Setting:
-    return Setting(config, 4, on_gpu=False, workers=1, lanes=1)._replace(**changed)
+def setting(config: TrainingConfig = CONFIG, **changed: Any) -> MemorySetting:
+    return MemorySetting(config, 4, on_gpu=False, workers=1, lanes=1)._replace(**changed)
 
 
 @given(

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def step(likelihood: float, target: int = 10, norm: float = 1.0, is_skipped: bool = False) -> StepMetrics:
-    return StepMetrics(likelihood, target, 20, 40, norm, is_skipped, (likelihood,))
+    return StepMetrics(likelihood, target, 20, 40, norm, is_skipped)
 
 
 def test_losses_are_means_over_tokens_and_rates_are_over_the_time_that_passed(clock: Clock):

@@ -1,4 +1,4 @@
-"""One optimiser step: the same update however its examples are laid out."""
+"""One optimizer step: the same update however its examples are laid out."""
 
 from __future__ import annotations
 
@@ -214,23 +214,22 @@ def test_a_step_that_is_judged_a_spike_leaves_everything_as_it_was_and_the_next_
     torch.testing.assert_close(moved, update([PAIRS], new_state(config=config, is_adam=True), config=config)[0])
 
 
-def test_a_loss_that_is_no_number_shows_in_its_lane_and_leaves_the_weights_as_they_were():
+def test_a_loss_that_is_no_number_shows_and_leaves_the_weights_as_they_were():
     state = new_state()
     with torch.no_grad():
         state.model.transformer.embedding.tokens.weight[PAIRS[0][0][0]] = float("nan")
     before = state.master.clone()
     metrics = train_step(state, [batch_of(PAIRS[:1])] * 2, [0, 1], 1.0, CONFIG)
     assert not metrics.is_finite and metrics.is_skipped
-    assert all(math.isnan(loss) for loss in metrics.of_lanes)
+    assert math.isnan(metrics.negative_log_likelihood)
     assert torch.equal(state.master.isnan(), before.isnan())
 
 
-def test_each_lanes_loss_is_reported_and_they_add_up():
+def test_the_loss_is_the_sum_of_those_of_the_lanes():
     lanes = [PAIRS[:3], PAIRS[3:]]
     _, metrics = update(lanes)
     alone = [update([lane])[1].negative_log_likelihood for lane in lanes]
-    assert metrics.of_lanes == pytest.approx(alone, rel=1e-5)
-    assert sum(metrics.of_lanes) == pytest.approx(metrics.negative_log_likelihood)
+    assert metrics.negative_log_likelihood == pytest.approx(sum(alone), rel=1e-5)
 
 
 def losses_of(dtype: torch.dtype, steps: int, rate: float) -> list[float]:

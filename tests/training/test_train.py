@@ -12,7 +12,8 @@ import pytest
 
 from tfray.batches import pool as pool_module
 from tfray.batches.count import count_epoch, log_mixture
-from tfray.batches.feed import Cursor, PoolLanes
+from tfray.batches.feed import PoolLanes
+from tfray.batches.order import Cursor
 from tfray.batches.plan import plan_pools
 from tfray.batches.pool import mix_shards
 from tfray.config import BatchesConfig, TrainingConfig, TrainJob
@@ -132,7 +133,7 @@ def test_people_are_told_where_the_warm_up_is_longer_than_the_training(
 ):
     folder = replace(tokens, manifest=tokens.manifest | {"vocab_size": 300})
     monkeypatch.setattr(train_file, "open_tokens", lambda _: folder)
-    monkeypatch.setattr("tfray.training.rehearse.rehearse", lambda *_: "report")
+    monkeypatch.setattr("tfray.training.dry_run.report_dry_run", lambda *_: "report")
     training = TrainingConfig(epochs=99, max_steps=50, warmup_steps=warmup)
     assert train(replace(job, training=training, dry_run=True)) == "report"
     told = f"training.warmup_steps={warmup}, and there are about 50 steps: the learning rate never reaches"

@@ -194,7 +194,7 @@ def test_an_actor_that_dies_each_time_hangs_nothing(
     import ray
 
     tokens, architecture, config, weights = subject
-    monkeypatch.setattr(validator_file, "Work", Deadly)
+    monkeypatch.setattr(validator_file, "DecodingActor", Deadly)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         validator = ActorValidator(tokens, architecture, config)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from tfray.batches.batch import Batch, collate
 from tfray.batches.mixing import Portion
+from tfray.batches.order import Cursor
 from tfray.batches.packed import collate_packed
 from tfray.batches.packing import Widths, row_widths
 from tfray.batches.plan import Pool, plan_pool, plan_pools
@@ -32,15 +33,6 @@ MOST_BLOCKS = 1000
 
 class FeedOrderError(RuntimeError):
     """Ray Data handed out another row than the plan has next."""
-
-
-class Cursor(NamedTuple):
-    """A place in the data order: the next step to train on."""
-
-    epoch: int = 0
-    pool: int = 0
-    step: int = 0
-    """Step within the pool."""
 
 
 class FeedStep(NamedTuple):

@@ -23,7 +23,7 @@ def padded_length(length: Number) -> Number:
     return like(length, -(-length // step) * step)
 
 
-def fewer(number: Number) -> Number:
+def round_down(number: Number) -> Number:
     """Return the next number of the few that is not larger: of rows, or of positions in a packed row."""
     return like(number, number // eighth(number) * eighth(number))
 

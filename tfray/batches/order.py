@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import NamedTuple
 
 from tfray import storage
-from tfray.batches.feed import Cursor
 from tfray.config import BatchesConfig
 from tfray.tokens.shards import TokenFolder
 
@@ -14,6 +14,15 @@ WITHIN_POOLS = ("max_tokens", "lanes", "packing", "bpe_dropout")
 
 Order = dict[str, str]
 """Fingerprints of what an epoch's pools follow from, and a pool's steps."""
+
+
+class Cursor(NamedTuple):
+    """A place in the data order: the next step to train on."""
+
+    epoch: int = 0
+    pool: int = 0
+    step: int = 0
+    """Step within the pool."""
 
 
 def order_of(tokens: TokenFolder, config: BatchesConfig) -> Order:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfray.batches.lengths import fewer, padded_length
+from tfray.batches.lengths import padded_length, round_down
 from tfray.config import BatchesConfig
 
 LEAST_WIDTH = 128
@@ -40,7 +40,9 @@ def row_widths(source_lengths: np.ndarray, target_lengths: np.ndarray, max_token
     shares = [int(side.sum()) / max(int(side.sum()) for side in lengths) for side in lengths]
     wanted = max(LEAST_WIDTH, *(least / share for least, share in zip(longest, shares, strict=True)))
     width = max(*longest, min(wanted, 2 * max(longest), max_tokens))
-    source, target = (max(least, fewer(math.ceil(width * share))) for least, share in zip(longest, shares, strict=True))
+    source, target = (
+        max(least, round_down(math.ceil(width * share))) for least, share in zip(longest, shares, strict=True)
+    )
     return Widths(source, target)
 
 

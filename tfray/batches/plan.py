@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfray.batches.lengths import fewer, padded_length
+from tfray.batches.lengths import padded_length, round_down
 from tfray.batches.mixing import Draw, Portion, draw_epoch, interleave
 from tfray.batches.packing import Widths, first_fit, pack_pool, row_widths
 from tfray.config import BatchesConfig
@@ -96,7 +96,7 @@ def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]
         candidates = longest[start : start + max(1, max_tokens // int(longest[start]))]
         sizes = candidates.astype(np.int64) * np.arange(1, len(candidates) + 1)  # ascend too
         fitting = max(1, int((sizes <= max_tokens).sum()))
-        stop = start + (fitting if start + fitting == len(longest) else fewer(fitting))
+        stop = start + (fitting if start + fitting == len(longest) else round_down(fitting))
         ranges.append((start, stop))
         start = stop
     return ranges

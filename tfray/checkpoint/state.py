@@ -17,7 +17,7 @@ from typing import Literal
 import xxhash
 
 from tfray import storage
-from tfray.batches.feed import Cursor
+from tfray.batches.order import Cursor
 from tfray.checkpoint.group import Group
 from tfray.errors import CheckpointMismatch, StorageFailure
 
@@ -42,7 +42,7 @@ class Progress:
     tokens: int = 0
     """Target tokens trained on."""
     updates: int = 0
-    """Updates of the weights, which is the optimiser's own count."""
+    """Updates of the weights, which is the optimizer's own count."""
     skipped: int = 0
     """Steps that were skipped for a spike."""
     spikes: dict = field(default_factory=dict)

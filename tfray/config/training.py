@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tfray.config.model import BatchesConfig, ModelConfig
-from tfray.config.rules import check_types, free, require
+from tfray.config.rules import FREE, check_types, free, require
 from tfray.errors import InputError
 
 
@@ -25,12 +25,12 @@ class WorkerRange:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The optimiser, the loop and its workers."""
+    """The optimizer, the loop and its workers."""
 
     epochs: int = 20
     """Passes over the data."""
     max_steps: int | None = None
-    """Optimiser steps after which training ends at the latest. Default: 'epochs' alone decides."""
+    """Optimizer steps after which training ends at the latest. Default: 'epochs' alone decides."""
     token_budget: int | None = None
     """Target tokens after which training ends at the latest. Default: 'epochs' alone decides."""
     learning_rate: float = 1e-3
@@ -75,7 +75,7 @@ class TrainingConfig:
     """Compute activations again in the backward pass in place of keeping them: less memory, a third more work."""
     compile: Literal["auto", "yes", "no"] = free("auto")
     """torch.compile of the model. 'auto': on a GPU."""
-    workers: int | WorkerRange = free(1)
+    workers: int | WorkerRange = field(default=1, metadata=FREE)
     """Training processes; must divide batches.lanes. {min: M, max: N}: elastic, as many as there is room for,
     rounded down to a divisor of the lanes."""
     use_gpu: Literal["auto", "yes", "no"] = free("auto")

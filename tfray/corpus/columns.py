@@ -15,7 +15,7 @@ SOURCE_NAMES = ("source", "text")
 TARGET_NAMES = ("target", "label")
 
 
-class Settings(NamedTuple):
+class SettingNames(NamedTuple):
     """The settings by which files and columns are given, for messages."""
 
     files: str | None = None
@@ -25,7 +25,7 @@ class Settings(NamedTuple):
     target: str = "target_column"
 
 
-UNNAMED = Settings()
+UNNAMED = SettingNames()
 
 
 class Columns(NamedTuple):
@@ -51,7 +51,7 @@ def choose_columns(
     source: str | None,
     target: str | None,
     task: str = "auto",
-    settings: Settings = UNNAMED,
+    settings: SettingNames = UNNAMED,
 ) -> Columns:
     """Return the columns of the first file that has what is wanted.
 
@@ -69,7 +69,7 @@ def choose_columns(
     raise most_telling(files, refusals)
 
 
-def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: Settings) -> Columns:
+def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: SettingNames) -> Columns:
     """Return a file's columns of source and target; raises InputError where it lacks one, or both are the same."""
     schema = readable_schema(file)
     source = choose(source, SOURCE_NAMES, schema, settings.source, file.path)

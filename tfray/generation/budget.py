@@ -27,7 +27,7 @@ DRAW_BYTES = 64  # for each token of the vocabulary: probabilities in fp64, thei
 SHORTAGES = (MemoryError, RuntimeError)  # torch.OutOfMemoryError is one of the latter, and so is what a CPU raises
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """Rows that run through the same slots."""
 
     slots: int
@@ -81,7 +81,7 @@ def slots_for(source: int, networks: Sequence[Network], config: GenerationConfig
 
 def plan_groups(
     ordered: Sequence[tuple[int, Request]], networks: Sequence[Network], config: GenerationConfig, width: int
-) -> Iterator[Group]:
+) -> Iterator[RowGroup]:
     """Yield groups of rows, given the longest first: a new one where twice as many fit at a time."""
     budget = budget_bytes(config, networks[0].device, networks[0].models_here)
     rows: list[tuple[int, Request]] = []
@@ -89,13 +89,13 @@ def plan_groups(
     for item in ordered:
         fitting = slots_for(len(item[1].source), networks, config, width, budget)
         if rows and fitting >= 2 * slots:
-            yield Group(min(slots, len(rows)), rows)
+            yield RowGroup(min(slots, len(rows)), rows)
             rows = []
         if not rows:
             slots = max(1, fitting)
         rows.append(item)
     if rows:
-        yield Group(min(slots, len(rows)), rows)
+        yield RowGroup(min(slots, len(rows)), rows)
 
 
 def is_shortage(error: Exception) -> bool:

@@ -102,6 +102,7 @@ class Packer:
         both = self.linear(inner.weight, inner.bias)
 
         def gated(states: Tensor, residual: Tensor | None = None) -> Tensor:
+            assert residual is None, "what a gate multiplies is added to nothing"
             gate, value = both(states).chunk(2, dim=-1)
             return F.silu(gate) * value
 

@@ -88,6 +88,6 @@ def check_same(files: list[InputFile]) -> None:
             )
 
 
-def damaged_rows(schema: pa.Schema, rows: int) -> pa.Table:
+def null_rows(schema: pa.Schema, rows: int) -> pa.Table:
     """Return as many rows of nulls."""
     return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)

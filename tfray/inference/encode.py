@@ -16,7 +16,7 @@ from tfray.corpus.read import DamagedFile, Rows, read_blocks
 from tfray.errors import InputError
 from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import GUILTY
-from tfray.inference.columns import damaged_rows
+from tfray.inference.columns import null_rows
 from tfray.inference.handover import Encoded
 from tfray.inference.sentences import split_sentences
 from tfray.tokens.encoder import Encoder
@@ -27,7 +27,7 @@ Value = TypeVar("Value")
 DIED = "the process died several times while it read these rows"
 
 
-class Texts(NamedTuple):
+class EncodedTexts(NamedTuple):
     """What becomes of some rows' texts, by their indices, as in Encoded."""
 
     errors: dict[int, str]
@@ -70,13 +70,13 @@ class EncodeUnit:
             unit, self.filled(rows, unit), errors, notes, pieces, targets, truncated, damage,
         )  # fmt: skip
 
-    def encode_rows(self, rows: Rows, chosen: list[int]) -> Texts:
+    def encode_rows(self, rows: Rows, chosen: list[int]) -> EncodedTexts:
         """Return what becomes of chosen rows' texts; most often all are chosen."""
         part = rows if len(chosen) == len(rows.table) else select(rows, chosen)
         errors, notes, texts = self.judge(part)
         targets = self.encode_targets(part, errors) if self.assignment.target else {}
         pieces, truncated = self.encode_sources(texts, errors)
-        return Texts(
+        return EncodedTexts(
             rename(errors, chosen),
             rename(notes, chosen),
             rename(pieces, chosen),
@@ -110,7 +110,7 @@ class EncodeUnit:
         tables, errors, row = [], {}, unit.first_row
         for block in blocks:
             if block.first_row > row:
-                tables.append(damaged_rows(schema, block.first_row - row))
+                tables.append(null_rows(schema, block.first_row - row))
                 errors |= dict.fromkeys(range(row - unit.first_row, block.first_row - unit.first_row), "")
             tables.append(block.table)
             errors |= {block.first_row - unit.first_row + index: error for index, error in block.errors.items()}
@@ -126,7 +126,7 @@ class EncodeUnit:
     def filled(self, rows: Rows, unit: Unit) -> pa.Table:
         """Return the rows, with nulls at the end for those that could not be read."""
         missing = unit.stop - unit.start - len(rows.table) if unit.format == "parquet" else 0
-        return pa.concat_tables([rows.table, damaged_rows(rows.table.schema, missing)]) if missing > 0 else rows.table
+        return pa.concat_tables([rows.table, null_rows(rows.table.schema, missing)]) if missing > 0 else rows.table
 
     def judge(self, rows: Rows) -> tuple[dict[int, str], dict[int, str], dict[int, str]]:
         """Return why rows cannot be used, what else is wrong with others, and the texts of the others."""

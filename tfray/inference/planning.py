@@ -65,19 +65,19 @@ def check_task(task: Task, folder: ModelFolder, job: PredictJob) -> None:
         )
 
 
-class Texts(NamedTuple):
+class TextColumns(NamedTuple):
     """The columns of source and target; the latter of task score alone."""
 
     source: str
     target: str | None
 
 
-def choose_texts(job: PredictJob, task: Task, files: list[InputFile]) -> Texts:
+def choose_texts(job: PredictJob, task: Task, files: list[InputFile]) -> TextColumns:
     """Return the columns of source and target in the first file that has them; raises InputError where none has."""
     if task != "score":
-        return Texts(choose_source(files, job.source_column), None)
+        return TextColumns(choose_source(files, job.source_column), None)
     columns = choose_columns(files, job.source_column, job.target_column, "translation")
-    return Texts(columns.source, columns.target)
+    return TextColumns(columns.source, columns.target)
 
 
 class Plan(NamedTuple):
@@ -85,7 +85,7 @@ class Plan(NamedTuple):
 
     units: list[Unit]
     rows: pa.Schema
-    texts: Texts
+    texts: TextColumns
 
 
 def plan_rows(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str], known: Plan | None = None) -> Plan:
@@ -157,7 +157,7 @@ def plan_nothing(job: PredictJob, task: Task, files: list[InputFile]) -> Plan:
     source = job.source_column or first_there(SOURCE_NAMES, rows)
     target = (job.target_column or first_there(TARGET_NAMES, rows)) if task == "score" else None
     missing = [(name, pa.string()) for name in (source, target) if name and name not in rows.names]
-    return Plan([], pa.schema([*rows, *missing]), Texts(source, target))
+    return Plan([], pa.schema([*rows, *missing]), TextColumns(source, target))
 
 
 def first_there(names: Sequence[str], columns: pa.Schema) -> str:

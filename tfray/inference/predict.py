@@ -27,7 +27,7 @@ from tfray.inference.assignment import Assignment
 from tfray.inference.attempts import ATTEMPTS
 from tfray.inference.columns import Task
 from tfray.inference.pace import Pace
-from tfray.inference.planning import Plan, Texts, assign, check_task, choose_task, plan_rows
+from tfray.inference.planning import Plan, TextColumns, assign, check_task, choose_task, plan_rows
 from tfray.inference.quality import QUALITY, check_quality
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
@@ -60,9 +60,9 @@ def predict(job: PredictJob) -> str:
     check_apart(as_list(job.input), [*identities], job.out)
     check_room(job)
     if job.dry_run:
-        from tfray.inference.rehearse import rehearse  # needs torch, which takes seconds to import
+        from tfray.inference.dry_run import report_dry_run  # needs torch, which takes seconds to import
 
-        return rehearse(job, folder, task, made_from(job, folder, task, identities))
+        return report_dry_run(job, folder, task, made_from(job, folder, task, identities))
     mend(job.out)
     storage.check_writable(job.out)
     with Lock(job.out) as lock, storage.writing(job.out):
@@ -151,7 +151,7 @@ def known_plan(ledger: Ledger) -> Plan | None:
     manifest = ledger.manifest
     units, rows = read_plan(ledger.folder, manifest["plan"])
     assert rows is not None
-    return Plan(units, rows, Texts(*manifest["texts"]))
+    return Plan(units, rows, TextColumns(*manifest["texts"]))
 
 
 class Tally:

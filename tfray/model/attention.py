@@ -42,7 +42,7 @@ def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor
     return torch.bmm(weights, flat_values).unflatten(0, query.shape[:2])
 
 
-def together(queries: Tensor, keys: Tensor) -> Tensor:
+def same_segment(queries: Tensor, keys: Tensor) -> Tensor:
     """Return whether a query's token and a key's are of the same segment, (batch, query, key).
 
     Padding, segment 0, looks everywhere: a row of a softmax must hold something.
@@ -108,12 +108,5 @@ class CrossAttention(MultiHeadAttention):
         return keys, values
 
     def forward(self, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Return (batch, length, d_model) from what the source says.
-
-        In search, the hypotheses of one row share its keys: (rows x beams, 1) queries are then
-        laid out as (rows, beams).
-        """
-        batch, length, d_model = hidden.shape
-        grouped = hidden.reshape(keys.shape[0], -1, d_model)
-        gathered = self.merge(attend(self.split(self.query(grouped)), keys, values, over_heads(mask)))
-        return gathered.view(batch, length, d_model)
+        """Return (batch, length, d_model) from what the source says."""
+        return self.merge(attend(self.split(self.query(hidden)), keys, values, over_heads(mask)))

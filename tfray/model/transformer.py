@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tfray.model.architecture import Architecture
-from tfray.model.attention import together
+from tfray.model.attention import same_segment
 from tfray.model.dropout import Dropout
 from tfray.model.layers import DecoderLayer, EncoderLayer, make_norm
 from tfray.model.positions import positions_in, sinusoids
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
         (from 1; 0 is padding)."""
         mask = source_ids != self.architecture.pad_id
         positions = None if segments is None else positions_in(segments)
-        visible = mask if segments is None else together(segments, segments)
+        visible = mask if segments is None else same_segment(segments, segments)
         hidden = self.embedding(source_ids, positions=positions)
         for layer in self.encoder:
             hidden = layer(hidden, visible, positions)
@@ -89,8 +89,8 @@ class Transformer(nn.Module):
             return self.run_decoder(self.embedding(target_ids), self.project_memory(memory), memory.mask)
         positions = positions_in(segments)
         hidden = self.embedding(target_ids, positions=positions)
-        own_mask = together(segments, segments).tril()
-        visible = together(segments, memory.segments)
+        own_mask = same_segment(segments, segments).tril()
+        visible = same_segment(segments, memory.segments)
         return self.run_decoder(hidden, self.project_memory(memory), visible, own_mask, positions)
 
     def run_decoder(

@@ -27,7 +27,7 @@ MOST_WORDS = 1 << 17  # kept with their bytes between calls; about 100 MB
 NO_MERGE = np.iinfo(np.int32).max
 
 
-class Units(NamedTuple):
+class Pretoken(NamedTuple):
     """What a word is segmented from: runs of single-byte ids between which no merge happens."""
 
     ids: np.ndarray
@@ -65,7 +65,7 @@ class BpeDropout:
         self.id_of_byte[list(alphabet.values())] = [vocabulary[character] for character in alphabet]
         self.alphabet = alphabet
         self.merges = Merges(description["model"]["merges"], vocabulary)
-        self.words: dict[bytes, Units] = {}
+        self.words: dict[bytes, Pretoken] = {}
 
     def resegment(
         self, values: np.ndarray, offsets: np.ndarray, rate: float, seed: int
@@ -109,18 +109,18 @@ class BpeDropout:
         ids, lengths = self.merges.apply(np.concatenate([unit.ids for unit in units]), lengths, keys, rate)
         return ids, sum_runs(lengths, counts)
 
-    def units(self, word: bytes) -> Units:
+    def units(self, word: bytes) -> Pretoken:
         """Return what a word, given as its ids, is segmented from."""
         units = self.words.get(word)
         if units is None:
             units = self.words[word] = self.make_units(np.frombuffer(word, np.int32))
         return units
 
-    def make_units(self, ids: np.ndarray) -> Units:
+    def make_units(self, ids: np.ndarray) -> Pretoken:
         text = b"".join(self.text_of_id[index] for index in ids)
         key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         if self.is_added[ids[0]]:
-            return Units(ids, np.ones(1, np.int64), key)
+            return Pretoken(ids, np.ones(1, np.int64), key)
         try:
             parts = [part for part, _ in self.pre_tokenizer.pre_tokenize_str(text.decode())]
             lengths = np.array([len(part) for part in parts])
@@ -129,7 +129,7 @@ class BpeDropout:
             same, lengths = False, np.empty(0)
         if not same:
             lengths = np.array([len(text)])
-        return Units(self.id_of_byte[np.frombuffer(text, np.uint8)], lengths, key)
+        return Pretoken(self.id_of_byte[np.frombuffer(text, np.uint8)], lengths, key)
 
 
 class Merges:

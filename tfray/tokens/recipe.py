@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tfray.config import CorpusConfig, PartConfig, Paths, as_list
 from tfray.corpus.clean import Cleaned, clean_pairs
-from tfray.corpus.columns import Columns, Settings, choose_columns, missing_columns
+from tfray.corpus.columns import Columns, SettingNames, choose_columns, missing_columns
 from tfray.corpus.near import load_datasketch
 from tfray.corpus.read import declare_schema, read_blocks, with_schemas
 from tfray.corpus.scripts import check_script
@@ -133,17 +133,17 @@ def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | 
     return Corpus(name, split, files, lost, columns, schema, part.weight)
 
 
-def settings_of(name: str, split: str, part: PartConfig | Files) -> Settings:
+def settings_of(name: str, split: str, part: PartConfig | Files) -> SettingNames:
     """Return the settings that give a corpus' files and columns; columns of a part may be those of all corpora."""
     if not isinstance(part, PartConfig):
         side = None if split == "test" else f"corpus.{split}_target"
-        return Settings(f"corpus.{split}", side, "corpus.source_column", "corpus.target_column")
+        return SettingNames(f"corpus.{split}", side, "corpus.source_column", "corpus.target_column")
     own = f"corpus.parts ({name})"
     columns = [
         f"{own if given else 'corpus'}.{column}"
         for column, given in (("source_column", part.source_column), ("target_column", part.target_column))
     ]
-    return Settings(f"{own}.files", f"{own}.target_files", *columns)
+    return SettingNames(f"{own}.files", f"{own}.target_files", *columns)
 
 
 def unfit_reason(file: InputFile, columns: Columns) -> str | None:

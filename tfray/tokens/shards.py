@@ -95,7 +95,7 @@ class TokenFolder:
         """Return the paths of a split's shards."""
         return [storage.join(self.folder, f"{split}/{shard.name}") for shard in self.shards(split)]
 
-    def examples(self, split: str) -> list[int]:
+    def pair_counts(self, split: str) -> list[int]:
         """Return the number of pairs in each of a split's shards."""
         return [shard.pairs for shard in self.shards(split)]
 

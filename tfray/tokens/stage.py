@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from tfray import storage
 from tfray.config import SPLITS, TokensConfig
 from tfray.corpus.clean import REJECTED_SCHEMA, Cleaned
+from tfray.corpus.hashing import TRAIN
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.encoder import Encoder
 from tfray.tokens.output import TEST_TEXT, UnitOutput, rejected_rows
 from tfray.tokens.ragged import Ragged, with_eos
 from tfray.tokens.recipe import Recipe
-from tfray.tokens.survey import split_sides
+from tfray.tokens.survey import split_numbers
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.tokens.verdicts import Verdicts
 from tfray.units.ledger import RECORDS, record_unit
@@ -67,15 +68,15 @@ class TokenizeUnit:
     def tokenize(self, unit: Unit, cleaned: Cleaned, output: UnitOutput) -> None:
         """Judge and encode a block, and hand everything to the output."""
         output.reject(cleaned.rejected)
-        cleaned, sides = self.judge(unit, cleaned, output)
+        cleaned, splits = self.judge(unit, cleaned, output)
         if not len(cleaned.rows):
             return
         source, target = with_eos(Ragged(*self.encoder.encode(cleaned.source))), self.encode_targets(cleaned.target)
         lengths = [np.diff(source.offsets), np.diff(target.offsets) + 1]
         table = output.table(source, target, lengths, cleaned.rows)
         reasons = self.misfits(cleaned, *lengths)
-        for number in np.unique(sides):
-            chosen, split = (sides == number) & (reasons == 0), SPLITS[number]
+        for number in np.unique(splits):
+            chosen, split = (splits == number) & (reasons == 0), SPLITS[number]
             output.write(split, table.filter(pa.array(chosen)), count_words(cleaned, chosen))
             if split == "test" and self.recipe.config.test_share and chosen.any():
                 output.store_text(TEST_TEXT, as_text(cleaned, chosen))
@@ -84,9 +85,9 @@ class TokenizeUnit:
 
     def judge(self, unit: Unit, cleaned: Cleaned, output: UnitOutput) -> tuple[Cleaned, np.ndarray]:
         """Return the rows that are neither duplicates nor held out, with the split of each."""
-        sides = split_sides(self.recipe, unit, cleaned)
+        splits = split_numbers(self.recipe, unit, cleaned)
         duplicate = self.verdicts.is_duplicate(unit, cleaned.rows)
-        held_out = (sides == 0) & ~duplicate
+        held_out = (splits == TRAIN) & ~duplicate
         if held_out.any():
             held_out &= self.verdicts.are_held_out(cleaned.source, cleaned.target)
         for mask, reason, message in (
@@ -96,7 +97,7 @@ class TokenizeUnit:
             if mask.any():
                 output.reject(rejected_rows(cleaned, mask, reason, message))
         left = ~(duplicate | held_out)
-        return (cleaned, sides) if left.all() else (select(cleaned, left), sides[left])
+        return (cleaned, splits) if left.all() else (select(cleaned, left), splits[left])
 
     def encode_targets(self, texts: pa.Array) -> Ragged:
         """Return target ids without eos: one label token each (-1 for a label that is not known), or the text's."""

@@ -20,7 +20,7 @@ from tfray import storage
 from tfray.config import SPLITS, CorpusConfig
 from tfray.corpus.clean import Cleaned
 from tfray.corpus.duplicates import write_keys
-from tfray.corpus.hashing import hash_pairs, hash_texts, priority, split_of
+from tfray.corpus.hashing import TRAIN, hash_pairs, hash_texts, priority, split_of
 from tfray.corpus.near import near_keys
 from tfray.corpus.read import DamagedFile
 from tfray.tokens.recipe import Recipe
@@ -81,10 +81,10 @@ class Notes:
         self.rejected.update(cleaned.rejected["reason"].to_pylist())
         if not len(cleaned.rows):
             return
-        sides = split_sides(self.recipe, self.unit, cleaned)
-        self.note_sample(cleaned, sides)
+        splits = split_numbers(self.recipe, self.unit, cleaned)
+        self.note_sample(cleaned, splits)
         if self.recipe.config.held_out != "off":
-            self.note_held_out(cleaned, sides)
+            self.note_held_out(cleaned, splits)
         if self.recipe.is_classification and self.is_training:
             self.labels.update(pc.unique(cleaned.target).to_pylist())
             self.labels = set(sorted(self.labels)[: MOST_LABELS + 1])
@@ -96,7 +96,7 @@ class Notes:
     def is_training(self) -> bool:
         return self.recipe.splits[self.unit.corpus] == "train"
 
-    def note_sample(self, cleaned: Cleaned, sides: np.ndarray) -> None:
+    def note_sample(self, cleaned: Cleaned, splits: np.ndarray) -> None:
         """Keep the rows of the training side whose hash is small enough."""
         if not (self.questions.sample_share and self.is_training):
             return
@@ -107,13 +107,13 @@ class Notes:
             hashes = hash_pairs(cleaned.source, cleaned.target, salt)
         priorities = priority(hashes)
         chosen = priorities <= np.uint64(min(2**64 - 1, int(self.questions.sample_share * 2**64)))
-        rows = pa.array(np.flatnonzero(chosen & (sides == 0)))
+        rows = pa.array(np.flatnonzero(chosen & (splits == TRAIN)))
         columns = [pa.array(priorities).take(rows), cleaned.source.take(rows), cleaned.target.take(rows)]
         self.sample.append(pa.table(columns, schema=SAMPLE_SCHEMA))
 
-    def note_held_out(self, cleaned: Cleaned, sides: np.ndarray) -> None:
+    def note_held_out(self, cleaned: Cleaned, splits: np.ndarray) -> None:
         """Keep the hashes of the texts of validation and test data."""
-        rows = np.flatnonzero(sides)
+        rows = np.flatnonzero(splits)
         columns = [text_hashes(side)[rows] for side in (cleaned.source, cleaned.target)]
         self.held_out.append(pa.table([pa.array(column) for column in columns], schema=HELD_OUT_SCHEMA))
 
@@ -130,7 +130,7 @@ class Notes:
         record_unit(folder, self.unit, record)
 
 
-def split_sides(recipe: Recipe, unit: Unit, cleaned: Cleaned) -> np.ndarray:
+def split_numbers(recipe: Recipe, unit: Unit, cleaned: Cleaned) -> np.ndarray:
     """Return for each row the number of its split in SPLITS; training rows may be held out by their source."""
     split = recipe.splits[unit.corpus]
     config = recipe.config

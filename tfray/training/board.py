@@ -24,7 +24,7 @@ GROUPS = {"train": "training", "valid": "validation"}
 NOT_DRAWN = ("event", "step", "steps", "seconds", "seconds_left", "is_best")
 
 
-class Board:
+class TensorBoard:
     """Writes a run's events; where OUT is in an object store, flush() puts the files there."""
 
     def __init__(self, out: str, events: list[dict]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from tfray import storage
 from tfray.errors import StorageFailure
 from tfray.report.curves import draw_curves
-from tfray.training.board import FOLDER, Board
+from tfray.training.board import FOLDER, TensorBoard
 from tfray.training.log import LogReader, describe
 
 logger = logging.getLogger(__name__)
@@ -35,12 +35,12 @@ class Display:
     def __init__(self, out: str) -> None:
         self.out, self.reader = out, LogReader(out)
         self.events: list[dict] = []
-        self.board: Board | None = None
+        self.board: TensorBoard | None = None
         self.drawn = -DRAW_SECONDS
         self.is_drawn, self.is_warned = True, False
         with self.unharmed():
             self.events = self.reader.new_events()  # of earlier runs
-            self.board = Board(out, self.events)
+            self.board = TensorBoard(out, self.events)
 
     def update(self) -> None:
         """Show what came since the last call."""
@@ -61,14 +61,14 @@ class Display:
         """Bring the picture and TensorBoard's files up to date."""
         self.drawn, self.is_drawn = time.monotonic(), True
         with self.unharmed():
-            self.board = self.board or Board(self.out, self.events)
-        self.write_board(Board.flush)
+            self.board = self.board or TensorBoard(self.out, self.events)
+        self.write_board(TensorBoard.flush)
         with self.unharmed():
             picture = draw_curves(self.events)
             if picture is not None:
                 storage.publish_bytes(storage.join(self.out, CURVES), picture)
 
-    def write_board(self, write: Callable[[Board], object]) -> None:
+    def write_board(self, write: Callable[[TensorBoard], object]) -> None:
         """Write to TensorBoard's files; where that breaks off, they are made anew at the next drawing."""
         board, self.board = self.board, None
         if board is not None:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from tfray import storage
 from tfray.batches.batch import Batch
-from tfray.batches.feed import Cursor
+from tfray.batches.order import Cursor
 from tfray.batches.origin import Origin, find_origins
 from tfray.config import TrainingConfig, TrainJob, WorkerRange
 from tfray.errors import InputError, JobError

@@ -1,4 +1,4 @@
-"""Parameters in one flat buffer, so that an optimiser, a reduction and a norm are one pass over memory."""
+"""Parameters in one flat buffer, so that an optimizer, a reduction and a norm are one pass over memory."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def smoothed_cross_entropy(
 
 
 def chunk_rows(hidden: Tensor, weight: Tensor, twins: bool = False) -> tuple[int, int]:
-    """Return how many rows of hidden states a chunk has at most, and of what number it has a multiple."""
+    """Return the most rows of hidden states in a chunk, and the number that its rows are a multiple of."""
     fitting = CHUNK_BYTES[hidden.device.type] // (len(weight) * hidden.element_size())
     multiple = ROWS if fitting >= ROWS else 2 if twins else 1
     return max(multiple, fitting // multiple * multiple), multiple

@@ -23,7 +23,7 @@ SCRATCH_BYTES = 64 << 20
 """Of kernels, and of an allocator that gives nothing back."""
 
 
-class Setting(NamedTuple):
+class MemorySetting(NamedTuple):
     """What memory depends on beside the architecture."""
 
     training: TrainingConfig
@@ -51,7 +51,7 @@ def count_parameters(architecture: Architecture) -> dict[str, int]:
     }
 
 
-def estimate_memory(architecture: Architecture, shape: Shape, setting: Setting) -> dict[str, int]:
+def estimate_memory(architecture: Architecture, shape: Shape, setting: MemorySetting) -> dict[str, int]:
     """Return the bytes of each kind that a worker holds while it trains on a micro-batch of this shape."""
     parameters = sum(count_parameters(architecture).values())
     config, size, is_sharded = setting.training, setting.element_bytes, setting.training.parallel == "fsdp"
@@ -84,19 +84,19 @@ def largest_layer(architecture: Architecture) -> int:
     return count_parameters(architecture)["decoder"] // max(1, architecture.decoder_layers)
 
 
-def chunk_bytes(architecture: Architecture, shape: Shape, setting: Setting) -> float:
+def chunk_bytes(architecture: Architecture, shape: Shape, setting: MemorySetting) -> float:
     """Return the bytes of the logits that exist at a time."""
     whole = setting.element_bytes * shape.rows * shape.target * architecture.vocab_size
     return min(whole, CHUNK_BYTES["cuda" if setting.on_gpu else "cpu"])
 
 
-def keeps_attention_weights(architecture: Architecture, shape: Shape, setting: Setting) -> bool:
+def keeps_attention_weights(architecture: Architecture, shape: Shape, setting: MemorySetting) -> bool:
     """Say whether attention is done by plain products: on a CPU, where the kernel does not know the shapes."""
     is_long = max(shape.source, shape.target) > LONGEST
     return not setting.on_gpu and (is_long or architecture.head_dim % VECTOR_WIDTH > 0 or native.library() is None)
 
 
-def activation_elements(architecture: Architecture, shape: Shape, setting: Setting) -> float:
+def activation_elements(architecture: Architecture, shape: Shape, setting: MemorySetting) -> float:
     """Return how many elements the backward pass over a micro-batch needs."""
     a = architecture
     d, inner = a.d_model, a.d_ff * {"relu": 1, "gelu": 2, "swiglu": 4}[a.activation]

@@ -8,6 +8,7 @@ from torch import Tensor
 from tfray.config import TrainingConfig
 
 EPSILON = 1e-9
+"""As in Vaswani et al. 2017, section 5.3."""
 
 
 class FlatAdamW:

@@ -1,4 +1,4 @@
-"""What a step changes: a model with its optimiser and moving average, on one worker of several."""
+"""What a step changes: a model with its optimizer and moving average, on one worker of several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches -> one update."""
+"""One optimizer step: micro-batches -> one update."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ class StepMetrics(NamedTuple):
     gradient_norm: float
     is_skipped: bool
     """True where the weights stayed as they were: a spike, or a loss or gradient that is not finite."""
-    of_lanes: tuple[float, ...]
-    """The negative log-likelihood of each of this worker's own lanes."""
 
     @property
     def is_finite(self) -> bool:
@@ -56,15 +54,15 @@ def train_step(
         loss = state.accumulate(batch, 1 / target, is_last=index == len(micro_batches) - 1)
         likelihoods.append(loss.negative_log_likelihood)
     norm = state.reduce()
-    of_lanes = torch.stack(likelihoods).cpu().double()
+    likelihood = torch.stack(likelihoods).cpu().double().sum()
     # Workers with other processors may round the norm otherwise: all judge by the mean of what they have.
-    total, norm = sum_over_workers(torch.stack([of_lanes.sum(), torch.tensor(norm / world_size())])).tolist()
+    total, norm = sum_over_workers(torch.stack([likelihood, torch.tensor(norm / world_size())])).tolist()
     is_skipped = not math.isfinite(total + norm) or (spikes is not None and spikes.judge(norm, total / target))
     if is_skipped:
         state.discard()
     else:
         state.update(rate, min(1.0, config.gradient_clip / norm) if config.gradient_clip and norm else 1.0)
-    return StepMetrics(total, target, source, padded, norm, is_skipped, tuple(of_lanes.tolist()))
+    return StepMetrics(total, target, source, padded, norm, is_skipped)
 
 
 def count_tokens(micro_batches: list[Batch]) -> tuple[int, int, int]:

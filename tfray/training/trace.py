@@ -43,15 +43,3 @@ def hash_of(batch: Batch) -> str:
     for tensor in (batch.source_ids, batch.label_ids):
         digest.update(str(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_trace(out: Path) -> dict[tuple[int, int], list[str]]:
-    """Return the hashes of each (step, lane), one for each time that it was done; a line that a kill has cut is left
-    out."""
-    found: dict[tuple[int, int], list[str]] = {}
-    for path in sorted((out / FOLDER).glob("*.txt")):
-        whole = path.read_text().rpartition("\n")[0]
-        for line in whole.splitlines():
-            step, lane, name = line.split()
-            found.setdefault((int(step), int(lane)), []).append(name)
-    return found

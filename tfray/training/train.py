@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def train(job: TrainJob) -> str:
-    """Return the folder of the trained model, trained now or before; for a dry run, a report."""
+    """Return the folder of the trained model, trained now or before; for a dry run, a report.
+
+    Raises InputError where tokens, settings or the cluster do not fit, and CheckpointMismatch where 'out' holds a
+    training with other settings.
+    """
     tokens = open_tokens(job.tokens_folder)
     resolve(job.model, tokens.vocab_size, 1)
     portions = mix_shards(tokens, job.batches)
@@ -34,11 +38,11 @@ def train(job: TrainJob) -> str:
     check_metric(job.training, tokens)
     job = replace(job, tokens_folder=tokens.folder, out=storage.absolute(job.out))
     if job.dry_run:
-        from tfray.training.rehearse import rehearse  # needs torch, which takes seconds to import
+        from tfray.training.dry_run import report_dry_run  # needs torch, which takes seconds to import
 
         steps = count_steps(job, tokens)
         warn_of_warmup(job.training, steps)
-        return rehearse(job, tokens, made_from(job, tokens), steps)
+        return report_dry_run(job, tokens, made_from(job, tokens), steps)
     storage.check_writable(job.out)
     with Lock(job.out) as lock:
         return carry_out(job, tokens, portions, lock)

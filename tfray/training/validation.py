@@ -240,7 +240,7 @@ def gather(mine: list[str]) -> list[str]:
 
 def choose_pairs(tokens: TokenFolder, limit: int) -> tuple[list[list[int]], list[list[int]]]:
     """Return sources and targets of at most `limit` validation pairs, spread evenly over all of them."""
-    counts = tokens.examples("valid")
+    counts = tokens.pair_counts("valid")
     total = sum(counts)
     wanted = min(limit, total)
     chosen = np.arange(wanted) * total // max(1, wanted)

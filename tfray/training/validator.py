@@ -7,6 +7,7 @@ import time
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import ray
 import torch
 
 from tfray.config import ClusterConfig, TrainingConfig
@@ -62,7 +63,7 @@ def choose_place(config: TrainingConfig, cluster: ClusterConfig, room: Room) -> 
     return "actor"
 
 
-class Work:
+class DecodingActor:
     """What the actor does."""
 
     def __init__(self, tokens: TokenFolder, architecture: Architecture, config: TrainingConfig, device: str) -> None:
@@ -96,11 +97,9 @@ class ActorValidator:
     def __init__(
         self, tokens: TokenFolder, architecture: Architecture, config: TrainingConfig, on_gpu: bool = False
     ) -> None:
-        import ray
-
         self.settings = (tokens, architecture, config, "cuda" if on_gpu else "cpu")
         self.actor: Any = (
-            ray.remote(Work)
+            ray.remote(DecodingActor)
             .options(
                 num_cpus=1,
                 num_gpus=1 if on_gpu else 0,
@@ -130,8 +129,6 @@ class ActorValidator:
 
     def poll(self, seconds: float) -> list[Finding]:
         """Return what came since the last call, or comes in so many seconds, which only the end of training waits."""
-        import ray
-
         found: list[Finding] = []
         while self.running is not None:
             asked, answer = self.running
@@ -146,8 +143,6 @@ class ActorValidator:
 
     def is_nowhere(self) -> bool:
         """Say whether the actor has not answered for long; asked again and again at the end of training."""
-        import ray
-
         if self.asked_if_ready is None:
             self.asked_if_ready = time.monotonic(), self.actor.is_ready.remote()
         since, answer = self.asked_if_ready
@@ -176,7 +171,6 @@ class ActorValidator:
 
 def scored(asked: Asked, answer: Any) -> list[Finding]:
     """Return what the actor found of weights; nothing, with a warning, where it failed or was lost each time."""
-    import ray
     from ray.exceptions import RayError
 
     try:

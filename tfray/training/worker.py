@@ -87,7 +87,7 @@ class Worker:
         """What is still to be found of the newest weights, but for scores from beside."""
         pause = settings.trace_pause
         self.trace = None if pause is None else Trace(job.out, pause)
-        self.is_warned = False
+        self.save_was_asked = False
 
     def make_validation(self) -> Validation:
         """Return what validates, here or beside the training."""
@@ -162,7 +162,7 @@ class Worker:
             steps.close()
 
     def step(self, feed_step: FeedStep) -> None:
-        """Take one optimiser step and move the cursor."""
+        """Take one optimizer step and move the cursor."""
         self.score, self.pending = None, ""
         config, step = self.job.training, self.progress.step
         batches = feed_step.micro_batches
@@ -207,7 +207,7 @@ class Worker:
         is_candidate = bool(config.keep_best_checkpoints) and self.score is not None
         if self.is_over or step % config.checkpoint_every == 0 or wish >= Wish.SAVE or is_candidate:
             self.save()
-        self.is_warned = ask_to_save_once(self.is_warned)
+        self.save_was_asked = ask_to_save_once(self.save_was_asked)
         return wish
 
     def end(self, wish: Wish) -> None:

@@ -26,6 +26,7 @@ SUCCESS = "_SUCCESS"
 SETTINGS = "_config.yaml"
 RECORDS = "_units"
 UNIT_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{8})\.(json|parquet)")
+MESSAGE_WIDTH = 120  # of a value in a message
 READERS = 16  # records read at once: an object store takes its time for each
 
 
@@ -266,7 +267,7 @@ def differences(old: Mapping[str, object], new: Mapping[str, object], prefix: st
     return lines
 
 
-def shorten(value: object, limit: int = 120) -> str:
+def shorten(value: object) -> str:
     """Return a value's text, cut to what fits a message."""
     text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= MESSAGE_WIDTH else text[: MESSAGE_WIDTH - 3] + "..."

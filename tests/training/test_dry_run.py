@@ -17,12 +17,13 @@ import pytest
 
 from tfray import storage
 from tfray.batches.count import count_epoch
-from tfray.batches.feed import Cursor, PoolLanes, read_feed
+from tfray.batches.feed import PoolLanes, read_feed
+from tfray.batches.order import Cursor
 from tfray.batches.plan import Shape, plan_pools
 from tfray.config import BatchesConfig, ModelConfig, TrainingConfig, TrainJob, WorkerRange
 from tfray.errors import CheckpointMismatch, InputError
 from tfray.tokens.shards import FORMAT_VERSION, MANIFEST, SUCCESS, TokenFolder
-from tfray.training.rehearse import describe_place, rehearse, survey_epoch
+from tfray.training.dry_run import describe_place, report_dry_run, survey_epoch
 from tfray.training.train import made_from
 from tfray.units.ledger import Ledger, open_ledger
 
@@ -75,7 +76,7 @@ def test_the_plan_is_the_one_that_is_trained_on(tokens: TokenFolder, job: TrainJ
 
 
 def test_the_report_has_the_model_the_plan_the_memory_and_the_places(tokens: TokenFolder, job: TrainJob):
-    report = rehearse(job, tokens, made_from(job, tokens), steps=77)
+    report = report_dry_run(job, tokens, made_from(job, tokens), steps=77)
     for part in (
         *("embedding", "encoder", "decoder", "norms"),
         *("steps an epoch", "77 (the first end of 3 epochs)", "padding"),

@@ -36,7 +36,7 @@ MOST_COPIES, COPIES_SECONDS = 8, 8.0
 """A hundred rows alone leave the engine half empty: its rate is that of copies of them, as many as are soon done."""
 
 
-def rehearse(job: PredictJob, folder: ModelFolder, task: Task, made_from: dict[str, object]) -> str:
+def report_dry_run(job: PredictJob, folder: ModelFolder, task: Task, made_from: dict[str, object]) -> str:
     """Return a report of what a job would find and take; nothing is written but a sample in a temporary folder.
 
     Raises InputError where the job would, for the place where it is to write.

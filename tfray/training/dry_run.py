@@ -23,7 +23,7 @@ from tfray.training.display import CURVES
 from tfray.training.ends import lacks_average
 from tfray.training.folders import AVERAGE
 from tfray.training.log import LOG
-from tfray.training.memory import FP32, Setting, count_parameters, estimate_memory
+from tfray.training.memory import FP32, MemorySetting, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
 from tfray.training.resume import check_model
 from tfray.units.ledger import Found, find_ledger
@@ -47,7 +47,7 @@ class Epoch:
         return 1 - sum(self.step_tokens) / self.padded
 
 
-def rehearse(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], steps: int) -> str:
+def report_dry_run(job: TrainJob, tokens: TokenFolder, made_from: dict[str, object], steps: int) -> str:
     """Return a report of what a job with about so many steps would do; nothing is written, no Ray is needed.
 
     Raises what the job itself would raise about its place.
@@ -122,7 +122,7 @@ def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -
         ["padding", f"{epoch.padding:.1%}"],
         ["shapes of micro-batches", f"{len(epoch.shapes):,}"],
     ]
-    if valid := sum(tokens.examples("valid")):
+    if valid := sum(tokens.pair_counts("valid")):
         decoded = min(valid, config.valid_rows)
         how = f", decodes {decoded:,} of them (beam {config.valid_beam_size})" if decoded else ""
         rows.append(["validation", f"every {config.validate_every:,} steps: the loss of {valid:,} pairs{how}"])
@@ -140,7 +140,7 @@ def format_memory(job: TrainJob, architecture: Architecture, epoch: Epoch) -> st
         torch.bfloat16 if on_gpu and config.precision == "auto" else choose_dtype(config.precision, torch.device("cpu"))
     )
     workers = counts[-1] if config.parallel == "ddp" else counts[0]  # of shards, the fewest hold the largest
-    setting = Setting(config, dtype.itemsize, on_gpu, workers, lanes // workers)
+    setting = MemorySetting(config, dtype.itemsize, on_gpu, workers, lanes // workers)
     estimates = [(shape, estimate_memory(architecture, shape, setting)) for shape in epoch.shapes]
     shape, estimate = max(estimates, key=lambda pair: sum(pair[1].values()))
     if not on_gpu:
@@ -161,7 +161,7 @@ def format_writing(job: TrainJob, architecture: Architecture, tokens: TokenFolde
     model = FP32 * sum(count_parameters(architecture).values())
     kept = config.keep_checkpoints + config.keep_best_checkpoints
     checkpoint = model * (4 if config.ema_decay else 3)
-    valid = sum(tokens.examples("valid"))
+    valid = sum(tokens.pair_counts("valid"))
     chosen = f"of the best validation by {config.best_metric}" if valid else "the newest: no validation data"
     rows: list[list[object]] = [
         ["best/", megabytes(model), chosen],
