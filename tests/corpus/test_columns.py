@@ -107,8 +107,11 @@ def test_columns_are_those_of_the_first_file_that_can_be_read(tmp_path: Path) ->
         assert reason is None if word is None else word in str(reason)
     with pytest.raises(InputError, match=r"4\.parquet.*is int64, not text"):
         choose_columns(files[4:5], None, None)
-    with pytest.raises(InputError, match=r"0\.parquet.*not a readable Parquet file"):
-        choose_source(files[:1], None)
+    for file, reason in ((files[0], "not a readable Parquet file"), (files[1], "zlib inflate failed")):
+        with pytest.raises(InputError, match=f"cannot be read: .*{reason}.*; replace or remove it$"):
+            choose_source([file], None)
+        with pytest.raises(InputError, match=r"cannot be read: .*; replace or remove it$"):
+            check_columns(file, columns.needed, columns.text)
 
 
 @pytest.mark.parametrize("values", [pa.array([1]), pa.array([b"x"]), pa.array([["x"]])], ids=str)

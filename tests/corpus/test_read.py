@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import errno
 import gzip
@@ -13,8 +14,11 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -557,6 +561,41 @@ def test_a_damaged_archive_gives_what_can_be_read_and_then_its_name(
     assert readable <= len(texts) < 10_000 or name.startswith("no_checksum")
     expected = [json.loads(line)["source"] for line in data.splitlines()]
     assert texts == list(enumerate(expected[: len(texts)]))
+
+
+def uncompressed_before_damage(packed: bytes, make: Callable[[], Any]) -> bytes:
+    """Return what a decompressor of Python's gives, byte by byte, until it fails."""
+    found, decompressor = bytearray(), make()
+    with contextlib.suppress(OSError, zlib.error):
+        for at in range(len(packed)):
+            found += decompressor.decompress(packed[at : at + 1])
+    return bytes(found)
+
+
+@pytest.mark.parametrize("rows", [300, 20_000])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize(
+    ("ending", "compress", "make"),
+    [
+        ("gz", gzip.compress, lambda: zlib.decompressobj(31)),
+        ("bz2", lambda data: bz2.compress(data, 1), bz2.BZ2Decompressor),
+    ],
+)
+def test_every_whole_line_before_the_damage_of_an_archive_is_read(
+    tmp_path: Path, rows: int, damage: str, ending: str, compress: Callable[[bytes], bytes], make: Callable[[], Any]
+) -> None:
+    data = numbered(rows)
+    packed = compress(data)
+    place = len(packed) * 9 // 10
+    packed = packed[:place] + (b"" if damage == "cut" else b"\xff" * 64 + packed[place + 64 :])
+    (tmp_path / f"a.jsonl.{ending}").write_bytes(packed)
+    texts, damages = read_until_damage(tmp_path / f"a.jsonl.{ending}")
+    found = uncompressed_before_damage(packed, make).splitlines(keepends=True)
+    whole = takewhile(lambda pair: pair[0] == pair[1], zip(found, data.splitlines(keepends=True), strict=False))
+    expected = [json.loads(line)["source"] for line, _ in whole]
+    assert len(damages) == 1
+    assert [text for _, text in texts][: len(expected)] == expected
+    assert len(expected) >= rows * 8 // 10 or (ending, rows) == ("bz2", 300), "which is one block"
 
 
 def test_parallel_text_with_a_damaged_side_gives_the_pairs_before_the_damage(tmp_path: Path) -> None:

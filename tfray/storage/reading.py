@@ -16,7 +16,8 @@ import pyarrow as pa
 from tfray.storage.places import Result, filesystem, known, retried
 
 CHUNK_BYTES = 1 << 20
-COMPRESSED_BYTES = 64 << 10  # less, for what is read with a damaged place is lost with it
+COMPRESSED_BYTES = 64 << 10  # less, for what is read with a damaged place is read again, byte by byte
+ARROW_BYTES = 64 << 10  # that Arrow takes of a compressed file at once
 PATIENT_TRIES = 8  # to read; about a minute
 READ_ERRORS = (OSError, EOFError, pa.ArrowException)  # what a missing or damaged file raises
 
@@ -36,15 +37,36 @@ def open_patiently(path: str) -> pa.NativeFile:
 
 
 def read_chunks(path: str, compression: str | None = None, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Yield a file's uncompressed bytes from start to stop (default: its end)."""
+    """Yield a file's uncompressed bytes from start to stop (default: its end); of a damaged one all before that."""
     position = start
     with contextlib.closing(PatientFile(path)) as raw:
         file = pa.CompressedInputStream(as_native(raw), compression) if compression else raw
         size = COMPRESSED_BYTES if compression else CHUNK_BYTES
         advance(file, start)
-        while chunk := file.read(size if stop is None else min(size, stop - position)):
-            position += len(chunk)
-            yield chunk
+        taken = raw.position
+        try:
+            while chunk := file.read(size if stop is None else min(size, stop - position)):
+                position, taken = position + len(chunk), raw.position
+                yield chunk
+        except READ_ERRORS:
+            if compression:
+                yield from read_to_damage(path, compression, position, stop, max(0, taken - ARROW_BYTES))
+            raise
+
+
+def read_to_damage(path: str, compression: str, start: int, stop: int | None, sound: int) -> Iterator[bytes]:
+    """Yield what a compressed file still gives from start on, until its damage; its first `sound` bytes have none.
+
+    Those after them are uncompressed one by one: together with the damage, what is before it would be lost.
+    """
+    found = bytearray()
+    with contextlib.closing(DrippingFile(path, sound)) as raw, contextlib.suppress(*READ_ERRORS):
+        file = pa.CompressedInputStream(as_native(raw), compression)
+        advance(file, start)
+        while (stop is None or start + len(found) < stop) and (byte := file.read(1)):
+            found += byte
+    if found:
+        yield bytes(found)
 
 
 def advance(file: PatientFile | pa.NativeFile, position: int) -> None:
@@ -109,6 +131,17 @@ class PatientFile:
 
     def writable(self) -> bool:
         return False
+
+
+class DrippingFile(PatientFile):
+    """A file that is given byte by byte after a position."""
+
+    def __init__(self, path: str, sound: int) -> None:
+        super().__init__(path)
+        self.sound = sound
+
+    def read(self, size: int = -1) -> bytes:
+        return super().read(max(1, min(size, self.sound - self.position)))
 
 
 def as_native(file: PatientFile) -> pa.NativeFile:
