@@ -534,6 +534,27 @@ def test_a_dry_run_without_a_row_to_try_says_so(model_folder: str, tmp_path: Pat
     path = write_lines(tmp_path / "a.csv", [b"source"])
     report = job_module.predict(make_job(model_folder, path, tmp_path / "out", dry_run=True))
     assert "no row could be read" in report and "is new" in report
+    names, _, values = (line.split() for line in report.splitlines()[:3])
+    assert (names, values) == (["units", "rows"], ["1", "0"]), "the header is no row"
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "error"),
+    [
+        ("a.jsonl", [b'{"source": "one"}', b'{"source": "\xff"}', b"{"], "row 1: bad_utf8: byte 12"),
+        ("a.jsonl", [b'{"source": "one", "n": 1}', b'{"source": "two", "n": "\\ud800"}'], "row 1: bad_utf8: n holds"),
+        ("a.csv", [b"source", b"one", b"two,three"], "row 1: bad_csv: 2 fields where the header has 1"),
+        ("a.txt", [b"one", b"", b"\xff"], "row 1: empty_source: the source"),
+    ],
+)
+def test_a_dry_run_names_the_first_error_as_the_job_does(
+    run: Run, model_folder: str, tmp_path: Path, name: str, lines: list[bytes], error: str
+) -> None:
+    path = write_lines(tmp_path / name, lines)
+    report = job_module.predict(make_job(model_folder, path, tmp_path / "out", dry_run=True))
+    assert f"the first error: {path} {error}" in report
+    run(make_job(model_folder, path, tmp_path / "out"), unit_rows=1000)
+    assert f"{path} {error}" in format_result(str(tmp_path / "out"))
 
 
 def test_a_dry_run_says_what_it_finds_where_the_job_would_write(run: Run, model_folder: str, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def find_pairs(job: PredictJob, units: list[Unit], assignment: Assignment) -> li
             "generation.precision='int8' is used only where its loss of quality was measured, and the input has no "
             "column target; name files with source and target by inference.quality_data, or use bf16 or fp32"
         )
-    table = sample_rows(units, rows, {source, target}, ROWS).select([source, target])
+    table = sample_rows(units, rows, {source, target}, ROWS).table.select([source, target])
     sources, targets = (column.cast(pa.string()).to_pylist() for column in table.columns)
     return [(text, reference) for text, reference in zip(sources, targets, strict=True) if text and reference]
 

@@ -14,19 +14,20 @@ import pyarrow as pa
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import PredictJob
+from tfray.corpus.read import Rows
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.assignment import Assignment
 from tfray.inference.columns import Task
 from tfray.inference.encode import EncodeUnit
+from tfray.inference.handover import Encoded
 from tfray.inference.planning import assign, plan_rows
 from tfray.inference.quality import check_quality
-from tfray.inference.sample import sample_rows
+from tfray.inference.sample import Sample, sample_rows
 from tfray.inference.write import WriteUnit
 from tfray.report.tables import format_table
-from tfray.units.files import find_files
 from tfray.units.ledger import Ledger
 from tfray.units.place import find_place
-from tfray.units.plan import plan_units
+from tfray.units.plan import Unit
 from tfray.units.status import duration
 from tfray.units.stored import read_plan
 
@@ -79,10 +80,11 @@ def estimate(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
     with tempfile.TemporaryDirectory(prefix="tfray-") as place:
         assignment = assign(job, place, folder, task, plan, {})
         sample = sample_rows(units, assignment.rows, assignment.text_columns, SAMPLE_ROWS)
-        if not sample.num_rows:
-            return format_table(["units", "rows"], [[len(units), total]]) + "\nno row could be read for a sample"
+        if not sample.places:
+            report = format_table(["units", "rows"], [[len(units), total]]) + "\nno row could be read for a sample"
+            return "; ".join([report, *sample.damages[:1]])
         comparison = check_quality(job, folder, units, assignment)
-        record = carry_out(sample, assignment, place)
+        record = carry_out(sample, assignment)
     seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])
     room = max(1, (os.cpu_count() or 1) // job.inference.cpus_per_actor)
     workers = job.inference.actors or min(room, job.inference.max_actors or room)
@@ -103,20 +105,39 @@ def estimate(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
     return f"{table}{first}{quality}\nthe models are those of this machine; nothing was written"
 
 
-def carry_out(sample: pa.Table, assignment: Assignment, place: str) -> dict:
+class EncodeSample(EncodeUnit):
+    """Stage: encodes rows that were read before, as often as there are copies of them."""
+
+    def __init__(self, assignment: Assignment, sample: Sample) -> None:
+        super().__init__(assignment)
+        self.sample = sample
+        self.unit = Unit(0, "the sample", "parquet", None, 0, 0, 0, 0, sample.table.nbytes)
+
+    def first(self, rows: int) -> Encoded:
+        """Return the first rows, encoded; more than there are begin anew."""
+        return self(replace(self.unit, stop=rows, rows=rows))
+
+    def read(self, unit: Unit) -> tuple[Rows, str | None]:
+        """Return the rows of the sample for a unit of so many."""
+        count = len(self.sample.table)
+        copies = pa.concat_tables([self.sample.table] * -(-unit.stop // count)).slice(0, unit.stop)
+        errors = {row: self.sample.errors[row % count] for row in range(unit.stop) if row % count in self.sample.errors}
+        return Rows(copies, errors, 0), None
+
+
+def carry_out(sample: Sample, assignment: Assignment) -> dict:
     """Return the record of a sample, done in this process, and the seconds that it takes among many rows."""
-    path = storage.join(place, "sample/rows.parquet")
-    storage.publish_table(path, pa.concat_tables([sample] * MOST_COPIES))
-    unit = plan_units(find_files([path]), sample.num_rows, MOST_COPIES * SAMPLE_ROWS, wanted=1)[0]
-    encode, write = EncodeUnit(assignment), WriteUnit(assignment)
+    rows = len(sample.table)
+    encode, write = EncodeSample(assignment, sample), WriteUnit(assignment)
     answer = AnswerUnit(assignment, np.frombuffer(assignment.folder.read_weights(), np.uint8))
-    answer(encode(replace(unit, stop=min(unit.stop, 8))))  # the first rows wait for libraries and memory
+    answer(encode.first(min(rows, 8)))  # the first rows wait for libraries and memory
     began = time.monotonic()
-    record = write(answer(encode(replace(unit, stop=sample.num_rows))))
+    answered = answer(encode.first(rows))
+    record = write(answered)
     seconds = time.monotonic() - began
     copies = min(MOST_COPIES, int(COPIES_SECONDS / seconds))
     if copies > 1:
         began = time.monotonic()
-        answer(encode(replace(unit, stop=copies * sample.num_rows)))
+        answer(encode.first(copies * rows))
         seconds = (time.monotonic() - began) / copies
-    return {**record, "seconds": seconds}
+    return {**record, "seconds": seconds, "first_error": sample.first_error(answered.notes | answered.errors)}

@@ -116,7 +116,7 @@ def estimate_rows(file: InputFile) -> int:
     except storage.READ_ERRORS:  # whoever reads the unit will say so
         return math.ceil(file.bytes / BYTES_PER_ROW)
     if len(head) >= file.bytes:
-        return max(1, head.count(b"\n") + (not head.endswith(b"\n")) - file.has_header)
+        return head.count(b"\n") + (not head.endswith(b"\n")) - file.has_header
     return math.ceil(file.bytes * head.count(b"\n") / max(1, len(head))) or 1
 
 
