@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,6 +39,23 @@ def test_a_ray_that_does_not_answer_is_named_by_the_source_of_its_address(
         monkeypatch.setenv("RAY_ADDRESS", environment)
     with pytest.raises(InputError, match=named):
         start(ClusterConfig(address=given))
+
+
+def test_a_local_ray_that_does_not_start_in_time_is_a_message_and_a_mistake_of_ours_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    def init(error: Exception, **_: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", partial(init, Exception("The current node timed out during startup.")))
+    with pytest.raises(InputError, match=r"^no local Ray starts: The current node timed out .* logs in /tmp/ray"):
+        start(ClusterConfig())
+    monkeypatch.setattr(ray, "init", partial(init, TypeError("no such option")))
+    with pytest.raises(TypeError, match="no such option"):
+        start(ClusterConfig())
 
 
 @pytest.mark.ray

@@ -95,8 +95,11 @@ def start(config: ClusterConfig) -> None:
                 ray.init(address, **quiet)
             else:
                 local_ray.start(config.num_cpus, config.dashboard, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(unreachable(config, error)) from error
+    except Exception as error:
+        # A plain Exception is what Ray raises where a node does not start in time, as on an overloaded machine.
+        if type(error) is Exception or isinstance(error, ConnectionError | ValueError | RuntimeError):
+            raise InputError(unreachable(config, error)) from error
+        raise
 
 
 def unreachable(config: ClusterConfig, error: Exception) -> str:
