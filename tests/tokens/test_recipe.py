@@ -52,6 +52,17 @@ def test_a_part_is_refused_by_its_name(tmp_path: Path, given: dict[str, str], na
         find_corpora(CorpusConfig(parts=[part]))
 
 
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_a_target_side_without_its_source_side_is_not_left_out_in_silence(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^corpus\.{name}_target='a\.de' .* corpus\.{name}, which names no file"):
+        CorpusConfig(**({"train": "a.jsonl"} if name == "valid" else {}), **{f"{name}_target": "a.de"})
+
+
+def test_a_part_without_files_is_not_left_out_in_silence() -> None:
+    with pytest.raises(InputError, match=r"^corpus\.parts \(news\)\.files=\[\] names no file; .* leave the corpus out"):
+        PartConfig(name="news", files=[])
+
+
 def make_files(folder: Path) -> None:
     """Write files of all kinds that a corpus may name."""
     write_lines(folder / "a.jsonl", [line(("a", "b"))])

@@ -107,6 +107,12 @@ class PartConfig:
         require(
             self.name not in (*SPLITS, "corpus"), "corpus.parts.name", self.name, "is taken by tfray; choose another"
         )
+        require(
+            bool(as_list(self.files)),
+            f"corpus.parts ({self.name}).files",
+            self.files,
+            "names no file; name files, or leave the corpus out",
+        )
         require(self.weight > 0, "corpus.parts.weight", self.weight, "must be positive; leave the corpus out instead")
 
 
@@ -155,6 +161,14 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         require_paths(self, "train", "train_target", "valid", "valid_target", "test", group="corpus.")
         object.__setattr__(self, "label_names", text_keys(self.label_names))
+        for name in ("train", "valid"):
+            targets = getattr(self, f"{name}_target")
+            require(
+                not as_list(targets) or bool(as_list(getattr(self, name))),
+                f"corpus.{name}_target",
+                targets,
+                f"is the target side of corpus.{name}, which names no file; name its source side, or leave it out",
+            )
         for name in ("valid_share", "test_share"):
             value = getattr(self, name)
             require(0 <= value < 1, f"corpus.{name}", value, "must be at least 0 and below 1")
