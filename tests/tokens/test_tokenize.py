@@ -387,6 +387,14 @@ def test_labels_become_their_names_and_unknown_ones_are_counted(tmp_path: Path, 
     assert rejected["unknown_label"] == 9 and sum(rejected.values()) == 12
 
 
+def test_label_names_that_fit_no_row_are_named_with_the_first_row(tmp_path: Path, run: Run) -> None:
+    lines = [json.dumps({"text": f"text {i}", "label": True}).encode() for i in range(3)]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    first = r"3 unknown_label; the first: .*a\.jsonl, line 1: .*'true' is not in label_names \(True\).*'text 0'"
+    with pytest.raises(InputError, match=f"{first}.*; name it in corpus.label_names, or leave that out"):
+        run(make_job(tmp_path / "out", path, label_names={"True": "pos"}))
+
+
 def test_a_label_that_training_never_saw_is_counted_and_named(tmp_path: Path, run: Run) -> None:
     rows = [{"text": f"t{i}", "label": "old"} for i in range(5)]
     train = write_lines(tmp_path / "a.jsonl", [json.dumps(row).encode() for row in rows])
