@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.config import EvaluateJob
-from tfray.corpus.clean import value_text
+from tfray.corpus.clean import label_text, value_text
 from tfray.errors import InputError
 from tfray.report.tables import format_table
 from tfray.scores import classification_scores, translation_scores
@@ -50,9 +50,10 @@ def evaluate(job: EvaluateJob) -> dict:
             f"{pairs.rows_without_reference} rows, none with a reference; check reference_column "
             "and label_names"
         )
+    sides = (pairs.predictions, pairs.references)
     scores = {
         "task": task,
-        **TASKS[task](pairs.predictions, pairs.references),
+        **TASKS[task](*([*map(label_text, side)] if task == "classification" else side for side in sides)),
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
@@ -99,9 +100,9 @@ def read_pairs(job: EvaluateJob) -> Pairs:
             f"reference_file={job.reference_file!r} and reference_column={job.reference_column!r} "
             "exclude each other; leave one out"
         )
-    pairs = Pairs()
+    pairs, names = Pairs(), {label_text(value): name for value, name in job.label_names.items()}
     for prediction, error, reference in rows:
-        pairs.add(prediction, error, reference_text(reference, job.label_names))
+        pairs.add(prediction, error, reference_text(reference, names))
     return pairs
 
 
@@ -215,7 +216,7 @@ def read_lines(path: str) -> list[str]:
 def reference_text(value: object, label_names: dict[str, str]) -> str | None:
     """Return a reference as text, through label_names if there are any; None if there is none."""
     text = value_text(value)
-    return label_names.get(text) if label_names and text is not None else text
+    return label_names.get(label_text(text)) if label_names and text is not None else text
 
 
 def format_scores(scores: dict) -> str:
