@@ -307,7 +307,7 @@ def test_bad_files_are_counted_and_named_and_the_others_are_used(tmp_path: Path,
     tokens = run(make_job(tmp_path / "out", [str(tmp_path / name) for name in names]))
     account = tokens.manifest["corpora"]["corpus"]
     assert account["rejected"]["other_schema"] == 5
-    assert account["rejected"]["unreadable_file"] >= 2
+    assert account["rejected"]["damaged_file"] >= 2
     assert {Path(entry.partition(": ")[0].strip("'")).name for entry in account["damaged_files"]} == {
         "magic.parquet", "schema.parquet", "cut.jsonl.gz",
     }  # fmt: skip
@@ -332,7 +332,7 @@ def test_beside_a_damaged_row_group_duplicates_alone_are_dropped(tmp_path: Path,
     lost = {(damaged, row) for row in range(10)}
     whole = {(name, row) for name in "ab" for row in range(20)} - {("a", 19), ("b", 19)}
     assert {(Path(row["file"]).stem, row["row"]) for row in read(tokens, "train")} == whole - lost
-    assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"duplicate": 2, "unreadable_file": 10}
+    assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"duplicate": 2, "damaged_file": 10}
 
 
 def test_a_file_that_disappears_is_counted_and_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +349,7 @@ def test_a_file_that_disappears_is_counted_and_named(tmp_path: Path, run: Run, m
     monkeypatch.setattr(module, "plan_corpora", plan_and_lose)
     tokens = run(make_job(tmp_path / "out", paths))
     account = tokens.manifest["corpora"]["corpus"]
-    assert account["rejected"] == {"unreadable_file": 10} and account["rows"] == 20
+    assert account["rejected"] == {"damaged_file": 10} and account["rows"] == 20
     assert all("b.jsonl" in entry for entry in account["damaged_files"])
 
 

@@ -44,7 +44,7 @@ ERROR_KINDS = frozenset(
         "not_text",
         "missing_source",
         "missing_target",
-        "unreadable_file",
+        "damaged_file",
         "other_schema",
     }
 )
