@@ -212,6 +212,14 @@ def test_labels_get_their_names_and_values_without_one_are_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize("names", [{}, {"caf\u00e9 bar": "good"}, {" cafe\u0301  bar": "good"}])
+def test_labels_that_look_alike_are_one(names: dict[str, str]) -> None:
+    cleaned = clean(["a", "b", "c"], ["caf\u00e9 bar", " caf\u00e9 bar", "cafe\u0301\tbar "], LABELLED, names=names)
+    assert cleaned.target.to_pylist() == ["good" if names else "caf\u00e9 bar"] * 3
+    apart = clean(["a", "b"], ["x", " x"], LABELLED, text=TextConfig(whitespace=False))
+    assert apart.target.to_pylist() == ["x", " x"]
+
+
 def test_a_label_is_not_measured_as_a_text_is() -> None:
     labels = ["x", " very  positive ", "e\u0301", "long" * 10, " ", "plain text"]
     cleaned = clean(
@@ -223,7 +231,7 @@ def test_a_label_is_not_measured_as_a_text_is() -> None:
         drop_equal=True,
         target_script="han",
     )
-    assert cleaned.target.to_pylist() == [*labels[:4], "plain text"]
+    assert cleaned.target.to_pylist() == ["x", "very positive", "\u00e9", "long" * 10, "plain text"]
     assert kinds(cleaned) == ["empty_target"]
 
 

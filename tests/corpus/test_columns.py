@@ -91,6 +91,18 @@ def test_a_file_that_lacks_a_column_is_known_by_its_name_and_does_not_hide_the_o
         check_columns(files[2], columns.needed, columns.text)
 
 
+@pytest.mark.parametrize(
+    "data", [b'[{"source": "a", "target": "b"}]\n', '{"source": "a", "target": "b"}\n'.encode("utf-16"), b"\n\n"]
+)
+def test_json_that_is_not_lines_of_objects_is_refused_as_that(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    files = find_files([str(tmp_path)])
+    for choose in (lambda: choose_columns(files, None, None), lambda: choose_source(files, "source")):
+        with pytest.raises(InputError, match=r"a\.json' is read as JSON lines .* in UTF-8; write one object"):
+            choose()
+    assert "is read as JSON lines" in str(missing_columns(files[0], {"source"}, {"source"}))
+
+
 def test_columns_are_those_of_the_first_file_that_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "0.parquet").write_bytes(b"")
     (tmp_path / "1.jsonl.gz").write_bytes(b"not gzip")

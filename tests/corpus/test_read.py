@@ -598,16 +598,6 @@ def test_every_whole_line_before_the_damage_of_an_archive_is_read(
     assert len(expected) >= rows * 8 // 10 or (ending, rows) == ("bz2", 300), "which is one block"
 
 
-def test_zstd_gives_its_blocks_before_the_damage(tmp_path: Path) -> None:
-    data = numbered(20_000)
-    (tmp_path / "a.jsonl.zst").write_bytes(pa.compress(data, "zstd", asbytes=True)[:-20_000])
-    texts, damages = read_until_damage(tmp_path / "a.jsonl.zst")
-    block = 128 << 10
-    assert len(damages) == 1
-    blocks = max(end for end in range(0, len(data), block) if data[:end].count(b"\n") <= len(texts))
-    assert data[:blocks].count(b"\n") == len(texts)
-
-
 def test_parallel_text_with_a_damaged_side_gives_the_pairs_before_the_damage(tmp_path: Path) -> None:
     lines = [f"{number} {os.urandom(20).hex()}\n" for number in range(5000)]
     (tmp_path / "a.en").write_text("".join(lines))

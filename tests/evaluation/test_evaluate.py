@@ -80,6 +80,12 @@ def test_label_names_translate_numbers_and_texts_and_the_rest_is_left_out(tmp_pa
     assert scores["confusion"] == {"labels": ["neg", "pos"], "counts": [[1, 0], [1, 0]]}
 
 
+@pytest.mark.parametrize("names", [{}, {"caf\u00e9": "caf\u00e9", "tea ": "tea"}])
+def test_references_are_normalized_as_labels_are_in_training(tmp_path: Path, names: dict[str, str]) -> None:
+    part = {"prediction": ["caf\u00e9", "tea"], "label": [" cafe\u0301 ", "tea"]}
+    assert run(write_predictions(tmp_path / "out", part, task="classification"), label_names=names)["accuracy"] == 1
+
+
 def test_a_row_with_an_error_counts_as_wrong(tmp_path: Path) -> None:
     part = {"prediction": ["1", None], "label": [1, 1], "error": [None, "empty source"]}
     scores = run(write_predictions(tmp_path / "out", part, task="classification"))

@@ -307,7 +307,7 @@ def test_bad_files_are_counted_and_named_and_the_others_are_used(tmp_path: Path,
     tokens = run(make_job(tmp_path / "out", [str(tmp_path / name) for name in names]))
     account = tokens.manifest["corpora"]["corpus"]
     assert account["rejected"]["other_schema"] == 5
-    assert account["rejected"]["unreadable_file"] >= 2
+    assert account["rejected"]["damaged_file"] >= 2
     assert {Path(entry.partition(": ")[0].strip("'")).name for entry in account["damaged_files"]} == {
         "magic.parquet", "schema.parquet", "cut.jsonl.gz",
     }  # fmt: skip
@@ -332,7 +332,7 @@ def test_beside_a_damaged_row_group_duplicates_alone_are_dropped(tmp_path: Path,
     lost = {(damaged, row) for row in range(10)}
     whole = {(name, row) for name in "ab" for row in range(20)} - {("a", 19), ("b", 19)}
     assert {(Path(row["file"]).stem, row["row"]) for row in read(tokens, "train")} == whole - lost
-    assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"duplicate": 2, "unreadable_file": 10}
+    assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"duplicate": 2, "damaged_file": 10}
 
 
 def test_a_file_that_disappears_is_counted_and_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +349,7 @@ def test_a_file_that_disappears_is_counted_and_named(tmp_path: Path, run: Run, m
     monkeypatch.setattr(module, "plan_corpora", plan_and_lose)
     tokens = run(make_job(tmp_path / "out", paths))
     account = tokens.manifest["corpora"]["corpus"]
-    assert account["rejected"] == {"unreadable_file": 10} and account["rows"] == 20
+    assert account["rejected"] == {"damaged_file": 10} and account["rows"] == 20
     assert all("b.jsonl" in entry for entry in account["damaged_files"])
 
 
@@ -385,6 +385,14 @@ def test_labels_become_their_names_and_unknown_ones_are_counted(tmp_path: Path, 
     assert labels == {"positive": 6, "negative": 6}
     rejected = tokens.manifest["corpora"]["corpus"]["rejected"]
     assert rejected["unknown_label"] == 9 and sum(rejected.values()) == 12
+
+
+def test_label_names_that_fit_no_row_are_named_with_the_first_row(tmp_path: Path, run: Run) -> None:
+    lines = [json.dumps({"text": f"text {i}", "label": True}).encode() for i in range(3)]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    first = r"3 unknown_label; the first: .*a\.jsonl, line 1: .*'true' is not in label_names \(True\).*'text 0'"
+    with pytest.raises(InputError, match=f"{first}.*; name it in corpus.label_names, or leave that out"):
+        run(make_job(tmp_path / "out", path, label_names={"True": "pos"}))
 
 
 def test_a_label_that_training_never_saw_is_counted_and_named(tmp_path: Path, run: Run) -> None:

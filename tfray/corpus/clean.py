@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ REJECTED_SCHEMA = pa.schema(
     {"row": pa.int64(), "reason": pa.string(), "message": pa.string(), "source": pa.string(), "target": pa.string()}
 )
 MOST_CHARACTERS_KEPT = 1000  # of each side of a rejected row
+MOST_LABELS_KEPT = 4096  # normalized; more than there are in most data
+PLAIN = TextConfig()
 
 # Kinds that say that the data is damaged or not what the settings say: too many of them end a job. The
 # other kinds are choices (too_long, equal, unknown_label ...) or harmless: a blank line holds nothing that could be
@@ -41,7 +44,7 @@ ERROR_KINDS = frozenset(
         "not_text",
         "missing_source",
         "missing_target",
-        "unreadable_file",
+        "damaged_file",
         "other_schema",
     }
 )
@@ -55,7 +58,7 @@ class Cleaned(NamedTuple):
     source: pa.Array
     """Its text, normalized."""
     target: pa.Array
-    """Its text, normalized, or the name of its label."""
+    """Its text, or the name of its label, normalized."""
     rejected: pa.Table
     """The other rows, as in REJECTED_SCHEMA."""
 
@@ -76,11 +79,12 @@ def clean_pairs(
     raw_source, raw_target = as_text(rows.table[columns.source]), as_text(rows.table[columns.target])
     source = normalize(raw_source, text)
     labelled = columns.task == "classification"
-    target = raw_target if labelled else normalize(raw_target, text)
+    target = normalize(raw_target, text)
     checks = [read_errors(rows), *check_text("source", source, clean.source_script, clean)]
     if labelled:
-        checks += check_label(target, label_names)
-        target = name_labels(target, label_names)
+        names = {label_text(value, text): name for value, name in label_names.items()}
+        checks += check_label(target, names)
+        target = name_labels(target, names)
     else:
         checks += check_text("target", target, clean.target_script, clean)
         if clean.drop_equal:
@@ -137,6 +141,12 @@ def check_label(labels: pa.Array, names: dict[str, str]) -> Iterator[Check]:
             ~true_rows(known),
             lambda row: f"unknown_label: {labels[row].as_py()!r:.40} is not in label_names ({', '.join(names)})",
         )
+
+
+@lru_cache(MOST_LABELS_KEPT)
+def label_text(label: str, text: TextConfig = PLAIN) -> str:
+    """Return a label normalized: of two that look alike, only one is there."""
+    return normalize(pa.array([label]), text)[0].as_py()
 
 
 def name_labels(labels: pa.Array, names: dict[str, str]) -> pa.Array:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
+from tfray.corpus.jsonl import SAMPLE_LINES
 from tfray.corpus.read import DamagedFile, file_schema, readable_schema
 from tfray.errors import InputError
 from tfray.units.files import InputFile
@@ -26,6 +27,9 @@ class SettingNames(NamedTuple):
 
 
 UNNAMED = SettingNames()
+NO_OBJECTS = (
+    f"is read as JSON lines (by its ending), and none of its first {SAMPLE_LINES} lines holds a JSON object in UTF-8"
+)
 
 
 class Columns(NamedTuple):
@@ -71,7 +75,7 @@ def choose_columns(
 
 def columns_of(file: InputFile, source: str | None, target: str | None, task: str, settings: SettingNames) -> Columns:
     """Return a file's columns of source and target; raises InputError where it lacks one, or both are the same."""
-    schema = readable_schema(file)
+    schema = named_schema(file)
     source = choose(source, SOURCE_NAMES, schema, settings.source, file.path)
     if file.format == "text" and not file.target_path and target not in schema.names:
         side = f"{settings.target_files}, or " if settings.target_files else ""
@@ -95,12 +99,25 @@ def choose_source(files: list[InputFile], source: str | None, setting: str = "so
     refusals = []
     for file in files:
         try:
-            name = choose(source, SOURCE_NAMES, readable_schema(file), setting, file.path)
+            name = choose(source, SOURCE_NAMES, named_schema(file), setting, file.path)
             check_columns(file, {name}, {name})
             return name
         except InputError as error:
             refusals.append(error)
     raise most_telling(files, refusals)
+
+
+def named_schema(file: InputFile) -> pa.Schema:
+    """Return the columns of one file; raises InputError where it cannot be read, or has no JSON object to name some."""
+    schema = readable_schema(file)
+    if lacks_objects(file, schema):
+        raise InputError(f"{file.path!r} {NO_OBJECTS}; write one object a line, as UTF-8")
+    return schema
+
+
+def lacks_objects(file: InputFile, schema: pa.Schema) -> bool:
+    """Say whether a file with the ending of JSON lines is something else, such as one array, or UTF-16."""
+    return file.format == "jsonl" and not file.is_empty and not schema.names
 
 
 def most_telling(files: list[InputFile], refusals: list[InputError]) -> InputError:
@@ -145,6 +162,8 @@ def missing_columns(file: InputFile, needed: set[str], text: set[str]) -> str | 
         return error.reason
     except InputError as error:
         return str(error)
+    if lacks_objects(file, schema):
+        return f"it {NO_OBJECTS}"
     columns = ", ".join(map(describe_field, schema)) or "(none)"
     for name in sorted(needed):
         if name not in schema.names:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.config import EvaluateJob, GenerationConfig, InferenceConfig
-from tfray.corpus.clean import is_blank, value_text
+from tfray.corpus.clean import is_blank, label_text, value_text
 from tfray.corpus.columns import TARGET_NAMES
 from tfray.errors import InputError
 from tfray.inference.columns import added_fields
@@ -52,9 +52,10 @@ def evaluate(job: EvaluateJob) -> dict:
             f"{pairs.rows_without_reference} rows, none with a reference; check reference_column "
             "and label_names"
         )
+    sides = (pairs.predictions, pairs.references)
     scores = {
         "task": task,
-        **TASKS[task](pairs.predictions, pairs.references),
+        **TASKS[task](*([*map(label_text, side)] if task == "classification" else side for side in sides)),
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
@@ -106,9 +107,9 @@ def read_pairs(job: EvaluateJob) -> Pairs:
             f"reference_file={job.reference_file!r} and reference_column={job.reference_column!r} "
             "exclude each other; leave one out"
         )
-    pairs = Pairs()
+    pairs, names = Pairs(), {label_text(value): name for value, name in job.label_names.items()}
     for prediction, error, reference in rows:
-        pairs.add(prediction, error, reference_text(reference, job.label_names))
+        pairs.add(prediction, error, reference_text(reference, names))
     return pairs
 
 
@@ -241,4 +242,4 @@ def reference_text(value: object, label_names: dict[str, str]) -> str | None:
     text = value_text(value)
     if text is None or is_blank(text):  # training leaves such rows out
         return None
-    return label_names.get(text) or None if label_names else text
+    return label_names.get(label_text(text)) or None if label_names else text

@@ -69,8 +69,8 @@ def score(
 ) -> list[Score]:
     """Return the scores of targets, given without bos; the last token of each should be eos.
 
-    The score of a target that a search found is the one that it had there: in fp32 on one CPU core to the last bit, otherwise in
-    fp32 to 1e-4; in bf16 and int8 only nearly, for what is rounded between products differs where sums do.
+    The score of a target that a search found is the one that it had there: in fp32 on one CPU core to the last bit,
+    otherwise in fp32 to 1e-4; in bf16 and int8 only nearly, for what is rounded between products differs where sums do.
     """
     scores: list[Score | None] = [None] * len(sources)
 

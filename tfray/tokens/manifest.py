@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 from tfray import storage
 from tfray.config import SPLITS, TokenizeJob
@@ -102,9 +103,8 @@ def check_account(job: TokenizeJob, manifest: dict) -> None:
     for split in ("train", "valid"):
         is_wanted = split == "train" or job.corpus.valid or job.corpus.valid_share
         if is_wanted and split not in manifest["splits"]:
-            reasons = ", ".join(f"{count:,} {kind}" for kind, count in rejected.most_common())
             raise InputError(
-                f"corpus.{split}: every row was dropped ({reasons}); look at them in "
+                f"corpus.{split}: every row was dropped ({why_dropped(accounts)}); look at them in "
                 f"{storage.join(storage.absolute(job.out), REJECTED)} (corpus.clean.keep_rejected writes them), then "
                 "mend the files, or change the limits of corpus.clean or tokens.max_length"
             )
@@ -117,3 +117,15 @@ def check_account(job: TokenizeJob, manifest: dict) -> None:
             f"more than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or raise the share "
             "and start the job again: what is done stays done"
         )
+
+
+def why_dropped(accounts: Iterable[dict]) -> str:
+    """Return why rows cannot be used, the most frequent reason first and with its first row."""
+    rejected = sum((Counter(account["rejected"]) for account in accounts), Counter())
+    if not rejected:
+        return "there was none"
+    reason = rejected.most_common(1)[0][0]
+    first = next(account["examples"][reason][0] for account in accounts if reason in account["examples"])
+    remedy = "; name it in corpus.label_names, or leave that out" if reason == "unknown_label" else ""
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in rejected.most_common())
+    return f"{counts}; the first: {first}{remedy}"

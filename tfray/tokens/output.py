@@ -111,8 +111,8 @@ class UnitOutput:
         """Count the rows that the unit still had when its file turned out to be damaged, at least one."""
         missing = max(1, self.unit.rows - self.rows)
         self.damage = f"{self.unit.path}: {reason}"
-        self.rejected["unreadable_file"] += missing
-        self.examples["unreadable_file"] = [f"{self.damage} (about {missing} rows lost)"]
+        self.rejected["damaged_file"] += missing
+        self.examples["damaged_file"] = [f"{self.damage} (about {missing} rows lost)"]
 
     @property
     def rows(self) -> int:

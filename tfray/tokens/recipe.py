@@ -112,7 +112,7 @@ def find_corpus(config: CorpusConfig, name: str, split: str, part: PartConfig | 
     settings = settings_of(name, split, part)
     found = find_files(as_list(part.files), as_list(part.target_files), settings.files, settings.target_files)
     files = with_schemas(found)
-    lost = [lose(name, file, f"unreadable_file: {file.damage}") for file in files if file.damage]
+    lost = [lose(name, file, f"damaged_file: {file.damage}") for file in files if file.damage]
     files = [file for file in files if not file.damage]
     if not files:
         raise InputError(

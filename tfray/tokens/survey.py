@@ -23,6 +23,7 @@ from tfray.corpus.duplicates import write_keys
 from tfray.corpus.hashing import TRAIN, hash_pairs, hash_texts, priority, split_of
 from tfray.corpus.near import near_keys
 from tfray.corpus.read import DamagedFile
+from tfray.tokens.output import describe
 from tfray.tokens.recipe import Recipe
 from tfray.units.ledger import published, record_unit
 from tfray.units.plan import Unit
@@ -69,6 +70,7 @@ class Notes:
         self.recipe, self.questions, self.unit = recipe, questions, unit
         self.rows = 0
         self.rejected: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}  # the first row of each reason, as people look it up
         self.labels: set[str] = set()
         self.sample: list[pa.Table] = []
         self.held_out: list[pa.Table] = []
@@ -78,6 +80,8 @@ class Notes:
     def add(self, cleaned: Cleaned) -> None:
         """Take note of a block."""
         self.rows += len(cleaned.rows) + len(cleaned.rejected)
+        for row in first_of_each(cleaned.rejected):
+            self.examples.setdefault(row["reason"], [describe(self.unit, row)])
         self.rejected.update(cleaned.rejected["reason"].to_pylist())
         if not len(cleaned.rows):
             return
@@ -126,8 +130,15 @@ class Notes:
             path = storage.join(folder, f"keys/{stem}.arrow")
             kinds = [np.concatenate(blocks) for blocks in zip(*self.keys, strict=True)]
             write_keys(path, kinds, np.concatenate(self.ordinals), self.questions.partitions)
-        record = {"rows": self.rows, "rejected": self.rejected, "labels": sorted(self.labels)}
+        labels = sorted(self.labels)
+        record = {"rows": self.rows, "rejected": self.rejected, "examples": self.examples, "labels": labels}
         record_unit(folder, self.unit, record)
+
+
+def first_of_each(rejected: pa.Table) -> list[dict]:
+    """Return the first rejected row of each reason."""
+    reasons = rejected["reason"].to_pylist()
+    return rejected.take(pa.array([reasons.index(reason) for reason in set(reasons)], pa.int64())).to_pylist()
 
 
 def split_numbers(recipe: Recipe, unit: Unit, cleaned: Cleaned) -> np.ndarray:

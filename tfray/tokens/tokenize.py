@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from itertools import islice
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ from tfray.corpus.columns import Columns
 from tfray.errors import InputError
 from tfray.report.progress import Intake
 from tfray.tokens.adopt import adopt_tokenizer
-from tfray.tokens.manifest import WORK, finish
+from tfray.tokens.manifest import WORK, finish, why_dropped
 from tfray.tokens.recipe import Corpus, Recipe, find_corpora, make_recipe
 from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens
 from tfray.tokens.stage import Assignment, TokenizeUnit
@@ -137,7 +136,7 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
         if not texts and share == 1.0:
             columns = " and ".join(map(repr, first_columns(recipe)[:2]))
             raise InputError(
-                f"corpus.train: every row was dropped ({count_reasons(records)}); look at the columns {columns}, "
+                f"corpus.train: every row was dropped ({why_dropped(records)}); look at the columns {columns}, "
                 "choose others by corpus.source_column and corpus.target_column, or change the limits of corpus.clean"
             )
         if len(texts) >= wanted or share == 1.0:
@@ -210,12 +209,6 @@ def distinct_rows(ascending: list[int], wanted: int) -> list[int]:
     """Return the places of the first `wanted` different values."""
     changes = (i for i, value in enumerate(ascending) if i == 0 or value != ascending[i - 1])
     return list(islice(changes, wanted))
-
-
-def count_reasons(records: list[dict]) -> str:
-    """Return why rows of surveyed units cannot be used, the most frequent reason first."""
-    rejected = sum((Counter(record["rejected"]) for record in records), Counter())
-    return ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common()) or "there was none"
 
 
 def label_names(job: TokenizeJob, recipe: Recipe, records: list[dict]) -> list[str]:
