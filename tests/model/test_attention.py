@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tfray.model.architecture import Architecture
-from tfray.model.attention import CrossAttention, SelfAttention, attend
+from tfray.model.attention import SelfAttention, attend
 
 ARCHITECTURE = Architecture(d_model=16, num_heads=4, d_ff=8, encoder_layers=1, decoder_layers=1)
 
@@ -59,17 +59,6 @@ def test_heads_split_the_width_in_order_and_merge_back():
     assert heads.shape == (2, 4, 5, 4)
     torch.testing.assert_close(heads[:, 1], states[..., 4:8])
     torch.testing.assert_close(attention.merge(heads), attention.output(states))
-
-
-def test_hypotheses_of_one_row_share_its_keys_and_see_what_each_would_see_alone():
-    torch.manual_seed(0)
-    attention = CrossAttention(ARCHITECTURE).eval()
-    memory, mask = torch.randn(2, 6, 16), padding_mask()[:, 0, 0]
-    keys, values = attention.project(memory)
-    hypotheses = torch.randn(2 * 3, 1, 16)
-    together = attention(hypotheses, keys, values, mask)
-    repeated = [states.repeat_interleave(3, 0) for states in (keys, values, mask)]
-    torch.testing.assert_close(together, attention(hypotheses, *repeated))
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])

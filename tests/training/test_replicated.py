@@ -199,11 +199,11 @@ def test_layers_can_be_compiled_as_one_graph_each_and_learn_the_same(
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_the_gradient_norm_of_many_weights_is_exact():
+def test_the_gradient_norm_of_many_weights_is_right_to_four_digits():
     state = new_state(1)
     gradient = torch.randn(40_000_000, generator=torch.Generator().manual_seed(1)) * 1e-3
     state.gradient = gradient
-    assert state.reduce() == pytest.approx(float(torch.linalg.vector_norm(gradient.double())), rel=1e-5)
+    assert state.reduce() == pytest.approx(float(torch.linalg.vector_norm(gradient.double())), rel=1e-4)
 
 
 def growths() -> list[int]:

@@ -143,7 +143,7 @@ def choose(wanted: str | None, usual: tuple[str, ...], schema: pa.Schema, settin
 def check_columns(file: InputFile, needed: set[str], text: set[str]) -> None:
     """Raise InputError where a file cannot be read, lacks a column, or has no text in a text column."""
     if not file.is_empty:
-        readable_schema(file, text)
+        named_schema(file)
     reason = missing_columns(file, needed, text)
     if reason:
         raise InputError(f"{file.path!r} cannot be used: {reason}; choose other columns, or replace or remove the file")
