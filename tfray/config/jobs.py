@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tfray.config.batches import BatchesConfig
 from tfray.config.cluster import ClusterConfig
 from tfray.config.corpus import CorpusConfig, TokensConfig
 from tfray.config.inference import GenerationConfig, InferenceConfig
-from tfray.config.model import BatchesConfig, ModelConfig
+from tfray.config.model import ModelConfig
 from tfray.config.rules import Paths, as_list, require, require_paths, text_keys
 from tfray.config.training import TrainingConfig, check_lanes, check_r_drop
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.model import BatchesConfig, ModelConfig
+from tfray.config.batches import BatchesConfig
+from tfray.config.model import ModelConfig
 from tfray.config.rules import FREE, check_types, free, require
 from tfray.errors import InputError
 
