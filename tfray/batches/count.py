@@ -35,7 +35,8 @@ def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
     first: Pool | None = None
     for pool, source, target in first_epoch(tokens, config):
         steps = plan_pool(source, target, config, 0, pool.index)
-        counts.append((len(steps), sum(int(target[np.concatenate(step)].sum()) for step in steps)))
+        seen = np.concatenate([rows for step in steps for rows in step])
+        counts.append((len(steps), int(target[seen].sum())))
         first = first or pool
     whole = EpochCount(*(sum(column) for column in zip(*counts, strict=True)))
     if config.bpe_dropout and first is not None:

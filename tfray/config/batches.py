@@ -43,7 +43,7 @@ class BatchesConfig:
             require(getattr(self, name) > 0, f"batches.{name}", getattr(self, name), "must be positive")
         require(self.seed >= 0, "batches.seed", self.seed, "must not be negative")
 
-    @property
-    def worker_counts(self) -> list[int]:
-        """The numbers of workers that may share out the lanes: their divisors."""
-        return [count for count in range(1, self.lanes + 1) if self.lanes % count == 0]
+
+def worker_counts(lanes: int) -> list[int]:
+    """Return the numbers of workers that may share out so many lanes: their divisors, the smallest first."""
+    return [count for count in range(1, lanes + 1) if lanes % count == 0]

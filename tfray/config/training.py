@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tfray.config.batches import BatchesConfig
+from tfray.config.batches import BatchesConfig, worker_counts
 from tfray.config.model import ModelConfig
 from tfray.config.rules import FREE, check_types, free, require
 from tfray.errors import InputError
@@ -188,7 +188,7 @@ def check_r_drop(model: ModelConfig, training: TrainingConfig) -> None:
 
 def check_lanes(batches: BatchesConfig, training: TrainingConfig) -> None:
     """Refuse a number of workers that does not divide the lanes, naming those that do."""
-    divisors = batches.worker_counts
+    divisors = worker_counts(batches.lanes)
     if isinstance(training.workers, WorkerRange):
         require(
             any(training.min_workers <= n <= training.max_workers for n in divisors),

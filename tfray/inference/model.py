@@ -238,16 +238,14 @@ class Model:
     def errors(self, texts: Iterable[str]) -> list[str | None]:
         """Return why the model's task cannot be done with texts, `kind: message`; None for each with which it can."""
         texts = listed("texts", texts)
-        long_sources = self.config.long_sources
-        if self.tokenizer.label_ids and long_sources == "split":
-            long_sources = "refuse"  # parts of a text have no label
+        long_sources = unsplit(self.config.long_sources) if self.tokenizer.label_ids else self.config.long_sources
         errors = self.usable(texts, long_sources=long_sources).errors
         return [errors.get(row) for row in range(len(texts))]
 
     def readable(self, texts: Sequence[str]) -> dict[int, list[int]]:
         """Return the ids of texts that the model takes whole, or cut where that is wanted, by their numbers; the log
         says why it takes no others, and how many are cut."""
-        found = self.usable(texts, long_sources="truncate" if self.config.long_sources == "truncate" else "refuse")
+        found = self.usable(texts, long_sources=unsplit(self.config.long_sources))
         report(found.errors, "text", len(texts))
         if found.cut:
             logger.warning("%d of %d texts were cut to %d tokens", found.cut, len(texts), self.longest)
@@ -270,6 +268,11 @@ class Model:
     def __reduce__(self) -> tuple:
         """Where a copy is made, or a process is sent one, it is loaded again."""
         return type(self), (self.folders, self.config, self.device)
+
+
+def unsplit(long_sources: LongSources) -> LongSources:
+    """Return what becomes of long texts where only whole ones have an answer, as a label or a vector."""
+    return "refuse" if long_sources == "split" else long_sources
 
 
 def report(errors: dict[int, str], name: str, count: int) -> None:

@@ -14,6 +14,7 @@ from tfray.batches.count import first_epoch
 from tfray.batches.plan import Shape, plan_pool, shapes_of
 from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
+from tfray.config.batches import worker_counts
 from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, name_of
 from tfray.report.tables import format_table
@@ -34,8 +35,8 @@ class Epoch:
     """What the first epoch's plan holds."""
 
     pairs: int = 0
-    repeated: int = 0
-    """Of those, how often one is seen again, in micro-batches that fill the lanes of a pool's last step."""
+    seen: int = 0
+    """Pairs in all micro-batches; those that fill the lanes of a pool's last step are seen again."""
     padded: int = 0
     step_tokens: list[int] = field(default_factory=list)
     """Real tokens on both sides, of each step."""
@@ -88,10 +89,9 @@ def survey_epoch(tokens: TokenFolder, config: BatchesConfig) -> Epoch:
         epoch.pairs += len(source)
         steps = plan_pool(source, target, config, 0, pool.index)
         for rows in map(np.concatenate, steps):
-            epoch.repeated += len(rows)
+            epoch.seen += len(rows)
             epoch.target_tokens += int(target[rows].sum())
             epoch.step_tokens.append(int(source[rows].sum() + target[rows].sum()))
-        epoch.repeated -= len(source)
         shapes = shapes_of(source, target, steps, config)
         epoch.shapes.update(shapes)
         epoch.padded += sum(shape.tokens for shape in shapes)
@@ -114,7 +114,7 @@ def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -
     ends += [f"max_steps {config.max_steps:,}"] if config.max_steps else []
     ends += [f"token_budget {config.token_budget:,}"] if config.token_budget else []
     rows: list[list[object]] = [
-        ["pairs an epoch", f"{epoch.pairs:,}, and {epoch.repeated:,} of them again, to fill the lanes"],
+        ["pairs an epoch", f"{epoch.pairs:,}, and {epoch.seen - epoch.pairs:,} of them again, to fill the lanes"],
         ["steps an epoch", f"{len(per_step):,}"],
         ["steps in all, about", f"{steps:,} (the first end of {', '.join(ends)})"],
         ["target tokens an epoch", f"{epoch.target_tokens:,}"],
@@ -134,7 +134,7 @@ def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -
 def format_memory(job: TrainJob, architecture: Architecture, epoch: Epoch) -> str:
     """Return how many workers with how many lanes there may be, and the memory of each."""
     config, lanes = job.training, job.batches.lanes
-    counts = [n for n in job.batches.worker_counts if config.min_workers <= n <= config.max_workers]
+    counts = [n for n in worker_counts(lanes) if config.min_workers <= n <= config.max_workers]
     on_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
     dtype = (
         torch.bfloat16 if on_gpu and config.precision == "auto" else choose_dtype(config.precision, torch.device("cpu"))

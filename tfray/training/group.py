@@ -22,6 +22,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
 from tfray.checkpoint.state import published
+from tfray.config.batches import worker_counts
 from tfray.errors import InputError, StorageFailure
 from tfray.training.stop import GRACE_SECONDS, WISHES, Preempted, Wish
 from tfray.units.stream import find, find_raised
@@ -36,7 +37,7 @@ TIMEOUT = datetime.timedelta(minutes=30)
 
 def usable_workers(workers: int, lanes: int) -> int:
     """Return the largest divisor of the lanes that is at most the number of workers."""
-    return max(count for count in range(1, min(workers, lanes) + 1) if lanes % count == 0)
+    return max(count for count in worker_counts(lanes) if count <= workers)
 
 
 @dataclass
