@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from tfray import run as run_file
 from tfray.cluster import connected, connected_once
-from tfray.config import ClusterConfig, CorpusConfig, RunJob, TrainJob
+from tfray.config import ClusterConfig, CorpusConfig, InferenceConfig, RunJob, TrainJob
 from tfray.errors import InputError
 
 
@@ -123,6 +124,18 @@ def test_test_files_with_all_that_they_need_go_their_way(
     target = str(tmp_path / "ref") if "ref" in files else None
     test = f"{tmp_path}/test*"
     run_file.run(RunJob(out=str(tmp_path / "out"), test=test, test_target=target, corpus=CorpusConfig(**corpus)))
+    assert [*jobs] == ["tokenize", "train", "predict", "evaluate"]
+
+
+def test_columns_of_the_held_out_rows_that_predict_would_add_are_refused_before_the_training(
+    tmp_path: Path, jobs: dict[str, Any]
+) -> None:
+    corpus = CorpusConfig(train=["a"], test_share=0.1)
+    job = RunJob(out=str(tmp_path), corpus=corpus, inference=InferenceConfig(provenance=True))
+    with pytest.raises(InputError, match=r"columns named file, row, .*inference\.prefix"):
+        run_file.run(job)
+    assert not jobs
+    run_file.run(replace(job, inference=InferenceConfig(provenance=True, prefix="predicted_")))
     assert [*jobs] == ["tokenize", "train", "predict", "evaluate"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from tfray import storage
 from tfray.cluster import connected_once
 from tfray.config import EvaluateJob, Paths, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
@@ -15,7 +17,7 @@ from tfray.evaluation.evaluate import evaluate, reference_lines
 from tfray.inference.columns import added_fields, input_schema, output_schema
 from tfray.inference.planning import check_formats
 from tfray.inference.predict import predict
-from tfray.tokens.output import TEST_TEXT
+from tfray.tokens.output import TEST_SCHEMA, TEST_TEXT
 from tfray.tokens.tokenize import tokenize
 from tfray.training.train import train
 from tfray.units.files import InputFile, find_files
@@ -81,6 +83,7 @@ def find_tests(job: RunJob) -> Tests:
     """Return the test files and their columns; raises InputError where they cannot be predicted and compared."""
     if not job.test:
         held_out = storage.join(storage.absolute(job.out), f"tokens/{TEST_TEXT}")
+        check_added(job, job.corpus.task, TEST_SCHEMA)
         return Tests(held_out, "source", "target", {})
     files, corpus = with_schemas(find_files(as_list(job.test), setting="test")), job.corpus
     check_formats(files, "test")
@@ -105,9 +108,14 @@ def check_columns_of(job: RunJob, files: list[InputFile], source: str | None) ->
         source, task, needed, text = columns.source, columns.task, columns.needed, columns.text
     for file in files:
         check_columns(file, needed, text)
+    check_added(job, task, input_schema(files, {source}, job.inference))
+
+
+def check_added(job: RunJob, task: str, columns: pa.Schema) -> None:
+    """Raise InputError where a column of the tests has the name of one that predict adds."""
     # Of a task that is not known yet, what is added in any case.
     added = added_fields("generate" if task == "translation" else "classify", job.generation, job.inference, width=1)
-    output_schema(input_schema(files, {source}, job.inference), added, job.inference.prefix)
+    output_schema(columns, added, job.inference.prefix)
 
 
 def check_references(test: Paths, files: list[InputFile], path: str) -> None:

@@ -23,7 +23,7 @@ from tfray.generation.paged import in_blocks
 from tfray.generation.products import EXACT
 from tfray.generation.weights import Attention, Layer, Norm, Packer, layers_of
 from tfray.model.layers import DecoderLayer, EncoderLayer
-from tfray.model.positions import frequencies, sinusoids
+from tfray.model.positions import angles_of, sinusoids
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import PAD_ID
 
@@ -63,7 +63,7 @@ class Network:
         if not self.is_rotary:
             table = sinusoids(length, self.architecture.d_model).to(self.device, self.dtype)
             return table, table
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(self.head_dim))
+        angles = angles_of(length, self.head_dim)
         return angles.cos().to(self.device, self.dtype), angles.sin().to(self.device, self.dtype)
 
     def kernels(self) -> ctypes.CDLL | None:

@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 
-def frequencies(width: int) -> Tensor:
-    """Return 1 / 10000^(2i / width) for each pair i of dimensions, (width / 2)."""
-    return torch.exp(-math.log(10_000.0) * torch.arange(0, width, 2, dtype=torch.float32) / width)
+def angles_of(length: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Return position / 10000^(2i / width) for the first positions and each pair i of dimensions,
+    (length, width / 2)."""
+    pairs = torch.arange(0, width, 2, dtype=torch.float32, device=device)
+    frequencies = torch.exp(-math.log(10_000.0) * pairs / width)
+    return torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
 
 
-def sinusoids(length: int, d_model: int) -> Tensor:
+def sinusoids(length: int, d_model: int, device: torch.device | None = None) -> Tensor:
     """Return the positional encoding of the first positions, (length, d_model).
 
     "Attention Is All You Need", section 3.5: sine in even dimensions, cosine in odd ones.
     """
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(d_model))
+    angles = angles_of(length, d_model, device)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
@@ -38,9 +41,9 @@ def rotate(states: Tensor, positions: Tensor | None = None) -> Tensor:
     RoFormer (Su et al. 2021), equation 34, with the pairs (i, i + head_dim / 2).
     """
     length, head_dim = states.shape[-2:]
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(head_dim))
+    angles = angles_of(length, head_dim, states.device)
     if positions is not None:
-        angles = angles.to(positions.device)[positions][:, None]  # (batch, 1, length, head_dim / 2)
+        angles = angles[positions][:, None]  # (batch, 1, length, head_dim / 2)
     cosine, sine = (table.to(states) for table in (angles.cos(), angles.sin()))
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)

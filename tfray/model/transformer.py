@@ -39,7 +39,7 @@ class Embedding(nn.Module):
         if torch.is_autocast_enabled(ids.device.type):  # the residual stream too is in low precision
             hidden = hidden.to(torch.get_autocast_dtype(ids.device.type))
         if self.is_sinusoidal:
-            table = sinusoids(ids.shape[1], self.d_model).to(hidden)
+            table = sinusoids(ids.shape[1], self.d_model, hidden.device).to(hidden.dtype)
             hidden = hidden + (table if positions is None else table[positions])
         return self.dropout(hidden)
 

@@ -19,6 +19,8 @@ from tfray.units.plan import Unit
 
 EXAMPLES_SHOWN = 3  # of each reason, per unit and in the report
 REJECTED, TEST_TEXT = "rejected", "test_text"
+PLACE = {"corpus": pa.string(), "file": pa.string()}
+TEST_SCHEMA = pa.schema(PLACE | {"row": pa.int64(), "source": pa.string(), "target": pa.string()})
 EXCERPT = 60  # characters of a row in an example
 
 
@@ -99,7 +101,7 @@ class UnitOutput:
     def store_text(self, folder: str, table: pa.Table) -> None:
         """Add rows of text to the unit's file in a folder, with their place in the input."""
         names = [pa.array([name] * len(table), pa.string()) for name in (self.unit.corpus, self.unit.path)]
-        placed = pa.table([*names, *table.columns], names=["corpus", "file", *table.column_names])
+        placed = pa.table([*names, *table.columns], names=[*PLACE, *table.column_names])
         if folder not in self.writers:
             path = storage.join(self.folder, f"{folder}/{self.unit.stem}.parquet")
             file = self.stack.enter_context(storage.publish(path))
