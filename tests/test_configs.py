@@ -158,7 +158,7 @@ def test_a_setting_counts_for_the_result_unless_it_says_that_it_is_free() -> Non
     assert counted <= results_follow_from(generation).keys()
     assert not {"batch_rows", "max_tokens", "memory_gb", "most_loss"} & results_follow_from(generation).keys()
     assert "max_characters" in results_follow_from(corpus)["clean"]
-    assert "max_error_share" not in results_follow_from(corpus)["clean"]
+    assert "max_error_rate" not in results_follow_from(corpus)["clean"]
     assert {"workers", "use_gpu"}.isdisjoint(results_follow_from(config.TrainingConfig()))
 
 

@@ -26,7 +26,7 @@ ROWS = 24_000  # of each corpus
 OPTIONS = [
     *("--tokens.vocab_size", "2000", "--tokens.sample_rows", "5000", "--tokens.shard_tokens", "20000"),
     *("--corpus.clean.duplicates", "either", "--corpus.valid_share", "0.05", "--corpus.test_share", "0.02"),
-    *("--corpus.clean.max_error_share", "1", "--corpus.clean.max_length_ratio", "4"),
+    *("--corpus.clean.max_error_rate", "1", "--corpus.clean.max_length_ratio", "4"),
 ]
 
 

@@ -57,7 +57,7 @@ def write_lines(path: Path, lines: list[bytes]) -> str:
 def make_job(
     place: Path, train: Any, clean: dict | None = None, tokens: dict | None = None, out: str = "", **corpus: Any
 ) -> TokenizeJob:
-    cleaning = CleanConfig(**{"max_characters": 500, "max_error_share": 1, **(clean or {})})
+    cleaning = CleanConfig(**{"max_characters": 500, "max_error_rate": 1, **(clean or {})})
     settings = TokensConfig(**{"vocab_size": 300, "max_length": 30, **(tokens or {})})
     return TokenizeJob(
         out=out or str(place), corpus=CorpusConfig(train=train, clean=cleaning, **corpus), tokens=settings
@@ -81,6 +81,17 @@ def places(tokens: TokenFolder) -> Counter:
     """Return how often each (file, row) stands in a shard or among the rejected rows."""
     return Counter((row["file"], row["row"]) for name in ("train", "valid", "test", "rejected")
                    for row in read(tokens, name))  # fmt: skip
+
+
+def test_settings_with_which_no_row_is_left_do_not_keep_the_place_from_better_ones(tmp_path: Path, run: Run) -> None:
+    lines = [*map(line, [("a man", "ein Mann"), ("a dog", "ein Hund")])]
+    file = write_lines(tmp_path / "a.jsonl", lines)
+    for clean in ({"min_characters": 100}, {"max_characters": 1}):
+        with pytest.raises(InputError, match="every row was dropped"):
+            run(make_job(tmp_path / "out", file, clean))
+    assert run(make_job(tmp_path / "out", file)).manifest["splits"]["train"]["pairs"] == 2
+    with pytest.raises(CheckpointMismatch):
+        run(make_job(tmp_path / "out", file, {"min_characters": 100}))
 
 
 @settings(max_examples=15)
@@ -284,10 +295,10 @@ def test_a_job_that_lost_too_many_rows_by_errors_says_so_and_ends_at_once_with_a
 ) -> None:
     lines = [line(("a", "b"))] * 97 + [b"{"] * 2 + [b'{"source": "", "target": "x"}']
     path = write_lines(tmp_path / "a.jsonl", lines)
-    with pytest.raises(TooManyErrors, match=r"2 of 100 rows \(2\.0%\) were lost by errors(.|\n)*max_error_share=0\.01"):
-        run(make_job(tmp_path / "out", path, {"max_error_share": 0.01}))
+    with pytest.raises(TooManyErrors, match=r"2 of 100 rows \(2\.0%\) were lost by errors(.|\n)*max_error_rate=0\.01"):
+        run(make_job(tmp_path / "out", path, {"max_error_rate": 0.01}))
     shards = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "train").iterdir()}
-    tokens = run(make_job(tmp_path / "out", path, {"max_error_share": 0.02}))
+    tokens = run(make_job(tmp_path / "out", path, {"max_error_rate": 0.02}))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "train").iterdir()} == shards
     assert tokens.manifest["corpora"]["corpus"]["rejected"] == {"bad_json": 2, "empty_source": 1}
 

@@ -50,7 +50,7 @@ class CleanConfig:
     MinHash) to an earlier one; 0 switches it off. Needs the extra 'dedup'."""
     keep_rejected: bool = True
     """Write dropped rows with their reason and place to rejected/."""
-    max_error_share: float = free(0.01)
+    max_error_rate: float = free(0.01)
     """Share of rows lost by errors (damaged files and rows; not by the choices above) beyond which the
     job ends with exit code 3."""
 
@@ -69,7 +69,7 @@ class CleanConfig:
             self.max_length_ratio,
             "must be 0 (off) or at least 1",
         )
-        for name in ("min_script_share", "max_error_share"):
+        for name in ("min_script_share", "max_error_rate"):
             require(
                 0 <= getattr(self, name) <= 1,
                 f"corpus.clean.{name}",

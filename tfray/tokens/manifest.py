@@ -110,11 +110,11 @@ def check_account(job: TokenizeJob, manifest: dict) -> None:
             )
     rows = sum(account["rows"] for account in accounts)
     errors = sum(count for kind, count in rejected.items() if kind in ERROR_KINDS)
-    limit = job.corpus.clean.max_error_share
+    limit = job.corpus.clean.max_error_rate
     if errors > limit * rows:
         raise TooManyErrors(
             f"{format_account(manifest)}\n\n{errors:,} of {rows:,} rows ({errors / rows:.1%}) were lost by errors, "
-            f"more than corpus.clean.max_error_share={limit:g} allows; mend the files named above, or raise the share "
+            f"more than corpus.clean.max_error_rate={limit:g} allows; mend the files named above, or raise the share "
             "and start the job again: what is done stays done"
         )
 

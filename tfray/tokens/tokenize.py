@@ -23,7 +23,7 @@ from tfray.tokens.stage import Assignment, TokenizeUnit
 from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUnit, read_notes
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
-from tfray.units.ledger import SUCCESS, Ledger, open_ledger, read_records, store_settings, unrecorded
+from tfray.units.ledger import SUCCESS, Ledger, discard, open_ledger, read_records, store_settings, unrecorded
 from tfray.units.lock import Lock
 from tfray.units.plan import Unit, plan_units
 from tfray.units.stored import write_plan
@@ -62,9 +62,14 @@ def carry_out(job: TokenizeJob, corpora: list[Corpus], lock: Lock) -> TokenFolde
         logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
     recipe, units = make_recipe(job.corpus, corpora), units or plan_corpora(job, corpora)
     ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
-    if ledger.remaining(units):
+    if remaining := ledger.remaining(units):
         with connected(job.cluster):
-            tokenizer, verdicts = survey(job, ledger, recipe, units)
+            try:
+                tokenizer, verdicts = survey(job, ledger, recipe, units)
+            except InputError:  # other settings may have the place, where these have made nothing
+                if len(remaining) == len(units):
+                    discard(ledger.folder)
+                raise
             write_shards(job, ledger, recipe, units, tokenizer, verdicts, lock)
     lock.check()
     return finish(job, ledger, corpora, units)
