@@ -119,8 +119,7 @@ def test_logits_begin_near_the_uniform_distribution():
 def test_bf16_logits_are_near_those_of_fp32():
     model = tiny_model()
     exact = model(SOURCE, TARGET)
-    with torch.autocast("cpu", torch.bfloat16):
-        narrow = model(SOURCE, TARGET)
+    narrow = model.bfloat16()(SOURCE, TARGET)
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow[0].float(), exact[0], atol=0.1, rtol=0.1)
 

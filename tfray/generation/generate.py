@@ -13,7 +13,7 @@ from tfray.generation.network import Network
 from tfray.generation.pieces import as_seen, join, split_request
 from tfray.generation.rows import Hypothesis, Output, Request
 from tfray.generation.soundness import find_error
-from tfray.model.precision import choose_dtype
+from tfray.model.precision import has_fast_bf16
 from tfray.model.transformer import Transformer
 
 Models = Transformer | Network | Sequence[Transformer | Network]
@@ -28,11 +28,10 @@ def prepare(model: Transformer | Network, config: GenerationConfig) -> Network:
     """Return a model packed for a configuration's precision; a network comes back as it is."""
     if isinstance(model, Network):
         return model
-    precision = config.precision
+    precision, device = config.precision, model.output_weight.device
+    config.check_device(is_cpu=device.type == "cpu")
     if precision == "auto":
-        device = model.output_weight.device
-        precision = "bf16" if str(choose_dtype("auto", device)) == "torch.bfloat16" else "fp32"
-    config.check_device(is_cpu=model.output_weight.device.type == "cpu")
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
     return Network(model, precision)
 
 

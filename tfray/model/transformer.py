@@ -36,8 +36,6 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return (batch, length, d_model) for ids at positions 0, 1, ..., or the ones given."""
         hidden = self.tokens(ids) * math.sqrt(self.d_model)
-        if torch.is_autocast_enabled(ids.device.type):  # the residual stream too is in low precision
-            hidden = hidden.to(torch.get_autocast_dtype(ids.device.type))
         if self.is_sinusoidal:
             table = sinusoids(ids.shape[1], self.d_model, hidden.device).to(hidden.dtype)
             hidden = hidden + (table if positions is None else table[positions])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tfray.config import TrainingConfig
-from tfray.model.precision import choose_dtype
+from tfray.model.precision import has_fast_bf16
 from tfray.model.transformer import Transformer
 from tfray.training.replicated import Replicated
 from tfray.training.sharded import Sharded
@@ -16,8 +16,7 @@ from tfray.training.workers import gather_from_workers, world_size
 def agree_on_precision(device: torch.device) -> str:
     """Return what 'auto' stands for: bf16 where every worker's device is fast in it, else fp32; the same on all."""
     claim(device)
-    is_fast = choose_dtype("auto", device) == torch.bfloat16
-    return "bf16" if all(gather_from_workers(is_fast)) else "fp32"
+    return "bf16" if all(gather_from_workers(has_fast_bf16(device))) else "fp32"
 
 
 def make_state(
