@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from tfray.generation.paged import PagedCache
 from tfray.generation.panels import PanelByteLinear, PanelLinear
 from tfray.generation.products import works
 from tfray.generation.rows import Request
-from tfray.generation.scoring import embed, score
+from tfray.generation.scoring import classify, embed, score
 from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
 
 SHAPES: list[dict[str, Any]] = [
@@ -49,6 +51,46 @@ def test_results_do_not_depend_on_order_budget_or_companions(shape, precision, s
         found = generate(network, requests, GenerationConfig(**search, **budget))
         assert [output.hypotheses for output in found] == [expected[row].hypotheses for row in chosen]
     assert len({tuple(output.best.ids) for output in expected}) > 4
+
+
+@pytest.fixture(params=["autocast", "float64"])
+def surroundings(request: pytest.FixtureRequest) -> Iterator[AbstractContextManager]:
+    """Yield what a notebook may have set for all of its torch."""
+    if request.param == "autocast":
+        yield torch.autocast("cpu", dtype=torch.bfloat16)
+        return
+    usual = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, usual)
+
+        @contextmanager
+        def doubles() -> Iterator[None]:
+            torch.set_default_dtype(torch.float64)
+            yield
+
+        yield doubles()
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_results_do_not_depend_on_what_a_notebook_has_set_for_its_torch(
+    has_kernels, surroundings, lively, sources_of, monkeypatch
+):
+    if not has_kernels:
+        monkeypatch.setattr(native, "kernels", lambda device: None)
+    model, config = lively(3, max_length=128), GenerationConfig(beam_size=3, coverage_penalty=0.1, precision="fp32")
+    sources = [[*random.Random(1).choices(range(3, 15), k=110), 2], *sources_of(5)]
+    targets = [source[:-1] for source in sources]
+
+    def answers() -> list:
+        network = prepare(model, config)
+        found = generate(network, sources, config)
+        assert network.tables[0].dtype == torch.float32
+        classes, vectors = classify(network, sources, [4, 7], batch_rows=4), embed(network, sources)
+        return [found, score(network, sources, targets), classes.tolist(), vectors.tolist()]
+
+    expected = answers()
+    with surroundings:
+        assert answers() == expected
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=str)

@@ -64,7 +64,7 @@ def generate_plainly(network: Network, sources: Any, config: GenerationConfig, m
         return generate(network, sources, config)
 
 
-@pytest.mark.parametrize("fault", ["fails", "differs", "is slow"])
+@pytest.mark.parametrize("fault", ["fails", "does nothing", "is slow"])
 def test_graphs_that_do_not_serve_are_given_up_at_once(fault: str, lively, sources_of, captured, monkeypatch):
     sources, config = sources_of(40), GenerationConfig(beam_size=2, batch_rows=8)
     network = Network(lively(2))
@@ -75,18 +75,10 @@ def test_graphs_that_do_not_serve_are_given_up_at_once(fault: str, lively, sourc
         tried.append(run)
         if fault == "fails":
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
-        run()
+        run()  # what "does nothing" has left of this must not count as its answer
         return run if fault == "is slow" else lambda: None
 
-    class Forgetful(graphs.GraphedSteps):
-        def record(self, rows: int) -> graphs.Graph:
-            graph = super().record(rows)
-            if fault == "differs":
-                graph.logits.zero_()
-            return graph
-
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs, "GraphedSteps", Forgetful)
     monkeypatch.setattr(graphs, "seconds", lambda work: 1.0)
     assert generate(network, sources, config) == expected
     assert network.graphs_pay is False and len(tried) == 1

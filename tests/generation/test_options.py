@@ -178,6 +178,12 @@ def test_phrases_are_met_as_the_obvious_search_meets_them(options, beam_size, li
     check(lively(3, max_length=14), requests, config, obvious)
 
 
+def test_a_prefix_that_ends_in_one_phrase_of_another_leaves_it_room(lively):
+    request = Request([5, 6, 2], prefix=[4, 7, 9], must=[[4, 7, 9], [7]])
+    output = generate(lively(3), [request], GenerationConfig(max_length=5, precision="fp32"))[0]
+    assert output.error is None and output.best.ids == [4, 7, 9, 7]
+
+
 @pytest.mark.parametrize("beam_size", [4, 5, 8])
 def test_a_target_that_has_met_its_phrases_ends_though_others_without_them_are_more_probable(beam_size, lively):
     config = GenerationConfig(beam_size=beam_size, max_length=20, precision="fp32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from tfray.generation.generate import generate
 from tfray.generation.network import Network
 from tfray.generation.pieces import split_source
 from tfray.generation.rows import Request
+from tfray.generation.soundness import contains
 
 BEAM = GenerationConfig(beam_size=2, precision="fp32")
 BAD = [
@@ -42,7 +44,7 @@ BAD = [
     (Request([3, 2], must_not=[[5], [2]]), BEAM, "constraint: must_not forbids [2], and id 2 ends every target"),
     (
         Request([3, 2], must=[[4, 5, 6], [7, 8, 9]]),
-        GenerationConfig(beam_size=2, max_length=6, precision="fp32"),
+        GenerationConfig(beam_size=2, max_length=6, long_sources="split", precision="fp32"),
         "constraint: must needs 6 tokens and an end, and the target has room for 6",
     ),
     (
@@ -157,6 +159,43 @@ def test_the_limits_of_a_split_source_are_those_of_its_pieces(lively):
     assert error_of(16, 16) is None
     assert error_of(17, 0) == "prefix: its 17 tokens leave no room in a target of 17"
     assert error_of(0, 17) == "length: the target must have 17 tokens at least, and 16 and an end at most"
+
+
+def test_a_forbidden_phrase_stands_not_even_where_pieces_of_a_split_source_meet(lively):
+    model, config = (
+        lively(4, max_length=8),
+        GenerationConfig(beam_size=2, max_length=6, long_sources="split", precision="fp32"),
+    )
+    met = 0
+    for seed in range(8):
+        source = [*random.Random(seed).choices(range(3, 15), k=15), 2]
+        first, second = (piece.ids for piece in generate(model, [source], config)[0].best.pieces[:2])
+        if first and second:
+            seam = [first[-1], second[0]]
+            found = generate(model, [Request(source, must_not=[seam])], config)[0]
+            assert not any(contains(hypothesis.ids, seam) for hypothesis in found.hypotheses)
+            assert found.hypotheses or found.error
+            met += 1
+    assert met > 3
+
+
+def test_models_of_other_lengths_decide_together_as_far_as_the_shortest_sees(lively):
+    config = GenerationConfig(beam_size=2, min_length_ratio=1.0, long_sources="split", precision="fp32")
+    source = [*([3, 4, 5, 6] * 6)[:23], 2]
+    found = generate([lively(1, max_length=24), lively(2, max_length=12)], [source], config)[0]
+    assert found.error is None and len(found.best.pieces) > 1
+
+
+def test_long_sources_are_encoded_alone(lively, sources_of, monkeypatch):
+    encoded: list[list[int]] = []
+    usual = Network.encode
+    monkeypatch.setattr(
+        Network, "encode", lambda self, sources: encoded.append([*map(len, sources)]) or usual(self, sources)
+    )
+    monkeypatch.setattr("tfray.generation.engine.CHUNK_TOKENS", 20)
+    generate(lively(1, max_length=40), [[*[3] * 29, 2]] * 9 + sources_of(20), BEAM_OF_FOUR)
+    assert sum(map(len, encoded)) == 29 and max(map(len, encoded)) > 1
+    assert all(sum(lengths) <= 20 for lengths in encoded if len(lengths) > 1)
 
 
 BEAM_OF_FOUR = GenerationConfig(precision="fp32")

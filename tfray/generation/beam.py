@@ -36,7 +36,7 @@ class Beam:
         self.full = board.add(torch.zeros(slots, dtype=torch.bool, device=board.device))
         self.coverage = None
         if config.coverage_penalty:
-            self.coverage = board.add(torch.zeros(slots, self.size, source, device=board.device))
+            self.coverage = board.add(torch.zeros(slots, self.size, source, dtype=torch.float32, device=board.device))
 
     def admit(self, slots: list[int]) -> None:
         """Begin rows in these slots: all beginnings are alike, so only one may go on."""
@@ -61,7 +61,8 @@ class Beam:
         totals, places = order.values[:, : 2 * size], order.indices[:, : 2 * size]
         parents, tokens = places // each, ids.view(rows, -1).gather(1, places)
         for slot, request in enumerate(board.requests[:rows]):
-            if request.must:
+            # While a prefix is written there is nothing to deal.
+            if request.must and board.taken[slot] >= len(request.prefix):
                 self.allocate(slot, found, totals, parents, tokens)
         is_end = tokens == EOS_ID
         # An end counts only among the beam_size best, as any other candidate would.

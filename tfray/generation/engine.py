@@ -181,10 +181,11 @@ class Batch:
             self.search.move(sources, targets)
 
     def next_encoded(self) -> Encoded:
-        """Return the next row to enter; rows are encoded many at a time, ahead of their entry."""
+        """Return the next row to enter; rows are encoded many at a time, ahead of their entry, but long ones alone:
+        attention without kernels takes memory by the square of their length."""
         if not self.encoded:
             longest = len(self.waiting[0][1].source)
-            count = min(len(self.waiting), max(8, CHUNK_TOKENS // longest), self.slots)
+            count = min(len(self.waiting), max(1, CHUNK_TOKENS // longest), self.slots)
             self.encode([self.waiting.popleft() for _ in range(count)])
         return self.encoded.popleft()
 

@@ -12,7 +12,7 @@ from tfray.generation.engine import Engine
 from tfray.generation.network import Network
 from tfray.generation.pieces import as_seen, join, split_request
 from tfray.generation.rows import Hypothesis, Output, Request
-from tfray.generation.soundness import find_error
+from tfray.generation.soundness import contains, find_error
 from tfray.model.precision import has_fast_bf16
 from tfray.model.transformer import Transformer
 
@@ -80,8 +80,9 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
     pieces: dict[int, list[int]] = {}
     truncated: set[int] = set()
     longest = min(network.architecture.max_length for network in networks)
+    seen = replace(networks[0].architecture, max_length=longest)  # what the search sees: vocabularies are alike
     for row, request in window:
-        error = next((e for e in (find_error(request, n.architecture, config) for n in networks) if e), None)
+        error = find_error(request, seen, config)
         own = as_seen(request.source, longest, config) if error is None else []
         length = max(map(len, own), default=0)
         if own and slots_for(length, networks, config, config.width, budget) < 1:
@@ -99,7 +100,7 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
                 truncated.add(row)
             sound.append((row, replace(request, source=own[0])))
     owner = {piece: row for row, own in pieces.items() for piece in own}
-    parts: dict[int, list[Hypothesis] | None] = {}
+    asked, parts = dict(window), dict[int, list[Hypothesis] | None]()
     for row, hypotheses in engine.run(sound):
         if row >= 0:
             yield row, output_of(hypotheses, row in truncated)
@@ -108,7 +109,12 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
         whole = owner[row]
         if all(piece in parts for piece in pieces[whole]):
             found = [hypotheses for piece in pieces[whole] if (hypotheses := parts[piece]) is not None]
-            yield whole, output_of(join(found) if len(found) == len(pieces[whole]) else None)
+            if len(found) < len(pieces[whole]):
+                yield whole, output_of(None)
+                continue
+            forbidden = asked[whole].must_not  # also where two pieces meet
+            joined = [h for h in join(found) if not any(contains(h.ids, phrase) for phrase in forbidden)]
+            yield whole, output_of(joined)
 
 
 def output_of(hypotheses: list[Hypothesis] | None, truncated: bool = False) -> Output:

@@ -7,8 +7,10 @@ for: if it cannot be captured, answers otherwise or is not faster, the network g
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -82,9 +84,10 @@ class GraphedSteps:
     def capture(self, shapes: Shapes) -> bool:
         """Capture a step, unless that fails or does not pay."""
         try:
-            graph = self.record(shapes[0])
-            if self.network.graphs_pay is None:
-                self.network.graphs_pay = self.pays(graph, shapes[0])
+            with current(self.network.device):
+                graph = self.record(shapes[0])
+                if self.network.graphs_pay is None:
+                    self.network.graphs_pay = self.pays(graph, shapes[0])
         except RuntimeError as error:
             logger.warning("generation goes on without CUDA graphs: %s", str(error).partition("\n")[0])
             self.network.graphs_pay = False
@@ -120,6 +123,7 @@ class GraphedSteps:
         """Say whether a graph gives what the step does, and sooner; both may run again, for they begin alike."""
         ids = self.ids[:rows]
         expected = self.network.step(ids, self.cache)[0].float()
+        graph.logits.fill_(math.nan)  # what the capture itself left there must not count
         graph.replay()
         limit = TOLERANCE * float(expected.abs().max())
         if not torch.allclose(graph.logits.float(), expected, rtol=0, atol=limit):
@@ -134,15 +138,22 @@ class GraphedSteps:
 def capture(run: Callable[[], None]) -> Replay:
     """Return what repeats a function's work on the GPU, as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=shared_pool()):
+    pool, stream = place_of(torch.cuda.current_device())
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         run()
     return graph.replay
 
 
 @functools.cache
-def shared_pool() -> Any:
-    """Return the memory pool of this process' graphs: one runs at a time."""
-    return torch.cuda.graph_pool_handle()
+def place_of(device: int) -> tuple[Any, Any]:
+    """Return the memory pool of this process' graphs on a GPU, for one runs at a time, and the stream that captures:
+    the one that torch keeps belongs to the GPU of the first graph."""
+    return torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Make a GPU the current one: on another one's stream nothing is captured, and torch only warns."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def seconds(work: Callable[[], object]) -> float:

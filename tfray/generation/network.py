@@ -7,8 +7,10 @@ states are two-dimensional, (rows x positions, d_model), as the products want th
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,19 @@ from tfray.model.layers import DecoderLayer, EncoderLayer
 from tfray.model.positions import angles_of, sinusoids
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import PAD_ID
+
+Found = TypeVar("Found")
+
+
+def as_packed(work: Callable[..., Found]) -> Callable[..., Found]:
+    """Return a network's method that computes in its own precision, also inside a caller's autocast."""
+
+    @functools.wraps(work)
+    def alone(self: Network, *arguments: Any, **named: Any) -> Found:
+        with torch.autocast(self.device.type, enabled=False):
+            return work(self, *arguments, **named)
+
+    return alone
 
 
 class Network:
@@ -114,12 +129,14 @@ class Network:
     def feed_forward(self, layer: Layer, hidden: Tensor) -> Tensor:
         return self.around(hidden, layer.feed_forward_norm, lambda states: (layer.outer, layer.inner(states)))
 
+    @as_packed
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (count, vocab) of the decoder's last hidden states."""
         return self.output(self.decoder_norm(hidden))
 
     # All positions at once: the encoder, and the decoder where the target is known.
 
+    @as_packed
     def encode(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
         """Return the memory of all sources one after another, (tokens, d_model), and their lengths.
 
@@ -171,11 +188,13 @@ class Network:
 
         return self.around(hidden, attention.norm, gather)
 
+    @as_packed
     def project_memory(self, memory: Tensor) -> Tensor:
         """Return every layer's keys and values of the memory, (tokens, layers, 2, heads, head_dim)."""
         shape = (len(memory), len(self.decoder), 2, self.heads, self.head_dim)
         return self.memory_keys_values(memory).view(shape)
 
+    @as_packed
     def decode(
         self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int], with_attention_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -192,7 +211,9 @@ class Network:
         bias = bias_of(mask, self.dtype)[:, None]
         keys_values = memory.new_zeros(rows, source, len(self.decoder), 2, self.heads, self.head_dim)
         keys_values[mask] = self.project_memory(memory).to(self.cache_dtype(self.kernels())).to(memory.dtype)
-        attention_weights = torch.zeros(rows, length, source, device=self.device) if with_attention_weights else None
+        attention_weights = None
+        if with_attention_weights:
+            attention_weights = torch.zeros(rows, length, source, dtype=torch.float32, device=self.device)
         for number, layer in enumerate(self.decoder):
             hidden = self.attend_self(layer, hidden, positions, causal, (rows, length))
             keys, values = keys_values[:, :, number].permute(2, 0, 3, 1, 4).unbind()
@@ -255,6 +276,7 @@ class Network:
         hidden = self.around(hidden, attention.norm, gather)
         return hidden, attention_weights[0]
 
+    @as_packed
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
         layer's attention to the source, (rows, heads, width, source), empty where the cache does not keep it."""

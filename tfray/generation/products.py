@@ -27,8 +27,10 @@ def works(kind: type) -> bool:
     Also where all numbers are as large as they can be: before VNNI, x86 adds products of bytes in 16 bits, which
     are too few.
     """
-    weight = torch.linspace(-1, 1, 24)[:, None].expand(24, 16).contiguous()
-    bias, states = torch.linspace(-2, 2, 24), torch.linspace(-1, 1, 6)[:, None].expand(6, 16).contiguous()
+    weight, bias, states = (
+        torch.linspace(-most, most, rows, dtype=torch.float32) for most, rows in ((1, 24), (2, 24), (1, 6))
+    )
+    weight, states = (part[:, None].expand(-1, 16).contiguous() for part in (weight, states))
     try:
         found, expected = kind(weight, bias, "relu")(states), PlainLinear(weight, bias, "relu")(states)
         return bool((found.float() - expected).abs().max() < 0.3)

@@ -67,7 +67,7 @@ def best_tokens(scores: Tensor, count: int, bounds: Tensor | None = None) -> tup
 def select_natively(kernels: ctypes.CDLL, scores: Tensor, count: int, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the same by the compiled kernel."""
     scores = scores.contiguous()
-    values, ids = torch.empty(len(scores), count), torch.empty(len(scores), count, dtype=torch.long)
+    values, ids = scores.new_empty(len(scores), count), torch.empty(len(scores), count, dtype=torch.long)
     native.call(kernels.best_tokens, scores, bounds, values, ids, *scores.shape, count)
     return values, ids
 

@@ -86,7 +86,7 @@ class Packer:
 
     def self_attention(self, attention: SelfAttention, norm: nn.Module) -> Attention:
         joint = attention.query_key_value
-        factors = torch.ones(len(joint.bias), device=self.device)
+        factors = torch.ones(len(joint.bias), dtype=torch.float32, device=self.device)
         factors[: len(factors) // 3] = self.scale
         return Attention(
             self.linear(joint.weight * factors[:, None], joint.bias * factors),
