@@ -61,6 +61,17 @@ def test_nothing_of_an_epoch_is_left_out_and_what_is_done_again_is_the_part_that
         assert place.pool == pool, "the pools before are the same, and are not done again"
 
 
+def test_whole_numbers_are_the_same_order_as_the_floats_that_a_file_gives_back(tokens: TokenFolder):
+    from_python = replace(CONFIG, temperature=2, bpe_dropout=0, weights={"a": 1})
+    assert order_of(tokens, from_python) == order_of(
+        tokens, replace(CONFIG, temperature=2.0, bpe_dropout=0.0, weights={"a": 1.0})
+    )
+    whole = replace(tokens, manifest=tokens.manifest | {"weights": {"a": 2}})
+    assert order_of(whole, CONFIG) == order_of(
+        replace(tokens, manifest=tokens.manifest | {"weights": {"a": 2.0}}), CONFIG
+    )
+
+
 def test_other_shards_are_another_order(tokens: TokenFolder, tmp_path: Path, write_tokens):
     other = write_tokens(str(tmp_path), [("a", [([7], [5])] * 30)] * 6, vocab_size=300, fingerprint="g")
     assert place_again(Cursor(1, 2, 3), order_of(tokens, CONFIG), order_of(other, CONFIG)) == Cursor(1)

@@ -44,6 +44,22 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
+def test_scores_of_other_validation_data_are_not_compared_and_the_loaded_one_is_known(tmp_path: Path) -> None:
+    checkpoints, state = Checkpoints(str(tmp_path), keep=1, keep_best=2), some_state(1)
+    for step, score, data in (
+        (1, 9.0, "easy"),
+        (2, 8.0, "easy"),
+        (3, -3.0, "hard"),
+        (4, -2.0, "hard"),
+        (5, -1.0, "hard"),
+    ):
+        checkpoints.save(Progress(step=step, best_metric="loss", judged_by=data), state, score)
+    checkpoints.wait()
+    assert folders(tmp_path) == ["step-00000004", "step-00000005"]
+    again = Checkpoints(str(tmp_path), keep=1)
+    assert again.load(zeros(state)).step == 5 and again.score == -1.0
+
+
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")

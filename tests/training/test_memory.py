@@ -110,6 +110,7 @@ def test_what_shares_memory_out_or_spares_it_is_seen():
         return sum(estimate_memory(big, shape, setting(TrainingConfig(**changed), element_bytes=2, **names)).values())
 
     assert total(parallel="fsdp", workers=8) < total(workers=8) / 1.5
+    assert total(parallel="fsdp", workers=1) == total(workers=1), "one worker alone holds the whole model"
     assert total(parallel="fsdp", workers=8) < total(parallel="fsdp", workers=2)
     assert total(parallel="fsdp", workers=8) < total(parallel="fsdp", workers=8, lanes=2)
     assert total(parallel="fsdp", workers=10**6) > 4 * sum(count_parameters(big).values()), "validation takes all of it"

@@ -12,8 +12,10 @@ import pytest
 from tests.cluster import Nodes
 from tests.training.runs import Run
 from tests.training.token_folders import make_token_folder
+from tfray.batches.count import EpochCount
 from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig
+from tfray.training.ends import count_steps
 from tfray.training.resume import adapt, choose_precision, judged_by
 
 ORDER = {"pools": "p", "steps": "s"}
@@ -51,6 +53,22 @@ def test_another_data_order_begins_anew_what_was_begun_and_says_how_much_is_done
     assert found.cursor == place and found.step == 90 and found.order == order
     assert said in caplog.text
     assert adapt(found, order, "bleu") == found
+
+
+@pytest.mark.parametrize("pools_are_the_same", [True, False])
+def test_steps_of_another_data_order_are_counted_from_where_it_began(pools_are_the_same: bool):
+    config, before, after = TrainingConfig(epochs=10), EpochCount(40, 1000, 4), EpochCount(20, 1000, 4)
+    progress = replace(PROGRESS, step=110, tokens=2750)  # three of four pools of epoch 2
+    assert count_steps(config, before, progress.order_since) == 400
+    order = ORDER | ({"steps": "other"} if pools_are_the_same else {"pools": "other"})
+    found = adapt(progress, order, "bleu")
+    left = 7.25 * 20 if pools_are_the_same else 8 * 20
+    assert count_steps(config, after, found.order_since) == 110 + left
+    later = adapt(replace(found, step=150, epoch=5, tokens=5000), order, "bleu")
+    assert count_steps(config, after, later.order_since) == 110 + left, "a later start counts the same"
+    by_tokens = replace(config, token_budget=5750)
+    assert count_steps(by_tokens, after, found.order_since) == 110 + 3 * 20
+    assert count_steps(replace(by_tokens, max_steps=120), after, found.order_since) == 120
 
 
 def test_another_metric_has_no_best_yet(caplog: pytest.LogCaptureFixture):

@@ -20,7 +20,8 @@ from tfray.config import BatchesConfig, TrainingConfig, TrainJob
 from tfray.errors import InputError
 from tfray.tokens.shards import TokenFolder
 from tfray.training import train as train_file
-from tfray.training.train import count_steps, made_from, train
+from tfray.training.ends import count_steps
+from tfray.training.train import made_from, train
 from tfray.units.ledger import open_ledger
 from tfray.units.lock import Lock
 
@@ -86,6 +87,10 @@ def test_what_was_trained_before_is_only_overwritten_once_nothing_stands_in_the_
         assert after == before
 
 
+def steps_of(job: TrainJob, tokens: TokenFolder) -> int:
+    return count_steps(job.training, count_epoch(tokens, job.batches))
+
+
 @pytest.mark.parametrize("weights", [{}, {"a": 0.5, "b": 3.0}])
 def test_steps_are_those_of_the_first_epoch_times_the_epochs(
     tokens: TokenFolder, job: TrainJob, weights: dict[str, float]
@@ -94,10 +99,10 @@ def test_steps_are_those_of_the_first_epoch_times_the_epochs(
     stage, pools = PoolLanes(tokens, config, Cursor()), plan_pools(mix_shards(tokens, config), config, 0)
     lanes = [next(stage.lanes(0, pool, is_last=False)) for pool in pools]
     first_epoch = sum(len(lane["rows"][0]) for lane in lanes)
-    assert count_steps(replace(job, batches=config), tokens) == 3 * first_epoch
-    assert count_steps(replace(job, training=TrainingConfig(epochs=3, max_steps=2)), tokens) == 2
+    assert steps_of(replace(job, batches=config), tokens) == 3 * first_epoch
+    assert steps_of(replace(job, training=TrainingConfig(epochs=3, max_steps=2)), tokens) == 2
     by_tokens = TrainingConfig(epochs=3, token_budget=2 * count_epoch(tokens, config).target_tokens)
-    assert count_steps(replace(job, batches=config, training=by_tokens), tokens) == 2 * first_epoch
+    assert steps_of(replace(job, batches=config, training=by_tokens), tokens) == 2 * first_epoch
 
 
 def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
@@ -110,8 +115,8 @@ def test_steps_with_bpe_dropout_are_counted_by_how_much_longer_it_makes_pairs(
     monkeypatch.setattr(pool_module, "BpeDropout", lambda tokenizer: Doubling())
     monkeypatch.setattr(TokenFolder, "tokenizer", None)
     longer = replace(tokens, manifest=tokens.manifest | {"made_from": {"tokens": {"max_length": 99}}})
-    steps = count_steps(replace(job, batches=replace(job.batches, bpe_dropout=0.5)), longer)
-    assert 1.6 < steps / count_steps(job, tokens) < 2.4
+    steps = steps_of(replace(job, batches=replace(job.batches, bpe_dropout=0.5)), longer)
+    assert 1.6 < steps / steps_of(job, tokens) < 2.4
 
 
 def test_the_mixture_is_logged_where_there_is_one(tokens: TokenFolder, job: TrainJob, caplog: pytest.LogCaptureFixture):
@@ -143,3 +148,12 @@ def test_people_are_told_where_the_warm_up_is_longer_than_the_training(
 @pytest.mark.parametrize("change", [{"weights": {"a": 2.0}}, {"temperature": 5.0}, {"bpe_dropout": 0.1}])
 def test_another_mixture_is_another_training(tokens: TokenFolder, job: TrainJob, change: dict):
     assert made_from(job, tokens) != made_from(replace(job, batches=replace(job.batches, **change)), tokens)
+
+
+def test_another_weight_of_a_corpus_is_another_training_unless_the_job_has_its_own(tokens: TokenFolder, job: TrainJob):
+    names = [*tokens.weights]
+    other = replace(tokens, manifest=tokens.manifest | {"weights": {name: 8.0 for name in names}})
+    assert other.fingerprint == tokens.fingerprint, "the shards are the same"
+    assert made_from(job, other).keys() - made_from(job, tokens).keys() == {f"corpus.parts.{n}.weight" for n in names}
+    own = replace(job, batches=replace(job.batches, weights=dict.fromkeys(names, 2.0)))
+    assert made_from(own, other) == made_from(own, tokens)

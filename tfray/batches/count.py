@@ -24,6 +24,7 @@ class EpochCount(NamedTuple):
     steps: int
     target_tokens: int
     """Those of micro-batches that fill a last step, a second time, too: training counts them."""
+    pools: int
 
 
 def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
@@ -36,13 +37,13 @@ def count_epoch(tokens: TokenFolder, config: BatchesConfig) -> EpochCount:
     for pool, source, target in first_epoch(tokens, config):
         steps = plan_pool(source, target, config, 0, pool.index)
         seen = np.concatenate([rows for step in steps for rows in step])
-        counts.append((len(steps), int(target[seen].sum())))
+        counts.append((len(steps), int(target[seen].sum()), 1))
         first = first or pool
     whole = EpochCount(*(sum(column) for column in zip(*counts, strict=True)))
     if config.bpe_dropout and first is not None:
         source, target = PoolReader(tokens, config).read(first, 0).lengths
         longer = len(plan_pool(source, target, config, 0, 0)) / counts[0][0]
-        return EpochCount(*(round(count * longer) for count in whole))
+        return whole._replace(steps=round(whole.steps * longer), target_tokens=round(whole.target_tokens * longer))
     return whole
 
 

@@ -31,7 +31,7 @@ def order_of(tokens: TokenFolder, config: BatchesConfig) -> Order:
     within = {name: settings.pop(name) for name in WITHIN_POOLS}
     shards = [(shard.name, shard.pairs, shard.corpus, shard.sha256) for shard in tokens.shards("train")]
     return {
-        "pools": storage.fingerprint([shards, tokens.weights, settings]),
+        "pools": storage.fingerprint([shards, {name: float(w) for name, w in tokens.weights.items()}, settings]),
         "steps": storage.fingerprint(within),
     }
 

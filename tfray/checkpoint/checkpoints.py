@@ -54,6 +54,8 @@ class Checkpoints:
         self.writing: Future[None] | None = None
         self.unusable: dict[str, str] = {}
         self.verified: tuple[str, Saved] | None = None
+        self.score: float | None = None
+        """Of the weights that were loaded, where they were judged."""
         self.waited_seconds = 0.0
         """Time that training stood still for saving."""
 
@@ -145,6 +147,7 @@ class Checkpoints:
                     raise cause(error) from error
                 note_damage(self.unusable, folder, str(cause(error)))
             else:
+                self.score = saved.score
                 return saved.progress
         return Progress()
 
@@ -155,10 +158,11 @@ def of_plan(folders: list[str], every: int) -> list[str]:
 
 
 def scored_folders(folders: list[str]) -> list[tuple[str, float | None]]:
-    """Return whole checkpoints with their scores, of which only those by the newest one's metric count."""
+    """Return whole checkpoints with their scores, of which only those by the newest one's metric, on its validation
+    data, count."""
     states = [read_state(folder) for folder in folders]
-    metric = states[-1].progress.best_metric if states else ""
-    scores = [state.score if state.progress.best_metric == metric else None for state in states]
+    kinds = [(state.progress.best_metric, state.progress.judged_by) for state in states]
+    scores = [state.score if kind == kinds[-1] else None for state, kind in zip(states, kinds, strict=True)]
     return list(zip(folders, scores, strict=True))
 
 

@@ -56,6 +56,8 @@ class Progress:
     """Time spent training, over all starts."""
     order: dict = field(default_factory=dict)
     """What the cursor counts by (batches/order.py)."""
+    order_since: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    """The step, epoch, pool and tokens where that was last another: an epoch has had other steps before."""
     best_metric: str = ""
     """By which the best score is the best."""
     judged_by: str = ""

@@ -34,7 +34,10 @@ class BatchesConfig:
 
     def __post_init__(self) -> None:
         check_types("batches", self)
-        object.__setattr__(self, "weights", text_keys(self.weights))
+        # As the command line and YAML give them: 2 and 2.0 are one data order, and have one fingerprint.
+        object.__setattr__(self, "weights", {name: float(w) for name, w in text_keys(self.weights).items()})
+        for name in ("temperature", "bpe_dropout"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         require(self.temperature > 0, "batches.temperature", self.temperature, "must be positive")
         require(0 <= self.bpe_dropout < 1, "batches.bpe_dropout", self.bpe_dropout, "must be at least 0 and below 1")
         for name, weight in self.weights.items():

@@ -134,7 +134,9 @@ def format_epoch(job: TrainJob, tokens: TokenFolder, epoch: Epoch, steps: int) -
 def format_memory(job: TrainJob, architecture: Architecture, epoch: Epoch) -> str:
     """Return how many workers with how many lanes there may be, and the memory of each."""
     config, lanes = job.training, job.batches.lanes
-    counts = [n for n in worker_counts(lanes) if config.min_workers <= n <= config.max_workers]
+    # Where there is room for the fewest alone, as many as divide the lanes train.
+    fewest = max(n for n in worker_counts(lanes) if n <= config.min_workers)
+    counts = [n for n in worker_counts(lanes) if fewest <= n <= config.max_workers]
     on_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
     dtype = (
         torch.bfloat16 if on_gpu and config.precision == "auto" else choose_dtype(config.precision, torch.device("cpu"))
@@ -166,8 +168,8 @@ def format_writing(job: TrainJob, architecture: Architecture, tokens: TokenFolde
     rows: list[list[object]] = [
         ["best/", megabytes(model), chosen],
         ["last/", megabytes(model), "after the last step"],
-        ["checkpoints/", megabytes(kept * checkpoint), f"{kept} of {checkpoint / 1e6:,.0f} MB, one every "
-         f"{config.checkpoint_every:,} steps"],
+        ["checkpoints/", megabytes((kept + 1) * checkpoint), f"{kept} and a new one, {checkpoint / 1e6:,.0f} MB each, "
+         f"every {config.checkpoint_every:,} steps"],
         [LOG, "", f"a line every {config.log_every:,} steps, and at validations"],
         [CURVES, "", "drawn at validations"],
         [f"{FOLDER}/", "", "for `tensorboard --logdir`"],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfray.config import TrainingConfig, TrainJob
 
 if TYPE_CHECKING:
+    from tfray.batches.count import EpochCount
     from tfray.checkpoint.state import Progress
 
 
@@ -18,6 +21,16 @@ def is_done(progress: Progress, config: TrainingConfig) -> bool:
         or progress.step >= (config.max_steps or math.inf)
         or progress.tokens >= (config.token_budget or math.inf)
     )
+
+
+def count_steps(config: TrainingConfig, each: EpochCount, order_since: Sequence[int] = (0, 0, 0, 0)) -> int:
+    """Return about how many steps training has: those of an epoch times the epochs, or fewer where max_steps or the
+    token budget ends it earlier; of a data order that was changed (see Progress), those done before and those left."""
+    steps, epoch, pool, tokens = order_since
+    ends = [(config.epochs - epoch - pool / each.pools) * each.steps]
+    if config.token_budget:
+        ends.append((config.token_budget - tokens) / each.target_tokens * each.steps)
+    return min(steps + math.ceil(min(ends)), config.max_steps or sys.maxsize)
 
 
 def most_epochs(progress: Progress, config: TrainingConfig, pairs: int) -> int:

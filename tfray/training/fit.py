@@ -13,6 +13,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from tfray import storage
+from tfray.batches.count import EpochCount
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
 from tfray.errors import InputError, JobError
@@ -55,14 +56,14 @@ class Placement(NamedTuple):
         return "PACK" if self.use_gpu else "SPREAD"
 
 
-def fit(job: TrainJob, placement: Placement, steps: int, ticket: Ticket) -> None:
+def fit(job: TrainJob, placement: Placement, epoch: EpochCount, ticket: Ticket) -> None:
     """Run the workers to the last step; `ticket` shows them that this job holds its place.
 
     Lost workers start again from the newest checkpoint. Interrupted, have them save before the interrupt goes on.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     bell = Bell(ticket.token)
-    settings = Settings(job, steps, placement.validates_beside, wanted_trace(), bell, ticket)
+    settings = Settings(job, epoch, placement.validates_beside, wanted_trace(), bell, ticket)
     display = Display(job.out)
     is_over = False
     while not is_over:

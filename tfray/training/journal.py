@@ -13,8 +13,8 @@ from tfray.training.validation import Finding
 class Journal:
     """Of one worker; all but that of rank 0 stay silent."""
 
-    def __init__(self, settings: Settings, rank: int, meter: Meter) -> None:
-        self.settings, self.is_writer, self.meter = settings, rank == 0, meter
+    def __init__(self, settings: Settings, steps: int, rank: int, meter: Meter) -> None:
+        self.settings, self.steps, self.is_writer, self.meter = settings, steps, rank == 0, meter
 
     def check_place(self) -> None:
         """Raise InputError where another command has taken over (the driver of this worker was killed), or where this
@@ -36,7 +36,7 @@ class Journal:
             {
                 "event": "start",
                 "parameters": parameters,
-                "steps": self.settings.steps,
+                "steps": self.steps,
                 "workers": workers,
                 "surplus_workers": surplus,
                 "lanes": self.settings.job.batches.lanes,
@@ -50,12 +50,12 @@ class Journal:
         """Say how training went since the last line; `saved_seconds` is all the time that it stood still for
         checkpoints."""
         rates = self.meter.take(saved_seconds)
-        left = max(0, self.settings.steps - progress.step) * rates.pop("seconds_per_step")
+        left = max(0, self.steps - progress.step) * rates.pop("seconds_per_step")
         self.write(
             progress.step,
             {
                 "event": "train",
-                "steps": self.settings.steps,
+                "steps": self.steps,
                 "epoch": progress.epoch,
                 "tokens": progress.tokens,
                 "learning_rate": rate,

@@ -54,7 +54,8 @@ def count_parameters(architecture: Architecture) -> dict[str, int]:
 def estimate_memory(architecture: Architecture, shape: Shape, setting: MemorySetting) -> dict[str, int]:
     """Return the bytes of each kind that a worker holds while it trains on a micro-batch of this shape."""
     parameters = sum(count_parameters(architecture).values())
-    config, size, is_sharded = setting.training, setting.element_bytes, setting.training.parallel == "fsdp"
+    config, size = setting.training, setting.element_bytes
+    is_sharded = config.parallel == "fsdp" and setting.workers > 1  # one alone has nothing to share out
     owned = parameters / setting.workers if is_sharded else parameters
     kept = {"weights (fp32)": FP32 * owned, "moments (fp32)": 2 * FP32 * owned}
     if is_sharded:

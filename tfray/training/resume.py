@@ -29,7 +29,7 @@ def check_model(job: TrainJob, tokens: TokenFolder) -> None:
 def adapt(progress: Progress, order: Order, best_metric: str, judged_by: str = "") -> Progress:
     """Return how far training is in this data order and by this metric, on validation data that `judged_by` tells
     apart; a checkpoint of before such things were noted counts as made with the same."""
-    if progress.order:
+    if progress.order and progress.order != order:
         progress = adapt_place(progress, order)
     if progress.best_metric and progress.best_metric != best_metric:
         logger.warning(
@@ -61,8 +61,9 @@ def judged_by(tokens: TokenFolder, config: TrainingConfig) -> str:
 
 
 def adapt_place(progress: Progress, order: Order) -> Progress:
-    """Return progress with its place in this data order."""
+    """Return progress with its place in another data order."""
     before, now = progress.cursor, place_again(progress.cursor, progress.order, order)
+    progress = replace(progress, order_since=[progress.step, now.epoch, now.pool, progress.tokens])
     if now == before:
         return progress
     if progress.order["pools"] == order["pools"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tfray.batches.count import EpochCount
 from tfray.config import TrainJob
 from tfray.training.bell import Bell
 from tfray.units.lock import Ticket
@@ -13,8 +14,8 @@ class Settings(NamedTuple):
     """The same for all of them."""
 
     job: TrainJob
-    steps: int
-    """About how many there are."""
+    epoch: EpochCount
+    """About what an epoch has."""
     validates_beside: bool
     """True where an actor of its own decodes validation sources."""
     trace_pause: float | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 
 from tfray import storage
@@ -16,7 +15,7 @@ from tfray.config.rules import results_follow_from
 from tfray.model.architecture import resolve
 from tfray.tokens.check import check_tokens
 from tfray.tokens.shards import TokenFolder, open_tokens
-from tfray.training.ends import lacks_average
+from tfray.training.ends import count_steps, lacks_average
 from tfray.training.judge import check_metric
 from tfray.training.log import format_seconds
 from tfray.units.ledger import Found, Ledger, find_ledger, open_ledger, store_settings
@@ -40,7 +39,7 @@ def train(job: TrainJob) -> str:
     if job.dry_run:
         from tfray.training.dry_run import report_dry_run  # needs torch, which takes seconds to import
 
-        steps = count_steps(job, tokens)
+        steps = count_steps(job.training, count_epoch(tokens, job.batches))
         warn_of_warmup(job.training, steps)
         return report_dry_run(job, tokens, made_from(job, tokens), steps)
     storage.check_writable(job.out)
@@ -61,15 +60,15 @@ def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock:
 
         check_model(job, tokens)
     log_mixture(portions)
-    steps = count_steps(job, tokens)
-    warn_of_warmup(job.training, steps)
+    epoch = count_epoch(tokens, job.batches)
+    warn_of_warmup(job.training, count_steps(job.training, epoch))
     with connected(job.cluster):
         from tfray.training.fit import fit, place_job  # Ray Train takes a second to import
 
         placement = place_job(job)
         ledger = open_ledger(*wanted)  # last: what was there before goes only where nothing stands in the way
         store_settings(ledger.folder, job)
-        fit(job, placement, steps, lock.ticket)
+        fit(job, placement, epoch, lock.ticket)
     lock.check()
     finish(job, ledger)
     return storage.join(job.out, "best")
@@ -77,25 +76,15 @@ def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock:
 
 def made_from(job: TrainJob, tokens: TokenFolder) -> dict[str, object]:
     """Return everything that the trained weights follow from."""
+    weights = {name: weight for name, weight in tokens.weights.items() if name not in job.batches.weights}
     return {
         "tokens": tokens.fingerprint,
+        # The shards are the same whatever the weights, and so is their fingerprint; the order is not.
+        **{f"corpus.parts.{name}.weight": weight for name, weight in weights.items() if weight != 1},
         "model": results_follow_from(job.model),
         "batches": results_follow_from(job.batches),
         "training": results_follow_from(job.training),
     }
-
-
-def count_steps(job: TrainJob, tokens: TokenFolder) -> int:
-    """Return about how many steps training has: those of the first epoch times the epochs, or fewer where max_steps
-    or the token budget ends it earlier."""
-    config = job.training
-    epoch = count_epoch(tokens, job.batches)
-    ends = [epoch.steps * config.epochs]
-    if config.max_steps:
-        ends.append(config.max_steps)
-    if config.token_budget:
-        ends.append(math.ceil(config.token_budget / epoch.target_tokens * epoch.steps))
-    return min(ends)
 
 
 def warn_of_warmup(config: TrainingConfig, steps: int) -> None:

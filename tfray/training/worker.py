@@ -23,7 +23,7 @@ from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
-from tfray.training.ends import is_done, is_stale, most_epochs
+from tfray.training.ends import count_steps, is_done, is_stale, most_epochs
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
 from tfray.training.folders import ModelFolders
@@ -74,14 +74,15 @@ class Worker:
         order = order_of(self.tokens, job.batches)
         loaded, judge = self.checkpoints.load(self.state.tensors()), judged_by(self.tokens, job.training)
         self.progress = adapt(loaded, order, job.training.best_metric, judge)
+        self.steps = count_steps(job.training, settings.epoch, self.progress.order_since)
         self.state.loaded(self.progress.updates)
         self.spikes = SpikeGuard(job.training.spike_factor, job.training.gradient_clip)
         self.spikes.load_state_dict(self.progress.spikes)
         self.folders = ModelFolders(job, self.tokens, self.architecture)
         self.validation = self.make_validation()
         self.meter = Meter(self.progress.seconds, partial(device_peak, self.device, self.dtype))
-        self.journal = Journal(settings, rank, self.meter)
-        self.score: float | None = None
+        self.journal = Journal(settings, self.steps, rank, self.meter)
+        self.score: float | None = self.checkpoints.score if self.progress.pending == "scores" else None
         """Of the newest weights, where they were judged; more is better."""
         self.pending: Pending = self.progress.pending
         """What is still to be found of the newest weights, but for scores from beside."""
@@ -218,7 +219,7 @@ class Worker:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
-        return learning_rate(step, self.settings.steps, self.job.training)
+        return learning_rate(step, self.steps, self.job.training)
 
     @property
     def is_over(self) -> bool:
