@@ -85,6 +85,10 @@ def test_settings_that_may_change_are_named_one_by_one() -> None:
             "a YAML file reads yes, no, on and off as true",
         ),
         ("training: {workers: {min: 4, max: 2}}\n", "max"),
+        ("training: {workers: auto}\n", r'training\.workers must be a whole number, or a range such as \{"min": 1'),
+        ("training: {workers: {min: 1}}\n", r'training\.workers must be a whole number, or a range such as \{"min": 1'),
+        ("", "--config names a file without settings; write them as YAML"),
+        ("# nothing yet\n", "--config names a file without settings; write them as YAML"),
     ],
 )
 def test_a_file_of_settings_that_says_nothing_of_use_is_refused_by_the_settings_name(
@@ -101,6 +105,11 @@ def test_a_file_of_settings_in_another_encoding_is_refused(tmp_path: Path) -> No
     path.write_bytes("out: Grün\n".encode("latin-1"))
     with pytest.raises(InputError, match="utf-8"):
         read_job("run", config.RunJob, ["--config", str(path)])
+
+
+def test_words_that_yaml_takes_for_truths_are_explained_among_labels_too() -> None:
+    with pytest.raises(InputError, match="a YAML file reads yes, no, on and off as true"):
+        read_job("evaluate", config.EvaluateJob, ["--predictions", "p", "--label_names", "{0: no, 1: yes}"])
 
 
 def test_labels_may_be_numbers_and_truths_in_a_file_of_settings(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tfray import run as run_file
 from tfray.cluster import connected, connected_once
-from tfray.config import ClusterConfig, CorpusConfig, InferenceConfig, RunJob, TrainJob
+from tfray.config import ClusterConfig, CorpusConfig, InferenceConfig, ModelConfig, RunJob, TrainingConfig, TrainJob
 from tfray.errors import InputError
 
 
@@ -81,6 +81,7 @@ def write(path: Path, content: str | bytes | dict[str, list]) -> None:
         ({"test.de.gz": gzip.compress(b"a\nb\nc"), "ref": TWO_LINES}, {}, r"test_target=.* has 2 lines for 3 lines"),
         ({"test.de": TWO_LINES, "ref": gzip.compress(b"one\ntwo\n")}, {}, r"test_target=.* is not UTF-8 text"),
         ({"test.csv": "source\neins\n", "ref": "\udcff".encode("utf-8", "surrogatepass")}, {}, r"test_target=.* UTF-8"),
+        ({"test.parquet": ROWS, "ref": "one\n"}, {}, r"test_target=.*ref' has 1 lines for 2 rows of test="),
         ({"test.parquet": {"source": ["eins"]}}, {}, r"no column target or label .*corpus\.target_column"),
         ({"test.parquet": {"target": ["one"]}}, {}, r"no column source or text .*corpus\.source_column"),
         ({"test.parquet": {"n": ["one"]}, "ref": "one\n"}, {}, r"no column source or text .*corpus\.source_column"),
@@ -137,6 +138,27 @@ def test_columns_of_the_held_out_rows_that_predict_would_add_are_refused_before_
     assert not jobs
     run_file.run(replace(job, inference=InferenceConfig(provenance=True, prefix="predicted_")))
     assert [*jobs] == ["tokenize", "train", "predict", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (dict(model=ModelConfig(num_heads=3)), r"model\.num_heads=3 must divide"),
+        (dict(inference=InferenceConfig(token_scores=True)), r"inference\.token_scores=True is for task score"),
+        (dict(inference=InferenceConfig(quality_data="nosuch.parquet")), r"inference\.quality_data=.*nosuch"),
+        (dict(training=TrainingConfig(best_metric="bleu")), r"training\.best_metric='bleu' goes by validations"),
+        (dict(training=TrainingConfig(patience=3)), r"training\.patience=3 goes by validations; name corpus\.valid"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_said_at_once(
+    tmp_path: Path, jobs: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    corpus = CorpusConfig(train=["a"], test_share=0.1)
+    with pytest.raises(InputError, match=said):
+        run_file.run(RunJob(out=str(tmp_path), corpus=corpus, **settings))
+    assert not jobs
+    if "training" in settings:
+        run_file.run(RunJob(out=str(tmp_path), corpus=replace(corpus, valid_share=0.1), **settings))
 
 
 def test_a_missing_file_of_references_is_said_before_the_training(tmp_path: Path) -> None:

@@ -185,7 +185,12 @@ def explain(message: str, names: list[str]) -> str:
     line = re.sub(r"Expected a <class '(\w+)'>", r"must be of type \1", line)
     words = (word.strip("'\".,:;-").partition("=")[0] for word in line.split())
     meant = [match for word in words if word not in names for match in difflib.get_close_matches(word, names, 1, 0.8)]
-    if "must be one of" in line and line.rstrip(".").endswith(("value: True", "value: False")):
+    if line.startswith("Unexpected config"):
+        return "--config names a file without settings; write them as YAML, such as `training: {epochs: 3}`"
+    if 'key "training.workers"' in line and "Union" in line:
+        return 'training.workers must be a whole number, or a range such as {"min": 1, "max": 4}'
+    is_word = "must be one of" in line or "must be of type str" in line
+    if is_word and line.rstrip(".").endswith(("value: True", "value: False")):
         line += "; a YAML file reads yes, no, on and off as true and false: put the word in quotes"
     return f"{line}; did you mean {meant[0]}?" if meant else line
 

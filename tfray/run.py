@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tfray import storage
 from tfray.cluster import connected_once
-from tfray.config import EvaluateJob, Paths, PredictJob, RunJob, TokenizeJob, TrainJob, as_list
+from tfray.config import EvaluateJob, Paths, PredictJob, RunJob, TokenizeJob, TrainJob, as_list, require
 from tfray.corpus.columns import SettingNames, check_columns, choose_columns, choose_source
 from tfray.corpus.read import with_schemas
 from tfray.errors import InputError
@@ -17,6 +17,7 @@ from tfray.evaluation.evaluate import evaluate, reference_lines
 from tfray.inference.columns import added_fields, input_schema, output_schema
 from tfray.inference.planning import check_formats
 from tfray.inference.predict import predict
+from tfray.model.architecture import resolve
 from tfray.tokens.output import TEST_SCHEMA, TEST_TEXT
 from tfray.tokens.tokenize import tokenize
 from tfray.training.train import train
@@ -40,6 +41,7 @@ class Tests(NamedTuple):
 def run(job: RunJob) -> dict:
     """Return the scores on the test files; every stage that is done and unchanged is skipped."""
     out = storage.absolute(job.out)
+    check_stages(job)
     tests = find_tests(job)  # what is wrong with them should not wait for the training to end
     shared = {"overwrite": job.overwrite, "cluster": job.cluster}
     # Another model follows from a change that was allowed: what the earlier one predicted is replaced then.
@@ -77,6 +79,24 @@ def run(job: RunJob) -> dict:
             label_names=tests.label_names,
         )
     )
+
+
+def check_stages(job: RunJob) -> None:
+    """Raise InputError for settings that a later stage refuses whatever the earlier ones find."""
+    resolve(job.model, job.tokens.vocab_size, 1)
+    scores = job.inference.token_scores
+    require(not scores, "inference.token_scores", scores, "is for task score, which `tfray run` has not; leave it out")
+    if not (as_list(job.corpus.valid) or job.corpus.valid_share):
+        for name, unused in {"best_metric": "loss", "patience": 0, "keep_best_checkpoints": 0}.items():
+            value = getattr(job.training, name)
+            require(
+                value == unused,
+                f"training.{name}",
+                value,
+                f"goes by validations; name corpus.valid or corpus.valid_share, or leave it {unused}",
+            )
+    if job.inference.quality_data:
+        find_files(as_list(job.inference.quality_data), setting="inference.quality_data")
 
 
 def find_tests(job: RunJob) -> Tests:
@@ -119,7 +139,9 @@ def check_added(job: RunJob, task: str, columns: pa.Schema) -> None:
 
 
 def check_references(test: Paths, files: list[InputFile], path: str) -> None:
-    """Raise InputError where a file of references cannot be read, or has not a line for each of plain text."""
+    """Raise InputError where a file of references cannot be read, or has not a line for each row, where those can be
+    counted."""
     is_text = files[0].format == "text"
-    rows = count_lines([(file.path, file.compression) for file in files]) if is_text else None
-    reference_lines(path, rows, f"lines of test={test!r}", setting="test_target")
+    counts = [count_lines([(file.path, file.compression) for file in files])] if is_text else [f.rows for f in files]
+    rows = None if None in counts else sum(filter(None, counts))  # those of Parquet are known
+    reference_lines(path, rows, f"{'lines' if is_text else 'rows'} of test={test!r}", setting="test_target")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tfray import storage
 from tfray.config import EvaluateJob
 from tfray.errors import InputError
 from tfray.evaluation.evaluate import evaluate
@@ -43,6 +44,19 @@ def test_the_scores_that_come_back_are_the_ones_in_scores_json(tmp_path: Path) -
     assert json.loads((folder / "_scores.json").read_text()) == scores
     assert scores["task"] == "translation"
     assert scores["rows"] == 1
+
+
+def test_scores_of_predictions_in_a_place_that_cannot_be_written_are_had_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_predictions(tmp_path / "out", {"prediction": ["a b"], "target": ["a b"]})
+
+    def refuse(path: str, value: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(storage, "publish_json", refuse)
+    assert run(folder)["rows"] == 1
+    assert "_scores.json' cannot be written: [Errno 13] Permission denied" in caplog.text
 
 
 def test_cutting_the_predictions_into_files_changes_no_score(tmp_path: Path) -> None:

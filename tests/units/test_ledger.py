@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tfray import storage
 from tfray.errors import CheckpointMismatch, InputError
 from tfray.units import ledger as ledger_module
-from tfray.units.ledger import MANIFEST, RECORDS, open_ledger, published, record_unit, sweep
+from tfray.units.ledger import MANIFEST, RECORDS, open_ledger, published, read_manifest, record_unit, sweep
+from tfray.units.place import open_place
 from tfray.units.plan import Unit
 
 UNITS = [Unit(index, "/a.txt", "text", None, index, index + 1, index, 1, 1) for index in range(8)]
@@ -129,6 +130,34 @@ def test_a_folder_with_something_else_in_it_is_refused_and_kept(tmp_path: Path, 
     with pytest.raises(InputError, match="holds files of something else"):
         open_ledger(str(tmp_path), MADE_FROM, overwrite)
     assert (tmp_path / name).read_bytes() == b"mine"
+
+
+TOKENIZE = {"corpus": {"train": "a"}, "tokens": {"vocab_size": 300}}
+TRAIN = {"tokens": "abc", "training": {"epochs": 3}}
+PREDICT = {"model": "abc", "generation": {"beam_size": 4}, "inputs": {}}
+
+
+@pytest.mark.parametrize(
+    ("made", "command"), [(TOKENIZE, "tfray tokenize"), (TRAIN, "tfray train"), (PREDICT, "tfray predict")]
+)
+def test_what_another_command_made_is_never_deleted(tmp_path: Path, made: dict, command: str) -> None:
+    open_ledger(str(tmp_path), made, overwrite=False)
+    (tmp_path / "best").mkdir()
+    for other in (TOKENIZE, TRAIN, PREDICT):
+        if other is not made:
+            with pytest.raises(InputError, match=f"was written by `{command}`; choose another folder"):
+                open_ledger(str(tmp_path), other, overwrite=True)
+            with pytest.raises(InputError, match=f"was written by `{command}`; choose another folder"):
+                open_place(str(tmp_path), other, "overwrite")
+    assert (tmp_path / "best").exists() and open_ledger(str(tmp_path), made, overwrite=False).is_begun
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1"])
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    for look in (lambda: open_ledger(str(tmp_path), MADE_FROM, overwrite=True), lambda: read_manifest(str(tmp_path))):
+        with pytest.raises(InputError, match=f"{MANIFEST}' is damaged: .*; copy its folder again"):
+            look()
 
 
 def test_what_a_job_killed_at_its_very_start_leaves_does_not_stop_the_next(tmp_path: Path) -> None:

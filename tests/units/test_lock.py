@@ -27,6 +27,15 @@ def test_the_second_is_told_who_holds_the_place(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK).exists()
 
 
+def test_a_disk_that_is_full_already_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageFailure, match=r"cannot be written: .*No space left on device; make room"):
+        Lock(str(tmp_path)).__enter__()
+
+
 def hold(folder: str) -> None:
     Lock(folder).take()
     os._exit(0)

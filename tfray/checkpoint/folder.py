@@ -152,7 +152,7 @@ def check_version(path: str, config: dict) -> None:
 def check_weights(path: str) -> None:
     """Raise InputError unless a safetensors file's header fits its size."""
     size = storage.file_size(path)
-    with storage.open_input(path) as file:
+    with storage.open_patiently(path) as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length < size else b""
     try:

@@ -181,6 +181,8 @@ class DemoJob:
 
     out: str = "out/demo"
     """Folder for everything that the demo makes."""
+    overwrite: bool = False
+    """Do the stages whose settings or inputs have changed again, in place."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:

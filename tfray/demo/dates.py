@@ -16,8 +16,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from tfray import storage
 from tfray.errors import InputError
 
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)
@@ -190,4 +190,4 @@ def babel_format_date() -> Callable[..., str]:
 def write_rows(path: Path, rows: list[WrittenDate]) -> None:
     """Write the rows as one Parquet file."""
     table = pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd")
+    storage.publish_table(str(path), table)

@@ -21,7 +21,7 @@ from tfray.demo.dates import write_dates
 from tfray.errors import InputError
 from tfray.report.tables import format_table
 from tfray.run import run
-from tfray.storage import is_remote
+from tfray.storage import absolute, check_writable, is_remote, writing
 from tfray.training.display import CURVES
 
 EXAMPLES_A_LANGUAGE = 3
@@ -32,10 +32,12 @@ def demo(job: DemoJob) -> str:
     begun = time.monotonic()
     if is_remote(job.out):
         raise InputError(f"out={job.out!r} is an object store; the demo writes to a local folder: leave --out out")
-    out = Path(job.out).absolute()
+    out = Path(absolute(job.out))
+    check_writable(str(out))
     data = out / "data"
     if not (data / "train.parquet").exists():  # the last that is written
-        write_dates(data)
+        with writing(str(out)):
+            write_dates(data)
     scores = run(date_job(job, data))
     return format_result(out, scores, time.monotonic() - begun)
 
@@ -44,6 +46,7 @@ def date_job(job: DemoJob, data: Path) -> RunJob:
     """Return the whole job on the dates: a tiny model that two cores train in less than two minutes."""
     return RunJob(
         out=job.out,
+        overwrite=job.overwrite,
         test=str(data / "test.parquet"),
         corpus=CorpusConfig(train=str(data / "train.parquet"), valid=str(data / "valid.parquet")),
         tokens=TokensConfig(vocab_size=400, max_length=64),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,7 +15,9 @@ from tfray.corpus.columns import TARGET_NAMES
 from tfray.errors import InputError
 from tfray.inference.columns import added_fields
 from tfray.scores import classification_scores, translation_scores
-from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest
+from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest, read_manifest
+
+logger = logging.getLogger(__name__)
 
 TASKS = {"translation": translation_scores, "classification": classification_scores}
 OWN_COLUMNS = ("prediction", "error")
@@ -59,7 +62,11 @@ def evaluate(job: EvaluateJob) -> dict:
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
-    storage.publish_json(storage.join(job.predictions, "_scores.json"), scores)
+    path = storage.join(job.predictions, "_scores.json")
+    try:
+        storage.publish_json(path, scores)
+    except storage.WRITE_ERRORS as error:  # the scores are shown all the same
+        logger.warning("%r cannot be written: %s", path, " ".join(str(error).split()))
     return scores
 
 
@@ -87,7 +94,7 @@ def chosen_task(job: EvaluateJob) -> str:
     """Return the job's task, or else the one that the predictions' manifest names."""
     if job.task != "auto":
         return job.task
-    task = storage.read_json(storage.join(job.predictions, MANIFEST)).get("task")
+    task = read_manifest(job.predictions).get("task")
     if task not in TASKS:
         raise InputError(
             f"task='auto' cannot be decided: the manifest of {job.predictions!r} says "
@@ -194,7 +201,7 @@ def check_own_columns(folder: str, own: list[str], names: list[str]) -> None:
 
 def read_made_from(folder: str) -> dict:
     """Return what predictions were made from."""
-    return storage.read_json(storage.join(folder, MANIFEST)).get("made_from", {})
+    return read_manifest(folder).get("made_from", {})
 
 
 def find_reference_column(names: list[str], wanted: str | None, part: str, added: set[str]) -> str:

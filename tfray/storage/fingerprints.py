@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from tfray.storage.places import file_info, is_web, look
-from tfray.storage.reading import open_input
+from tfray.storage.reading import open_patiently
 
 
 def fingerprint(value: object) -> str:
@@ -18,7 +18,7 @@ def fingerprint(value: object) -> str:
 def file_fingerprint(path: str) -> str:
     """Return 16 hexadecimal digits that follow from a file's content."""
     digest = hashlib.sha256()
-    with open_input(path) as file:
+    with open_patiently(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ from tfray import storage
 from tfray.config import SPLITS
 from tfray.errors import InputError
 from tfray.tokens.tokenizer import Tokenizer
-from tfray.units.ledger import MANIFEST, SUCCESS
+from tfray.units.ledger import MANIFEST, SUCCESS, read_manifest
 
 TOKENIZER = "tokenizer.json"
 FORMAT_VERSION = 2
@@ -113,7 +113,7 @@ def open_tokens(folder: str) -> TokenFolder:
         raise InputError(f"tokens_folder={folder!r} is not a folder that `tfray tokenize` wrote; run that first")
     if not storage.exists(storage.join(folder, SUCCESS)):
         raise InputError(f"tokens_folder={folder!r} is not finished; start the same `tfray tokenize` again")
-    manifest = storage.read_json(storage.join(folder, MANIFEST))
+    manifest = read_manifest(folder)
     version = manifest.get("shard_format")
     if version != FORMAT_VERSION:
         raise InputError(

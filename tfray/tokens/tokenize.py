@@ -53,15 +53,17 @@ def carry_out(job: TokenizeJob, corpora: list[Corpus], lock: Lock) -> TokenFolde
     is_whole = storage.exists(storage.join(storage.absolute(job.out), SUCCESS))
     # Before the place is claimed: parallel text of unequal sides is refused here.
     units = [] if is_whole else plan_corpora(job, corpora)
-    ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
+    with storage.writing(job.out):
+        ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
         return open_tokens(ledger.folder)
-    store_settings(ledger.folder, job)
     for lost in (lost for corpus in corpora for lost in corpus.lost):
         logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
     recipe, units = make_recipe(job.corpus, corpora), units or plan_corpora(job, corpora)
-    ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
+    with storage.writing(job.out):
+        store_settings(ledger.folder, job)
+        ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
     if remaining := ledger.remaining(units):
         with connected(job.cluster):
             try:

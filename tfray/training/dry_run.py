@@ -53,6 +53,7 @@ def report_dry_run(job: TrainJob, tokens: TokenFolder, made_from: dict[str, obje
 
     Raises what the job itself would raise about its place.
     """
+    storage.check_creatable(job.out)
     place = describe_place(job, tokens, made_from)
     architecture = resolve(job.model, tokens.vocab_size, tokens.max_length)
     epoch = survey_epoch(tokens, job.batches)

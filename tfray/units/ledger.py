@@ -26,6 +26,7 @@ SUCCESS = "_SUCCESS"
 SETTINGS = "_config.yaml"
 RECORDS = "_units"
 UNIT_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{8})\.(json|parquet)")
+COMMANDS = {"corpus": "tfray tokenize", "training": "tfray train", "generation": "tfray predict"}  # by what is noted
 MESSAGE_WIDTH = 120  # of a value in a message
 READERS = 16  # records read at once: an object store takes its time for each
 
@@ -62,7 +63,7 @@ class Ledger:
 
     @property
     def manifest(self) -> dict:
-        return storage.read_json(storage.join(self.folder, MANIFEST))
+        return read_manifest(self.folder)
 
     def remaining(self, units: list[Unit]) -> list[Unit]:
         """Return the units that are not recorded yet."""
@@ -129,6 +130,7 @@ def find_ledger(
     if before is None:
         refuse_foreign(folder)
         return ledger, Found.NOTHING
+    refuse_other_command(folder, before, ledger.made_from)
     changed = differences(before, ledger.made_from)
     if not changed:
         return ledger, Found.THE_SAME
@@ -143,6 +145,13 @@ def refuse_foreign(folder: str) -> None:
     """Raise InputError where a folder that no job began holds something."""
     if visible(folder):
         raise InputError(f"out={folder!r} holds files of something else; choose an empty or new folder")
+
+
+def refuse_other_command(folder: str, old: Mapping[str, object], new: Mapping[str, object]) -> None:
+    """Raise InputError where another command made a folder: no --overwrite may delete what it holds."""
+    made, wanted = (next((COMMANDS[key] for key in COMMANDS if key in made_from), None) for made_from in (old, new))
+    if None not in (made, wanted) and made != wanted:
+        raise InputError(f"out={folder!r} was written by `{made}`; choose another folder, or delete it yourself")
 
 
 def record_unit(folder: str, unit: Unit, record: dict) -> None:
@@ -184,6 +193,15 @@ def store_settings(folder: str, job: object) -> None:
 def has_manifest(folder: str) -> bool:
     """Say whether a folder was begun by a job."""
     return storage.exists(storage.join(folder, MANIFEST))
+
+
+def read_manifest(folder: str) -> dict:
+    """Return what a folder's manifest says; raises InputError where it is damaged."""
+    path = storage.join(folder, MANIFEST)
+    try:
+        return storage.read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path!r} is damaged: {error}; copy its folder again, whole, or make it anew") from error
 
 
 def visible(folder: str) -> list[str]:

@@ -117,7 +117,8 @@ class Lock:
         self.thief: Owner | None = None
 
     def __enter__(self) -> Lock:
-        self.take()
+        with storage.writing(self.path.rpartition("/")[0]):  # a full disk, too
+            self.take()
         self.heartbeat.start()
         return self
 

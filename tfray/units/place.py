@@ -20,6 +20,7 @@ from tfray.units.ledger import (
     has_manifest,
     refusal,
     refuse_foreign,
+    refuse_other_command,
     visible,
 )
 from tfray.units.lock import LOCK, Lock
@@ -55,6 +56,7 @@ def find_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
             raise InputError(f"mode='append' and out={folder!r} holds nothing to add to; leave the mode out")
         return known
     old = known.manifest["made_from"]
+    refuse_other_command(folder, old, known.made_from)
     if mode == "append":
         return open_append(known, old)
     changed = differences(old, known.made_from)

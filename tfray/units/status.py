@@ -11,7 +11,16 @@ from typing import Literal
 from tfray import storage
 from tfray.config import StatusJob
 from tfray.errors import InputError
-from tfray.units.ledger import MANIFEST, RECORDS, SUCCESS, has_manifest, published, read_record_files, without_record
+from tfray.units.ledger import (
+    MANIFEST,
+    RECORDS,
+    SUCCESS,
+    has_manifest,
+    published,
+    read_manifest,
+    read_record_files,
+    without_record,
+)
 from tfray.units.lock import LOCK, read_owner
 from tfray.units.place import aside
 from tfray.units.plan import guessed
@@ -80,15 +89,14 @@ def status(job: StatusJob) -> str:
 
 def refuse_training(folder: str) -> None:
     """Raise InputError for the folder of a training, which has steps in place of units."""
-    manifest = storage.join(folder, MANIFEST)
-    if has_manifest(folder) and "training" in storage.read_json(manifest)["made_from"]:
+    if has_manifest(folder) and "training" in read_manifest(folder)["made_from"]:
         log = storage.join(folder, "log.jsonl")
         raise InputError(f"out={folder!r} is a training run, which has no units; look at its progress in {log}")
 
 
 def look(folder: str, locked: str) -> Standing:
     """Return how far a run is; the lock may lie in another folder."""
-    manifest = storage.read_json(storage.join(folder, MANIFEST)) if has_manifest(folder) else {}
+    manifest = read_manifest(folder) if has_manifest(folder) else {}
     paths = published(storage.join(folder, RECORDS))
     records = read_record_files(paths)
     units = read_plan(folder, manifest["plan"])[0] if "plan" in manifest else None
