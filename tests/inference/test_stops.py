@@ -45,6 +45,7 @@ class Life:
         patch.setattr(lock, "started", lambda pid: self.number)
         patch.setattr(lock.Lock, "draft", self.alive(lock.Lock.draft))
         patch.setattr(lock, "SETTLE_SECONDS", 0.0)
+        patch.setattr(lock, "BEAT_SECONDS", 3600.0)  # a beat would count as an operation, on a slow machine alone
         patch.setattr(publishing.os, "fsync", lambda file: None)  # a process dies here, and no machine
 
     def count(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
