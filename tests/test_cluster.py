@@ -113,6 +113,6 @@ def test_a_local_ray_has_the_processes_alone_that_a_job_needs(
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
         started = {name for name, processes in vars(worker)["_global_node"].all_processes.items() if processes}
         assert there <= started
-        others = {"reaper", "monitor"} if dashboard else {"reaper"}
+        others = {"reaper", "monitor", "log_monitor"} if dashboard else {"reaper"}
         assert started <= there | others
     assert node.Node is usual, "who starts another Ray in this process gets a whole one"
