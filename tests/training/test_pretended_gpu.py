@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.pretended_gpu import PretendedGpu
+from tests.training.test_packed_training import VOCAB, some_pairs
 from tfray.batches.batch import Batch, collate
 from tfray.batches.packed import collate_packed
 from tfray.batches.packing import Widths
@@ -19,18 +19,6 @@ from tfray.model.transformer import Transformer
 from tfray.tokens.ragged import Ragged
 from tfray.training.replicated import Replicated
 from tfray.training.step import StepMetrics, train_step
-
-VOCAB = 20
-
-
-def some_pairs(seed: int) -> tuple[Ragged, Ragged]:
-    random = np.random.default_rng(seed)
-
-    def side(ends: list[int]) -> Ragged:
-        rows = [[*random.integers(3, VOCAB, random.integers(1, 9)).tolist(), *ends] for _ in range(6)]
-        return Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
-
-    return side([2]), side([])
 
 
 def packed(source: Ragged, target: Ragged) -> Batch:
@@ -47,7 +35,7 @@ def three_steps(
     state = Replicated(transformer.to(device), config, dtype)
     assert state.device.type == device
     state.model.train()
-    batches = [[collated(*some_pairs(2 * step + lane)) for lane in range(2)] for step in range(3)]
+    batches = [[collated(*some_pairs(6, 2 * step + lane)) for lane in range(2)] for step in range(3)]
     metrics = [train_step(state, lanes, [0, 1], 0.1, config) for lanes in batches]
     with state.averaged():
         return metrics, state.weights()
@@ -62,7 +50,7 @@ def three_steps(
         (dict(), dict(norm_position="post"), packed),
         (dict(r_drop=1.0), dict(dropout=0.3), collate),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # a function's address is another in each process
 )
 def test_a_training_step_stays_on_its_device_and_does_what_it_does_on_a_cpu(
     settings: dict[str, Any], shape: dict[str, Any], collated: Callable[..., Batch], dtype: torch.dtype
