@@ -50,3 +50,8 @@ class BatchesConfig:
 def worker_counts(lanes: int) -> list[int]:
     """Return the numbers of workers that may share out so many lanes: their divisors, the smallest first."""
     return [count for count in range(1, lanes + 1) if lanes % count == 0]
+
+
+def usable_workers(workers: int, lanes: int) -> int:
+    """Return the largest divisor of the lanes that is at most the number of workers."""
+    return max(count for count in worker_counts(lanes) if count <= workers)

@@ -100,7 +100,8 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
                 truncated.add(row)
             sound.append((row, replace(request, source=own[0])))
     owner = {piece: row for row, own in pieces.items() for piece in own}
-    asked, parts = dict(window), dict[int, list[Hypothesis] | None]()
+    asked = dict(window)
+    parts: dict[int, list[Hypothesis] | None] = {}
     for row, hypotheses in engine.run(sound):
         if row >= 0:
             yield row, output_of(hypotheses, row in truncated)
@@ -108,13 +109,15 @@ def run_window(engine: Engine, window: list[tuple[int, Request]]) -> Iterator[tu
         parts[row] = hypotheses
         whole = owner[row]
         if all(piece in parts for piece in pieces[whole]):
-            found = [hypotheses for piece in pieces[whole] if (hypotheses := parts[piece]) is not None]
-            if len(found) < len(pieces[whole]):
-                yield whole, output_of(None)
-                continue
-            forbidden = asked[whole].must_not  # also where two pieces meet
-            joined = [h for h in join(found) if not any(contains(h.ids, phrase) for phrase in forbidden)]
-            yield whole, output_of(joined)
+            yield whole, joined_output([parts[piece] for piece in pieces[whole]], asked[whole])
+
+
+def joined_output(parts: list[list[Hypothesis] | None], request: Request) -> Output:
+    """Return what the engine found for a row by its pieces; a forbidden phrase stands not even where two meet."""
+    found = [hypotheses for hypotheses in parts if hypotheses is not None]
+    if len(found) < len(parts):
+        return output_of(None)
+    return output_of([h for h in join(found) if not any(contains(h.ids, phrase) for phrase in request.must_not)])
 
 
 def output_of(hypotheses: list[Hypothesis] | None, truncated: bool = False) -> Output:

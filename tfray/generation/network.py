@@ -7,10 +7,8 @@ states are two-dimensional, (rows x positions, d_model), as the products want th
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch.nn import functional as F
 from tfray.config import GenerationConfig
 from tfray.generation import native
 from tfray.generation.attention import attend, attend_sources, attend_targets, bias_of
+from tfray.generation.autocast import without_autocast
 from tfray.generation.cache import SlotCache, round_up
 from tfray.generation.linear import Linear, Precision
 from tfray.generation.paged import in_blocks
@@ -28,19 +27,6 @@ from tfray.model.layers import DecoderLayer, EncoderLayer
 from tfray.model.positions import angles_of, sinusoids
 from tfray.model.transformer import Transformer
 from tfray.tokens.special import PAD_ID
-
-Found = TypeVar("Found")
-
-
-def as_packed(work: Callable[..., Found]) -> Callable[..., Found]:
-    """Return a network's method that computes in its own precision, also inside a caller's autocast."""
-
-    @functools.wraps(work)
-    def alone(self: Network, *arguments: Any, **named: Any) -> Found:
-        with torch.autocast(self.device.type, enabled=False):
-            return work(self, *arguments, **named)
-
-    return alone
 
 
 class Network:
@@ -129,14 +115,14 @@ class Network:
     def feed_forward(self, layer: Layer, hidden: Tensor) -> Tensor:
         return self.around(hidden, layer.feed_forward_norm, lambda states: (layer.outer, layer.inner(states)))
 
-    @as_packed
+    @without_autocast
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (count, vocab) of the decoder's last hidden states."""
         return self.output(self.decoder_norm(hidden))
 
     # All positions at once: the encoder, and the decoder where the target is known.
 
-    @as_packed
+    @without_autocast
     def encode(self, sources: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
         """Return the memory of all sources one after another, (tokens, d_model), and their lengths.
 
@@ -188,13 +174,13 @@ class Network:
 
         return self.around(hidden, attention.norm, gather)
 
-    @as_packed
+    @without_autocast
     def project_memory(self, memory: Tensor) -> Tensor:
         """Return every layer's keys and values of the memory, (tokens, layers, 2, heads, head_dim)."""
         shape = (len(memory), len(self.decoder), 2, self.heads, self.head_dim)
         return self.memory_keys_values(memory).view(shape)
 
-    @as_packed
+    @without_autocast
     def decode(
         self, targets: Sequence[Sequence[int]], memory: Tensor, lengths: list[int], with_attention_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
@@ -276,7 +262,7 @@ class Network:
         hidden = self.around(hidden, attention.norm, gather)
         return hidden, attention_weights[0]
 
-    @as_packed
+    @without_autocast
     def step(self, ids: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
         """Return logits (rows x width, vocab) after each hypothesis' last token, ids (rows, width); and the last
         layer's attention to the source, (rows, heads, width, source), empty where the cache does not keep it."""

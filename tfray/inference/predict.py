@@ -65,7 +65,7 @@ def predict(job: PredictJob) -> str:
         return report_dry_run(job, folder, task, made_from(job, folder, task, identities))
     mend(job.out)
     storage.check_writable(job.out)
-    with storage.writing(job.out), Lock(job.out) as lock:
+    with Lock(job.out) as lock, storage.writing(job.out):
         ledger = open_place(job.out, made_from(job, folder, task, identities), job.mode)
         if ledger.is_finished and not ledger.adds_to:
             logger.info("predictions: %s is finished and unchanged", ledger.out)

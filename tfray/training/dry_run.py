@@ -14,7 +14,7 @@ from tfray.batches.count import first_epoch
 from tfray.batches.plan import Shape, plan_pool, shapes_of
 from tfray.checkpoint.state import newest_progress
 from tfray.config import BatchesConfig, TrainJob
-from tfray.config.batches import worker_counts
+from tfray.config.batches import usable_workers, worker_counts
 from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, name_of
 from tfray.report.tables import format_table
@@ -136,7 +136,7 @@ def format_memory(job: TrainJob, architecture: Architecture, epoch: Epoch) -> st
     """Return how many workers with how many lanes there may be, and the memory of each."""
     config, lanes = job.training, job.batches.lanes
     # Where there is room for the fewest alone, as many as divide the lanes train.
-    fewest = max(n for n in worker_counts(lanes) if n <= config.min_workers)
+    fewest = usable_workers(config.min_workers, lanes)
     counts = [n for n in worker_counts(lanes) if fewest <= n <= config.max_workers]
     on_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
     dtype = (

@@ -16,10 +16,11 @@ from tfray import storage
 from tfray.batches.count import EpochCount
 from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
+from tfray.config.batches import usable_workers
 from tfray.errors import InputError, JobError
 from tfray.training.bell import Bell
 from tfray.training.display import Display
-from tfray.training.group import GiveUp, GroupConfig, usable_workers
+from tfray.training.group import GiveUp, GroupConfig
 from tfray.training.launch import train_worker
 from tfray.training.settings import Settings
 from tfray.training.stop import GRACE_SECONDS, Preempted

@@ -22,7 +22,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
 from tfray.checkpoint.state import published
-from tfray.config.batches import worker_counts
+from tfray.config.batches import usable_workers
 from tfray.errors import InputError, StorageFailure
 from tfray.training.stop import GRACE_SECONDS, WISHES, Preempted, Wish
 from tfray.units.stream import find, find_raised
@@ -33,11 +33,6 @@ MOST_JOINS = 5
 """How often in a row workers may fail to find each other."""
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a worker waits for the others in a collective; a lost one is noticed much sooner, by Ray."""
-
-
-def usable_workers(workers: int, lanes: int) -> int:
-    """Return the largest divisor of the lanes that is at most the number of workers."""
-    return max(count for count in worker_counts(lanes) if count <= workers)
 
 
 @dataclass

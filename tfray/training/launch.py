@@ -10,9 +10,10 @@ import ray.exceptions
 import ray.train
 
 from tfray.checkpoint.refusal import FULL
+from tfray.config.batches import usable_workers
 from tfray.errors import InputError, JobError
 from tfray.training.bell import Bell
-from tfray.training.group import WorkerFailed, usable_workers
+from tfray.training.group import WorkerFailed
 from tfray.training.log import WarningEvents
 from tfray.training.settings import Settings
 from tfray.training.stop import WISHES, Preempted, Wish
