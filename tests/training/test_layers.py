@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from tfray.model.architecture import Architecture
 from tfray.model.dropout import mask_pool
 from tfray.model.transformer import Transformer
 from tfray.training import layers
-from tfray.training.layers import compile_layer
+from tfray.training.layers import can_compile, compile_layer, wants_compiling
 from tfray.training.model import TrainingModel
 from tfray.training.replicated import Replicated
 
@@ -120,6 +121,27 @@ def test_on_a_cpu_layers_are_compiled_only_where_asked_for(
     monkeypatch.setattr(layers, "compile_layer", compiled.append)
     new_model(compile=choice)
     assert len(compiled) == (2 * LAYERS if is_compiled else 0)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_on_a_gpu_auto_compiles_unless_that_does_not_work_there_and_says_so(
+    works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def compile_here(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        if not works:
+            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.")
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_here)
+    monkeypatch.setattr(layers, "can_compile", lambda device: can_compile.__wrapped__(torch.device("cpu")))
+    assert wants_compiling(TrainingConfig(compile="auto"), torch.device("cuda")) is works
+    assert [record.getMessage() for record in caplog.records] == (
+        []
+        if works
+        else [
+            "training.compile: torch.compile does not work here, training goes on without: Failed to find C compiler."
+        ]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo looks at it

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from tfray.model import native
 from tfray.training import loss as loss_module
-from tfray.training.loss import ROWS, chunk_rows, chunks, smoothed_cross_entropy
+from tfray.training.loss import ROWS, chunk_rows, chunks, smoothed_cross_entropy, turn_by_torch
 
 
 def problem(rows: int, vocab: int = 50, d_model: int = 16, scale: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,3 +169,27 @@ def test_a_micro_batch_without_labels_counts_nothing():
     with torch.no_grad():
         found = smoothed_cross_entropy(hidden[:0], weight, labels[:0], 0.1)
     assert float(found.objective) == float(found.negative_log_likelihood) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_by_torch_the_loss_is_the_same_and_its_chunks_are_compiled_a_few_times_for_all_sizes(
+    dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
+):
+    if way == "kernel":
+        pytest.skip("kernels of ours are not compiled by torch")
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(turn_by_torch, backend=counter, fullgraph=True)
+    monkeypatch.setattr(loss_module, "compiled_turn", lambda: compiled)
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", {"cpu": 128 * 50 * dtype.itemsize})
+    near = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    for rows in (100, 230, 700, 64, 330, 500):
+        hidden, weight, labels = problem(rows)
+        leaves = [states.detach().to(dtype).requires_grad_() for states in (hidden, weight)]
+        outcomes = []
+        for is_compiled in (True, False):
+            loss = smoothed_cross_entropy(*leaves, labels, 0.1, z_loss=0.01, is_compiled=is_compiled)
+            outcomes.append((loss.objective, *torch.autograd.grad(loss.objective, leaves)))
+        for ours, theirs in zip(*outcomes, strict=True):
+            torch.testing.assert_close(ours, theirs, **near)
+    assert 1 <= counter.frame_count <= 3, "for the first size, for any, and for a first chunk of several"

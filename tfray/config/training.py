@@ -75,7 +75,7 @@ class TrainingConfig:
     activation_checkpointing: bool = free(False)
     """Compute activations again in the backward pass in place of keeping them: less memory, a third more work."""
     compile: Literal["auto", "yes", "no"] = free("auto")
-    """torch.compile of the model. 'auto': on a GPU."""
+    """torch.compile of the model. 'auto': on a GPU, if that works there."""
     workers: int | WorkerRange = field(default=1, metadata=FREE)
     """Training processes; must divide batches.lanes. {min: M, max: N}: elastic, as many as there is room for,
     rounded down to a divisor of the lanes."""

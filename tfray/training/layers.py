@@ -6,6 +6,8 @@ is kept for the backward is each layer's input.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -16,14 +18,34 @@ from torch.utils.checkpoint import checkpoint
 from tfray.config import TrainingConfig
 from tfray.model.transformer import Transformer
 
+logger = logging.getLogger(__name__)
 
-def prepare_layers(transformer: Transformer, config: TrainingConfig, device: torch.device) -> None:
-    """Have the layers run as the settings say, once they are on `device`; their weights and names stay as they are."""
-    is_compiled = config.compile == "yes" or (config.compile == "auto" and device.type == "cuda")
+
+def wants_compiling(config: TrainingConfig, device: torch.device) -> bool:
+    """Say whether what computes on a device is to be compiled: "auto" means on a GPU, if that works there."""
+    if config.compile == "auto":
+        return device.type == "cuda" and can_compile(device)
+    return config.compile == "yes"
+
+
+@functools.cache
+def can_compile(device: torch.device) -> bool:
+    """Say whether a trifle can be compiled for a device and computed; what fails is said once."""
+    try:
+        torch.compile(lambda states: states * 2)(torch.ones(2, device=device))
+    except Exception as error:  # no C compiler, no Triton, an old GPU: each has errors of its own
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning("training.compile: torch.compile does not work here, training goes on without: %s", reason)
+        return False
+    return True
+
+
+def prepare_layers(transformer: Transformer, is_compiled: bool, is_recomputed: bool) -> None:
+    """Have the layers run so; their weights and names stay as they are."""
     for layer in [*transformer.encoder, *transformer.decoder]:
         if is_compiled:
             compile_layer(layer)
-        if config.activation_checkpointing:
+        if is_recomputed:
             # around what is compiled: a compiled region keeps its activations as it sees fit
             layer.forward = partial(recomputed, layer.forward)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,17 +31,24 @@ class Loss(NamedTuple):
 
 
 def smoothed_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, z_loss: float = 0.0, r_drop: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    smoothing: float,
+    z_loss: float = 0.0,
+    r_drop: float = 0.0,
+    is_compiled: bool = False,
 ) -> Loss:
     """Return the loss of projecting hidden (tokens, d_model) with weight (vocab, d_model), both of one dtype.
 
     The smoothed distribution is (1 - smoothing) on the label plus smoothing / vocab everywhere (Szegedy et al. 2016,
     section 7); the z-loss is the squared log of the softmax' denominator (Chowdhery et al. 2022, section 5); r_drop is
-    the weight of the divergence of rows 0 and 1, 2 and 3, ... (r_drop.py), and has a part in training alone.
+    the weight of the divergence of rows 0 and 1, 2 and 3, ... (r_drop.py), and has a part in training alone. With
+    is_compiled, torch compiles what no kernel of ours does.
     """
     if not torch.is_grad_enabled():
         return evaluate_in_chunks(hidden, weight, labels, smoothing, z_loss)
-    return Loss(*ChunkedCrossEntropy.apply(hidden, weight, labels, smoothing, z_loss, r_drop))
+    return Loss(*ChunkedCrossEntropy.apply(hidden, weight, labels, smoothing, z_loss, r_drop, is_compiled))
 
 
 def chunk_rows(hidden: Tensor, weight: Tensor, twins: bool = False) -> tuple[int, int]:
@@ -83,7 +91,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        smoothing: float,
+        z_loss: float,
+        r_drop: float,
+        is_compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         count, (most, multiple) = len(hidden), chunk_rows(hidden, weight, twins=r_drop > 0)
         hidden, labels = fill_up(hidden, multiple), fill_up(labels, multiple)
@@ -95,7 +110,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             # One buffer for all chunks: new pages from the system cost more than the softmax.
             buffer = torch.mm(hidden[rows], weight.T) if buffer is None else buffer[: len(hidden[rows])]
             logits = torch.mm(hidden[rows], weight.T, out=buffer) if rows.start else buffer
-            sums, divergence = turn_into_gradient(logits, labels[rows], smoothing, z_loss, r_drop)
+            sums, divergence = turn_into_gradient(logits, labels[rows], smoothing, z_loss, r_drop, is_compiled)
             real = min(count - rows.start, len(logits))
             sums, logits[real:] = sums[:real], 0
             log_total, label_logit, all_logits = sums.unbind(-1)
@@ -111,14 +126,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return objective, likelihood
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_gradient * scale, weight_gradient * scale, None, None, None, None
+        return hidden_gradient * scale, weight_gradient * scale, None, None, None, None, None
 
 
 def turn_into_gradient(
-    logits: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float
+    logits: Tensor, labels: Tensor, smoothing: float, z_loss: float, r_drop: float, is_compiled: bool
 ) -> tuple[Tensor, Tensor]:
     """Put the objective's gradient in place of logits (rows, vocab).
 
@@ -127,7 +142,8 @@ def turn_into_gradient(
     """
     kernel = native.find("twin_loss_gradient" if r_drop else "loss_gradient", logits)
     if kernel is None:
-        return turn_by_torch(logits, labels, smoothing, z_loss, r_drop)
+        turn = compiled_turn() if is_compiled else turn_by_torch
+        return turn(logits, labels, smoothing, z_loss, r_drop)
     rows, vocab = logits.shape
     sums = logits.new_empty(rows, 3, dtype=torch.float32)
     if not r_drop:
@@ -147,12 +163,20 @@ def turn_by_torch(
     label_logit = logits.gather(-1, labels[:, None]).float()
     log_total = torch.logsumexp(logits.float(), -1, keepdim=True)
     sums = torch.cat([log_total, label_logit, logits.sum(-1, keepdim=True, dtype=torch.float32)], -1)
-    label_gradient = (label_logit - log_total).exp() * (1 + 2 * z_loss * log_total) + smoothing - 1
-    probabilities = torch.softmax(logits, -1, out=logits)
+    smooth = smoothing / logits.shape[-1]
+    label_gradient = (label_logit - log_total).exp() * (1 + 2 * z_loss * log_total) + smoothing - 1 - smooth
+    torch.softmax(logits, -1, out=logits)
     if z_loss:
-        probabilities *= (1 + 2 * z_loss * log_total).to(logits.dtype)
-    probabilities.scatter_(-1, labels[:, None], label_gradient.to(logits.dtype))
-    logits -= smoothing / logits.shape[-1]
+        logits *= (1 + 2 * z_loss * log_total).to(logits.dtype)
+    logits -= smooth
+    logits.scatter_(-1, labels[:, None], label_gradient.to(logits.dtype))
     if pull is not None:
         logits.add_(pull, alpha=r_drop)
     return sums, divergence
+
+
+@functools.cache
+def compiled_turn() -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the same compiled: a few passes over the logits in place of a dozen, which would take a GPU about as long
+    as the products do."""
+    return torch.compile(turn_by_torch)

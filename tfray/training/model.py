@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tfray.batches.batch import Batch
 from tfray.config import TrainingConfig
 from tfray.model.transformer import Transformer
-from tfray.training.layers import prepare_layers
+from tfray.training.layers import prepare_layers, wants_compiling
 from tfray.training.loss import Loss, smoothed_cross_entropy
 from tfray.training.r_drop import side_by_side, twice
 
@@ -22,7 +22,8 @@ class TrainingModel(nn.Module):
     def __init__(self, transformer: Transformer, config: TrainingConfig, device: torch.device | None = None) -> None:
         super().__init__()
         self.transformer = transformer
-        prepare_layers(transformer, config, device or transformer.output_weight.device)
+        self.is_compiled = wants_compiling(config, device or transformer.output_weight.device)
+        prepare_layers(transformer, self.is_compiled, config.activation_checkpointing)
         self.label_smoothing = config.label_smoothing
         self.z_loss = config.z_loss
         self.r_drop = config.r_drop
@@ -44,5 +45,5 @@ class TrainingModel(nn.Module):
 
     def loss(self, rows: Tensor, labels: Tensor, r_drop: float = 0.0) -> Loss:
         """Return the loss sums of hidden states; with r_drop, neighbours are predictions of the same token."""
-        weight = self.transformer.output_weight
-        return smoothed_cross_entropy(rows, weight, labels, self.label_smoothing, self.z_loss, r_drop)
+        weight, terms = self.transformer.output_weight, (self.label_smoothing, self.z_loss, r_drop)
+        return smoothed_cross_entropy(rows, weight, labels, *terms, is_compiled=self.is_compiled)
