@@ -23,7 +23,8 @@ from tfray.errors import InputError
 def jobs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The jobs of the stages that were begun; none of them does anything."""
     jobs: dict[str, Any] = {}
-    results = {"tokenize": SimpleNamespace(folder="tokens"), "train": "best", "predict": "predictions", "evaluate": {}}
+    tokens = SimpleNamespace(folder="tokens", has_split=lambda split: True)
+    results = {"tokenize": tokens, "train": "best", "predict": "predictions", "evaluate": {}}
     for name, result in results.items():
         monkeypatch.setattr(run_file, name, lambda job, n=name, r=result: jobs.update({n: job}) or r)
     return jobs
@@ -168,3 +169,13 @@ def test_a_missing_file_of_references_is_said_before_the_training(tmp_path: Path
         run_file.run(job)
     with pytest.raises(InputError, match=r"test_target=.* names no file"):
         RunJob(out="out", corpus=CorpusConfig(test_share=0.1), test_target="test.en")
+
+
+def test_a_share_that_holds_out_no_row_is_said_before_the_training(
+    tmp_path: Path, jobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = SimpleNamespace(folder="tokens", has_split=lambda split: split != "test")
+    monkeypatch.setattr(run_file, "tokenize", lambda job: tokens)
+    with pytest.raises(InputError, match=r"corpus\.test_share=0\.1 holds out no row"):
+        run_file.run(RunJob(out=str(tmp_path), corpus=CorpusConfig(train=["a"], test_share=0.1)))
+    assert not jobs

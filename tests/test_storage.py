@@ -204,3 +204,23 @@ def test_a_question_mark_in_a_local_name_begins_no_options(tmp_path: Path) -> No
     assert storage.base_name(path) == "a?b.txt" and storage.base_name(folder) == "what?now=1"
     assert storage.read_bytes(path) == b"x"
     assert storage.base_name("s3://bucket/a.txt?region=x") == "a.txt"
+
+
+def test_a_link_back_to_a_folder_above_brings_no_file_again(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.txt", "v1/b.txt")
+    for name in ("latest", "current"):  # two of them: who follows both never ends
+        (tmp_path / name).symlink_to(".")
+    (tmp_path / "v1/up").symlink_to("..")
+    assert found(tmp_path, ".") == found(tmp_path, "**/*.txt") == ["a.txt", "v1/b.txt"]
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path: Path) -> None:
+    make_files(tmp_path, "elsewhere/a.txt", "data/b.txt")
+    (tmp_path / "data/more").symlink_to("../elsewhere")
+    assert found(tmp_path, "data") == ["data/b.txt", "data/more/a.txt"]
+
+
+def test_a_file_whose_name_is_not_utf_8_is_refused_by_it(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.csv")).write_text("x\n")
+    with pytest.raises(InputError, match=r"caf\\xe9\.csv' has a name that is not UTF-8"):
+        storage.expand(str(tmp_path))

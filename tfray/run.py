@@ -48,6 +48,10 @@ def run(job: RunJob) -> dict:
     mode = "overwrite" if job.overwrite or job.allow_change else "resume"
     with connected_once():
         tokens = tokenize(TokenizeJob(out=storage.join(out, "tokens"), corpus=job.corpus, tokens=job.tokens, **shared))
+        share = job.corpus.test_share
+        require(
+            bool(job.test) or tokens.has_split("test"), "corpus.test_share", share, "holds out no row; name test files"
+        )
         model = train(
             TrainJob(
                 tokens_folder=tokens.folder,

@@ -12,10 +12,12 @@ import json
 import math
 import os
 import pickle
+import random
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -715,3 +717,24 @@ def test_a_damaged_file_is_the_same_error_in_another_process() -> None:
 def test_an_empty_file_has_no_rows_and_nothing_against_it(tmp_path: Path, name: str) -> None:
     rows = read_bytes(tmp_path / name, b"")
     assert len(rows.table) == 0 and not rows.errors
+
+
+def test_whole_numbers_that_a_decimal_of_another_file_never_holds_leave_the_rest_of_their_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"source": ["a", "b", "c"], "price": [3, None, 4]}), tmp_path / "0.parquet")
+    price = pa.array([Decimal("9.99")], pa.decimal128(10, 2))
+    pq.write_table(pa.table({"source": ["d"], "price": price}), tmp_path / "1.parquet")
+    rows = read_files(find_files([str(tmp_path)]), {"source"})
+    assert rows.table["source"].to_pylist() == ["a", "b", "c", "d"]
+    assert rows.table["price"].to_pylist() == [None, None, None, Decimal("9.99")]
+    assert {index: error.partition(":")[0] for index, error in rows.errors.items()} == {0: "bad_type", 2: "bad_type"}
+
+
+def test_blocks_are_as_small_where_a_columns_name_holds_a_full_stop(tmp_path: Path) -> None:
+    texts = ["".join(random.Random(row).choices("abcdefgh", k=40_000)) for row in range(400)]
+    counts = []
+    for name in ("text", "review.text"):
+        pq.write_table(pa.table({name: texts}), tmp_path / "a.parquet")
+        files = find_files([str(tmp_path / "a.parquet")])
+        (unit,) = plan_units(files, 1000, 1000)
+        counts.append(len([*read_blocks(unit, declare_schema(files, {name}), {name})]))
+    assert counts[0] == counts[1] > 1

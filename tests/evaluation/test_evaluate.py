@@ -253,3 +253,12 @@ def test_predictions_with_a_prefix_are_found_and_a_task_without_any_is_refused(t
     (folder / "_manifest.json").write_text(json.dumps({"task": "translation", "made_from": {"task": "score"}}))
     with pytest.raises(InputError, match=r"its task is 'score' \(no column prediction\)"):
         run(folder)
+
+
+def test_references_are_normalized_by_the_settings_of_the_training(tmp_path: Path) -> None:
+    part = {"prediction": ["5", "1"], "label": ["\uff15", "1"]}
+    folder = write_predictions(tmp_path / "out", part, task="classification")
+    manifest = {"task": "classification", "text": {"unicode": "nfkc"}}
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
+    assert run(folder)["accuracy"] == 1
+    assert run(folder, label_names={"5": "5", "\uff11": "1"})["accuracy"] == 1

@@ -75,3 +75,18 @@ def make_files(folder: Path) -> None:
 def in_folder(folder: Path, names: str | list[str]) -> Any:
     """Return one name or many as paths in a folder."""
     return f"{folder}/{names}" if isinstance(names, str) else [f"{folder}/{name}" for name in names]
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff,b", b'"open,b'])
+def test_a_file_whose_header_names_no_columns_is_left_out_and_ends_no_job(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(header + b"\nx,y\n")
+    (tmp_path / "b.csv").write_bytes(b"source,target\nx,y\n")
+    (corpus,) = find_corpora(CorpusConfig(train=str(tmp_path)))
+    assert [Path(file.path).name for file in corpus.files] == ["b.csv"]
+    assert "other_schema" in corpus.lost[0].reason and "must name the columns" in corpus.lost[0].reason
+
+
+@pytest.mark.parametrize("weight", [None, float("inf"), "2"])
+def test_a_weight_that_is_no_number_is_refused_by_its_corpus(weight: Any) -> None:
+    with pytest.raises(InputError, match=r"corpus\.parts \(news\)\.weight=.* must be a finite number"):
+        PartConfig(name="news", files="a.jsonl", weight=weight)

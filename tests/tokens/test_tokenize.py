@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -457,3 +458,28 @@ def test_a_file_that_the_storage_does_not_give_is_not_left_out(
         run(make_job(tmp_path, train, out=str(tmp_path / "out")))
     with pytest.raises(StorageFailure, match=r"b\.jsonl"):
         run(make_job(tmp_path, train[::-1], out=str(tmp_path / "out")))
+
+
+def test_the_sample_is_the_same_where_the_rows_of_a_layout_are_guessed(tmp_path: Path, run: Run) -> None:
+    chance = random.Random(0)
+    pairs = [(" ".join(f"w{chance.randrange(900)}" for _ in range(40)), f"t{row}") for row in range(400)]
+    columns = list(zip(*pairs, strict=True))
+    pq.write_table(pa.table({"source": columns[0], "target": columns[1]}), tmp_path / "a.parquet")
+    lines = "".join(f"{source}\t{target}\n" for source, target in [("source", "target"), *pairs])
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(lines.encode()))  # taken for about twice as many rows
+    names, tokens = ("a.parquet", "a.tsv.gz"), {"sample_rows": 100, "vocab_size": 600, "max_length": 500}
+    jobs = [make_job(tmp_path / f"out-{name}", str(tmp_path / name), tokens=tokens) for name in names]
+    first, second = (run(job, unit_rows=1000).tokenizer.json for job in jobs)
+    assert first == second
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/x/*/part*.parquet"])
+def test_an_output_that_would_be_read_as_corpus_is_refused_before_the_work(
+    tmp_path: Path, run: Run, pattern: str
+) -> None:
+    write_lines(tmp_path / "a.jsonl", [line(("a", "b"))])
+    (tmp_path / "x/y").mkdir(parents=True)
+    pq.write_table(pa.table({"source": ["a"], "target": ["b"]}), tmp_path / "x/y/part.parquet")
+    with pytest.raises(InputError, match=r"out=.*/x/out' and corpus=.* lie in each other"):
+        run(make_job(tmp_path / "x/out", f"{tmp_path}{pattern}"))
+    assert not (tmp_path / "x/out").exists()

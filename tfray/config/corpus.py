@@ -102,6 +102,7 @@ class PartConfig:
     """How often each of its pairs is seen in one training epoch: 2 is twice, 0.5 every second time."""
 
     def __post_init__(self) -> None:
+        check_types(f"corpus.parts ({self.name})", self)
         require_paths(self, "files", "target_files", group=f"corpus.parts ({self.name}).")
         fits = self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()
         require(fits, "corpus.parts.name", self.name, "must be letters, digits, '-', '_' and '.'")

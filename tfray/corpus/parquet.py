@@ -61,7 +61,8 @@ def read_group(file: pq.ParquetFile, group: int, first_row: int, unit: Unit, sch
 def block_rows(group: pq.RowGroupMetaData, names: list[str]) -> int:
     """Return how many rows of a row group make a block of bounded size."""
     columns = [group.column(index) for index in range(group.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] in names)
+    begins = tuple(f"{name}." for name in names)  # a name may hold full stops, and the path of a nested column does
+    size = sum(column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(begins))
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES * group.num_rows // max(1, size)))
 
 
@@ -88,8 +89,11 @@ def cast(array: pa.Array, field: pa.Field) -> tuple[pa.Array, dict[int, str]]:
     try:
         return array.cast(field.type), {}
     except pa.ArrowInvalid:  # look at each: a cast without checks would make -1 of 2**64 - 1
-        errors = {index: error for index, value in enumerate(array) if (error := misfit(value, field))}
-    fits = pa.array([index not in errors for index in range(len(array))])
+        values = ((index, value) for index, value in enumerate(array) if value.is_valid)
+        errors = {index: error for index, value in values if (error := misfit(value, field))}
+    fits = pc.and_(array.is_valid(), pa.array([index not in errors for index in range(len(array))]))
+    if not fits.true_count:  # nor may a column of nulls be cast where one type never fits the other
+        return pa.nulls(len(array), field.type), errors
     return pc.if_else(fits, array, pa.scalar(None, array.type)).cast(field.type), errors
 
 

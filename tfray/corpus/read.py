@@ -96,7 +96,15 @@ def file_schema(file: InputFile, text_columns: Collection[str]) -> pa.Schema:
 def with_schemas(files: list[InputFile]) -> list[InputFile]:
     """Return files with their columns, for which a text file is opened: many at a time, and each once."""
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(with_schema, files))
+        return list(threads.map(try_schema, files))
+
+
+def try_schema(file: InputFile) -> InputFile:
+    """Return a file with its columns where its header names some; else as it is: who needs them will say so."""
+    try:
+        return with_schema(file)
+    except InputError:
+        return file
 
 
 def with_schema(file: InputFile) -> InputFile:

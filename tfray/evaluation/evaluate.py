@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 
 from tfray import storage
-from tfray.config import EvaluateJob, GenerationConfig, InferenceConfig
+from tfray.config import EvaluateJob, GenerationConfig, InferenceConfig, TextConfig
 from tfray.corpus.clean import is_blank, label_text, value_text
 from tfray.corpus.columns import TARGET_NAMES
 from tfray.errors import InputError
@@ -48,17 +48,20 @@ def evaluate(job: EvaluateJob) -> dict:
     """Return the scores of a finished predictions folder, and write them there as _scores.json."""
     check_finished(job.predictions)
     task = chosen_task(job)
-    pairs = read_pairs(job)
+    text = TextConfig(**read_manifest(job.predictions).get("text", {}))
+    pairs = read_pairs(job, text)
     if not pairs.references:
         raise InputError(
             f"predictions={job.predictions!r} holds nothing to score: it has "
             f"{pairs.rows_without_reference} rows, none with a reference; check reference_column "
             "and label_names"
         )
-    sides = (pairs.predictions, pairs.references)
+    sides = [pairs.predictions, pairs.references]
+    if task == "classification":
+        sides = [[label_text(label, text) for label in side] for side in sides]
     scores = {
         "task": task,
-        **TASKS[task](*([*map(label_text, side)] if task == "classification" else side for side in sides)),
+        **TASKS[task](*sides),
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
@@ -103,8 +106,8 @@ def chosen_task(job: EvaluateJob) -> str:
     return task
 
 
-def read_pairs(job: EvaluateJob) -> Pairs:
-    """Return every row's prediction and reference, in input order."""
+def read_pairs(job: EvaluateJob, text: TextConfig) -> Pairs:
+    """Return every row's prediction and reference, in input order; text: how training has normalized labels."""
     if job.reference_file is None:
         rows = read_rows_with_column(job)
     elif job.reference_column is None:
@@ -114,9 +117,9 @@ def read_pairs(job: EvaluateJob) -> Pairs:
             f"reference_file={job.reference_file!r} and reference_column={job.reference_column!r} "
             "exclude each other; leave one out"
         )
-    pairs, names = Pairs(), {label_text(value): name for value, name in job.label_names.items()}
+    pairs, names = Pairs(), {label_text(value, text): name for value, name in job.label_names.items()}
     for prediction, error, reference in rows:
-        pairs.add(prediction, error, reference_text(reference, names))
+        pairs.add(prediction, error, reference_text(reference, names, text))
     return pairs
 
 
@@ -244,9 +247,9 @@ def read_lines(path: str, setting: str) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def reference_text(value: object, label_names: dict[str, str]) -> str | None:
+def reference_text(value: object, label_names: dict[str, str], config: TextConfig) -> str | None:
     """Return a reference as text, through label_names if there are any; None if there is none, or a blank one."""
     text = value_text(value)
     if text is None or is_blank(text):  # training leaves such rows out
         return None
-    return label_names.get(label_text(text)) or None if label_names else text
+    return label_names.get(label_text(text, config)) or None if label_names else text

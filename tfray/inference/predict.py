@@ -13,7 +13,7 @@ import logging
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
 from tfray.units.ledger import RECORDS, SUCCESS, Ledger, has_manifest, store_settings, sweep
 from tfray.units.lock import Lock
-from tfray.units.place import mend, open_place, take_place
+from tfray.units.place import check_apart, mend, open_place, take_place
 from tfray.units.plan import Unit, amount
 from tfray.units.stored import read_plan, write_plan
 from tfray.units.stream import WorkLost, flow
@@ -57,7 +57,7 @@ def predict(job: PredictJob) -> str:
     task = choose_task(job.task, folder.task)
     check_task(task, folder, job)
     identities = identify(as_list(job.input))
-    check_apart(as_list(job.input), [*identities], job.out)
+    check_apart(as_list(job.input), [*identities], job.out, "input")
     check_room(job)
     if job.dry_run:
         from tfray.inference.dry_run import report_dry_run  # needs torch, which takes seconds to import
@@ -86,20 +86,6 @@ def identify(patterns: list[str]) -> dict[str, list]:
         return {
             path: identity[1:] for path, identity in zip(paths, threads.map(storage.file_identity, paths), strict=True)
         }
-
-
-def check_apart(patterns: list[str], paths: list[str], out: str) -> None:
-    """Raise InputError where what is written would be read as input, or input stands where is written."""
-    out = storage.split_options(storage.absolute(out))[0].rstrip("/")
-    for pattern in patterns:
-        place = storage.split_options(storage.absolute(pattern))[0].rstrip("/")
-        written = f"{out}/part-000000-00000000.parquet"
-        is_read = written.startswith(f"{place}/") or storage.matches(written.split("/"), place.split("/"))
-        if is_read or any(path.startswith(f"{out}/") for path in paths):
-            raise InputError(
-                f"out={out or '/'!r} and input={pattern!r} lie in each other: predictions would be read as input; "
-                "choose a folder for them elsewhere"
-            )
 
 
 def made_from(job: PredictJob, folder: ModelFolder, task: str, identities: dict[str, list]) -> dict[str, object]:
@@ -261,6 +247,7 @@ def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assig
     if not units:
         storage.publish_table(assignment.place("part-000000-empty.parquet"), assignment.schema.empty_table())
     kept = {name: ledger.manifest[name] for name in ("plan", "texts")}
-    ledger.finish({**kept, "task": assignment.folder.task, "schema": columns, **summary})
+    trained = {"task": assignment.folder.task, "text": asdict(assignment.folder.text)}
+    ledger.finish({**kept, **trained, "schema": columns, **summary})
     listed = ", ".join(f"{count} {kind}" for kind, count in summary["errors"].items())  # type: ignore[attr-defined]
     logger.info("predictions: %d rows, %s -> %s", summary["rows"], listed or "no errors", ledger.out)

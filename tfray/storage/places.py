@@ -7,7 +7,7 @@ import fnmatch
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -198,6 +198,8 @@ def expand(pattern: str, setting: str | None = None) -> list[str]:
         found, rule = [], "does not exist"
     if not found:
         raise InputError(f"{named} {rule}; check the path")
+    for path in found:
+        check_name(path)
     return sorted(found) if not is_remote(pattern) else [remote_path(pattern, path) for path in sorted(found)]
 
 
@@ -220,6 +222,8 @@ def matches(parts: list[str], pattern: list[str]) -> bool:
 
 def walk(place: str, folder: str) -> list[str]:
     """Return all visible files below a folder of a place's file system; none if there is no such folder."""
+    if not is_remote(place):
+        return look(place, lambda fs, _: [*local_files(folder)] if os.path.isdir(folder) else [])
 
     def find(fs: pyarrow.fs.FileSystem, _: str) -> list[pyarrow.fs.FileInfo]:
         if fs.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
@@ -232,6 +236,28 @@ def walk(place: str, folder: str) -> list[str]:
         for info in look(place, find)
         if info.is_file and not any(part.startswith((".", "_")) for part in info.path[below:].split("/"))
     ]
+
+
+def local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield all visible files below a local folder; a link back to a folder above has nothing new, and no end."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as found:
+        entries = [entry for entry in found if not entry.name.startswith((".", "_"))]
+    for entry in entries:
+        if entry.is_dir():
+            yield from local_files(entry.path, (*above, real))
+        elif entry.is_file():
+            yield entry.path
+
+
+def check_name(path: str) -> None:
+    """Raise InputError where a file's name is not UTF-8: Arrow opens no such file."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{os.fsencode(path)!r} has a name that is not UTF-8; rename the file") from error
 
 
 def remote_path(uri: str, inner: str) -> str:

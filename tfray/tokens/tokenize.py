@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tfray import storage
 from tfray.cluster import connected
-from tfray.config import ClusterConfig, TokenizeJob
+from tfray.config import ClusterConfig, CorpusConfig, TokenizeJob, as_list
 from tfray.config.rules import results_follow_from
 from tfray.corpus.columns import Columns
 from tfray.errors import InputError
@@ -25,6 +25,7 @@ from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
 from tfray.units.ledger import SUCCESS, Ledger, discard, open_ledger, read_records, store_settings, unrecorded
 from tfray.units.lock import Lock
+from tfray.units.place import check_apart
 from tfray.units.plan import Unit, plan_units
 from tfray.units.stored import write_plan
 from tfray.units.stream import stream
@@ -43,9 +44,17 @@ def tokenize(job: TokenizeJob) -> TokenFolder:
     Raises TooManyErrors at the end where more rows were lost by errors than may be.
     """
     corpora = find_corpora(job.corpus)
+    check_apart(patterns_of(job.corpus), [], job.out, "corpus")
     storage.check_writable(job.out)
     with Lock(job.out) as lock:
         return carry_out(job, corpora, lock)
+
+
+def patterns_of(corpus: CorpusConfig) -> list[str]:
+    """Return the files of a corpus as they are named: paths, globs and folders."""
+    named = [corpus.train, corpus.train_target, corpus.valid, corpus.valid_target, corpus.test]
+    named += [files for part in corpus.parts for files in (part.files, part.target_files)]
+    return [pattern for files in named for pattern in as_list(files)]
 
 
 def carry_out(job: TokenizeJob, corpora: list[Corpus], lock: Lock) -> TokenFolder:
@@ -146,7 +155,7 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
                 f"corpus.train: every row was dropped ({why_dropped(records)}); look at the columns {columns}, "
                 "choose others by corpus.source_column and corpus.target_column, or change the limits of corpus.clean"
             )
-        if len(texts) >= wanted or share == 1.0:
+        if len(texts) >= wanted * (1 if recipe.is_classification else 2) or share == 1.0:  # of a pair, two texts
             return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels)), verdicts
         share = min(1.0, 4 * share)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -29,6 +29,20 @@ from tfray.units.stored import read_plan
 Mode = Literal["resume", "new", "overwrite", "append"]
 SWAP = "_swap.json"  # says of a place in an object store that what lies beside it is taking it over
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+
+
+def check_apart(patterns: Sequence[str], paths: Sequence[str], out: str, setting: str) -> None:
+    """Raise InputError where what is written would be read as input, or input stands where is written."""
+    out = storage.split_options(storage.absolute(out))[0].rstrip("/")
+    for pattern in patterns:
+        place = storage.split_options(storage.absolute(pattern))[0].rstrip("/")
+        written = f"{out}/part-000000-00000000.parquet"
+        is_read = written.startswith(f"{place}/") or storage.matches(written.split("/"), place.split("/"))
+        if is_read or any(path.startswith(f"{out}/") for path in paths):
+            raise InputError(
+                f"out={out or '/'!r} and {setting}={pattern!r} lie in each other: output would be read as input; "
+                "choose a folder for it elsewhere"
+            )
 
 
 def open_place(out: str, made_from: Mapping[str, object], mode: Mode) -> Ledger:
