@@ -8,6 +8,7 @@ import pytest
 from tfray import config
 from tfray.cli import escape_unprintable, name_folder, read_job, spell_out
 from tfray.errors import InputError
+from tfray.units.ledger import store_settings
 
 
 @pytest.mark.parametrize(
@@ -125,3 +126,22 @@ def test_a_terminal_that_lacks_a_script_is_shown_escapes() -> None:
     escape_unprintable(stream)
     print("Grün 三月", file=stream, flush=True)
     assert inner.getvalue() == b"Gr\xfcn \\u4e09\\u6708\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["training: {epochs: 3}\nmodel: {preset: tiny}\ntraining: {seed: 2}\n", "corpus: {parts: [{a: 1, a: 2}]}\n"]
+)
+def test_a_name_that_stands_twice_in_a_file_of_settings_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"line \d names '\w+' for the second time; put both in one place"):
+        read_job("run", config.RunJob, ["--config", str(path), "--out", "o", "--test", "t"])
+
+
+@pytest.mark.parametrize(
+    "text", ["12e03", "1e5", "1_0", "-1", "0x1f", ".5", "yes", "null", "~", "2026-11-30", "a: b", ""]
+)
+def test_stored_settings_read_back_whatever_their_text_looks_like(tmp_path: Path, text: str) -> None:
+    job = config.EvaluateJob(predictions="p", label_names={text: text, "a": text})
+    store_settings(str(tmp_path), job)
+    assert read_job("evaluate", config.EvaluateJob, ["--config", str(tmp_path / "_config.yaml")]) == job

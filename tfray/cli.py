@@ -12,8 +12,11 @@ from collections.abc import Callable, Collection
 from itertools import zip_longest
 from typing import Any, TextIO
 
+from yaml import YAMLError
+
 from tfray import config
 from tfray.cluster import end_on_sigterm
+from tfray.config.files import check_names_once
 from tfray.errors import InputError, JobError, Terminated, TooManyErrors
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -132,10 +135,12 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
 
     Raises InputError for an unknown key, a value of another type, or a broken relation between fields.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("settings", load_settings, (YAMLError,))
     parser = ArgumentParser(
+        parser_mode="settings",
         prog=f"tfray {name}",
         usage=f"tfray {name} [--config FILE.yaml] [--group.field VALUE ...]; `tfray {name} --help` explains each",
         description=f"{kind.__doc__} Example: {EXAMPLES[name]}",
@@ -154,6 +159,14 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
         raise
     except (ArgumentError, ValueError) as error:  # a ValueError: a file that is not UTF-8, a rule inside a union
         raise InputError(explain(str(error), [*defaults.keys()])) from error
+
+
+def load_settings(text: str) -> Any:
+    """Return what a file or a value says in YAML; raises YAMLError where a name stands twice in a group."""
+    from jsonargparse import get_loader
+
+    check_names_once(text)
+    return get_loader("yaml")(text)
 
 
 def check_filled(settings: dict, defaults: dict, group: str = "") -> None:

@@ -738,3 +738,27 @@ def test_blocks_are_as_small_where_a_columns_name_holds_a_full_stop(tmp_path: Pa
         (unit,) = plan_units(files, 1000, 1000)
         counts.append(len([*read_blocks(unit, declare_schema(files, {name}), {name})]))
     assert counts[0] == counts[1] > 1
+
+
+@pytest.mark.parametrize(
+    ("type_", "good", "bad"),
+    [
+        (pa.int8(), [0, 127, -128], [128, 1.5, True, "x", [1]]),
+        (pa.uint16(), [65535], [-1, 65536]),
+        (pa.float32(), [0.5, 3, 16777216], [16777217, 0.1]),
+        (pa.decimal128(4, 1), [12], [12345]),
+        (pa.date32(), [], [1, 0.5]),
+    ],
+)
+def test_a_json_field_that_begins_with_nulls_fits_the_column_of_another_file(
+    tmp_path: Path, type_: pa.DataType, good: list, bad: list
+) -> None:
+    pq.write_table(pa.table({"source": ["p"], "n": pa.array([None], type_)}), tmp_path / "0.parquet")
+    values = [None] * 1000 + good + bad
+    lines = "".join(json.dumps({"source": f"s{row}", "n": value}) + "\n" for row, value in enumerate(values))
+    (tmp_path / "1.jsonl").write_text(lines)
+    rows = read_files(find_files([str(tmp_path)]), {"source"})
+    assert rows.table.schema.field("n").type == type_
+    assert rows.table["n"].to_pylist()[1001:] == good + [None] * len(bad)
+    assert sorted(rows.errors) == [*range(1001 + len(good), len(values) + 1)]
+    assert rows.table["source"].null_count == 0

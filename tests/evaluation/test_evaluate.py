@@ -29,7 +29,7 @@ def write_predictions(folder: Path, *parts: dict[str, list], task: str = "transl
     folder.mkdir()
     for number, columns in enumerate(parts):
         write_part(folder / f"part-{number:05d}.parquet", columns)
-    (folder / "_manifest.json").write_text(json.dumps({"task": task}))
+    (folder / "_manifest.json").write_text(json.dumps({"task": task, "made_from": {}}))
     (folder / "_SUCCESS").touch()
     return folder
 
@@ -258,7 +258,7 @@ def test_predictions_with_a_prefix_are_found_and_a_task_without_any_is_refused(t
 def test_references_are_normalized_by_the_settings_of_the_training(tmp_path: Path) -> None:
     part = {"prediction": ["5", "1"], "label": ["\uff15", "1"]}
     folder = write_predictions(tmp_path / "out", part, task="classification")
-    manifest = {"task": "classification", "text": {"unicode": "nfkc"}}
+    manifest = {"task": "classification", "text": {"unicode": "nfkc"}, "made_from": {}}
     (folder / "_manifest.json").write_text(json.dumps(manifest))
     assert run(folder)["accuracy"] == 1
     assert run(folder, label_names={"5": "5", "\uff11": "1"})["accuracy"] == 1

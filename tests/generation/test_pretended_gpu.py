@@ -11,7 +11,7 @@ import torch
 
 from tests.pretended_gpu import MixedDevices, PretendedGpu
 from tfray.config import GenerationConfig
-from tfray.generation import budget, graphs
+from tfray.generation import budget, graphs, native
 from tfray.generation.generate import generate
 from tfray.generation.network import Network
 from tfray.generation.rows import Request
@@ -84,3 +84,34 @@ def test_scores_classes_vectors_and_alignments_stay_on_their_device(lively: Any,
         lambda network: torch.cat([weights.flatten() for weights in align(network, sources, targets)]),
     ):
         torch.testing.assert_close(answer(there).cpu(), answer(here), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_where_a_notebook_puts_new_tensors_a_model_stays_where_it_is(
+    has_kernels: bool, place: str, lively: Any, sources_of: Any, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_kernels:
+        monkeypatch.setattr(native, "kernels", lambda device: None)
+    model, sources = lively(2, vocab_size=300).to(place), sources_of(6)
+
+    def answers() -> list:
+        network = Network(model, "fp32")
+        found = [
+            generate(network, sources, GenerationConfig(precision="fp32", **search))
+            for search in (dict(beam_size=1), dict(beam_size=3), dict(search="sample", samples=2, top_p=0.9))
+        ]
+        classes, vectors = classify(network, sources, [4, 7], batch_rows=4), embed(network, sources)
+        looks = [look.tolist() for look in align(network, sources, sources)]
+        return [
+            type(network.output),
+            found,
+            score(network, sources, sources),
+            classes.tolist(),
+            vectors.tolist(),
+            looks,
+        ]
+
+    expected = answers()
+    with torch.device("cuda"):  # as torch.set_default_device does
+        assert answers() == expected

@@ -217,3 +217,11 @@ def test_groups_hold_every_row_once_and_fit_the_budget(lively, sources_of):
 
 def test_no_sources_give_no_results(lively):
     assert generate(lively(0), [], BEAM) == []
+
+
+@pytest.mark.parametrize("large", [dict(search="sample", top_k=10**20), dict(max_length_ratio=1e308)], ids=str)
+def test_a_limit_beyond_all_numbers_is_no_limit(large, lively, sources_of):
+    usual = {name: {"top_k": 14, "max_length_ratio": 1e6}.get(name, value) for name, value in large.items()}
+    model, sources = lively(1), sources_of(5)
+    found, expected = (generate(model, sources, GenerationConfig(**own, precision="fp32")) for own in (large, usual))
+    assert found == expected

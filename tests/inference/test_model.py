@@ -304,6 +304,16 @@ def test_what_is_no_list_of_texts_is_refused_everywhere(model, label_model, valu
             task(values)
 
 
+def test_one_text_in_an_array_without_a_length_is_refused_and_not_read_by_its_letters(model):
+    for task in (model.generate, model.embed, model.errors):
+        with pytest.raises(InputError, match=r"^texts='one two' must be a list; write \['one two'\]"):
+            task(np.array("one two"))
+    with pytest.raises(InputError, match=r"^must\[0\]='two' must be a list"):
+        model.generate(["one"], must=[np.array("two")])
+    with pytest.raises(InputError, match=r"^pairs=3 must be a list"):
+        model.score(np.array(3))
+
+
 @pytest.mark.parametrize("pairs", [("ab", "cd"), [("a", "b", "c")], [("a", "b"), "cd"], [7]])
 def test_what_is_no_pair_is_refused_by_its_number(model, pairs):
     with pytest.raises(InputError, match=r"pairs\[[01]\]=.* must be a pair \(source, target\)"):

@@ -74,7 +74,8 @@ def test_a_tokens_folder_that_is_missing_unfinished_or_old_is_refused_with_the_r
     with pytest.raises(InputError, match="run that first"):
         open_tokens(str(tmp_path))
     shards = [Shard(f"{name}.parquet", "news", pairs, 9, 9, "")._asdict() for name, pairs in (("a", 3), ("b", 4))]
-    manifest = {"fingerprint": "f", "task": "translation", "weights": {"news": 1.0}, "shards": {"train": shards}}
+    made = {"task": "translation", "weights": {"news": 1.0}, "made_from": {}}
+    manifest = {"fingerprint": "f", "shards": {"train": shards}, **made}
     storage.publish_json(str(tmp_path / "_manifest.json"), manifest)
     with pytest.raises(InputError, match="not finished"):
         open_tokens(str(tmp_path))

@@ -152,7 +152,7 @@ def test_what_another_command_made_is_never_deleted(tmp_path: Path, made: dict, 
     assert (tmp_path / "best").exists() and open_ledger(str(tmp_path), made, overwrite=False).is_begun
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1"])
+@pytest.mark.parametrize("content", ["", "{", "[1", "{}", "[1]", "null", '{"made_from": 3}'])
 def test_a_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_text(content)
     for look in (lambda: open_ledger(str(tmp_path), MADE_FROM, overwrite=True), lambda: read_manifest(str(tmp_path))):

@@ -60,7 +60,7 @@ def attend_short(
 ) -> Tensor:
     """Return what self-attention gathers of short sequences, by the kernels."""
     output = joint.new_empty(len(joint), heads * head_dim)
-    starts = torch.tensor([0, *itertools.accumulate(lengths)])
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], device=joint.device)
     shape = len(lengths), heads, head_dim, max(lengths), is_causal
     native.call(kernels.attend_sequences, joint, starts, output, *shape)
     return output

@@ -53,7 +53,7 @@ def keep_likely(log_probs: Tensor, config: GenerationConfig) -> Tensor:
     place = torch.arange(values.shape[-1], device=values.device)
     dropped = values == float("-inf")
     if config.top_k:
-        dropped |= place >= config.top_k
+        dropped |= place >= min(config.top_k, len(place))
     if config.min_p:
         dropped |= values.exp() < config.min_p * values[:, :1].exp()
     if config.top_p < 1:

@@ -102,7 +102,7 @@ class QuantizedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         whole, self.scale = quantize_outputs(weight)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, [HINT_ROWS, weight.shape[1]])
-        self.zero = torch.zeros(len(weight), dtype=torch.int64)
+        self.zero = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
         self.bias = None if bias is None else bias.float()
         self.activation: Activation = activation
 

@@ -224,7 +224,7 @@ class Network:
             queries = attention.inner(states)
             output = torch.empty_like(queries)
             rows, heads, source, size = keys.shape
-            parts = (in_blocks(keys), values.contiguous(), torch.tensor(lengths))
+            parts = (in_blocks(keys), values.contiguous(), torch.tensor(lengths, device=self.device))
             shape = (rows, len(queries) // rows, heads, size, source)
             native.call(kernels.attend_memory, queries, *parts, output, *shape)
             return attention.output, output

@@ -35,7 +35,7 @@ class Pages:
     def take(self) -> int:
         """Return a page's address; what stands there is what was left there."""
         if not self.free:
-            chunk = torch.empty(self.at_a_time, self.numbers, dtype=self.dtype)
+            chunk = torch.empty(self.at_a_time, self.numbers, dtype=self.dtype, device="cpu")
             self.chunks.append(chunk)
             size = self.numbers * chunk.element_size()
             self.free = [chunk.data_ptr() + number * size for number in reversed(range(self.at_a_time))]
@@ -51,14 +51,15 @@ class PagedCache(SlotCache):
         self.kernel_of_past = kernels.attend_past_half if halves else kernels.attend_past
         self.kernel_of_memory = kernels.attend_memory_half if halves else kernels.attend_memory
         self.kernel_of_keeping = kernels.keep_memory_half if halves else kernels.keep_memory
-        self.memory_lengths = torch.ones(shape.slots, dtype=torch.long)
+        self.memory_lengths = torch.ones(shape.slots, dtype=torch.long, device=like.device)
         self.page = native.page()
         numbers = 2 * shape.layers * shape.heads * self.page * shape.width * shape.head_dim
         self.pages = Pages(numbers, like.dtype, -(-shape.slots // CHUNK_SHARE))
         self.pages_of: list[list[int]] = [[] for _ in range(shape.slots)]
-        self.table = torch.zeros(shape.slots, -(-shape.target // self.page), dtype=torch.long)
+        self.table = self.memory_lengths.new_zeros(shape.slots, -(-shape.target // self.page))
         """The same addresses as pages_of."""
-        self.ancestors = torch.zeros(shape.slots, shape.width, self.table.shape[1] * self.page, dtype=torch.int32)
+        places = self.table.shape[1] * self.page
+        self.ancestors = self.table.new_zeros(shape.slots, shape.width, places, dtype=torch.int32)
 
     def keep(self, slots: list[int], keys_values: list[Tensor], index: Tensor, lengths: Tensor) -> None:
         """Store keys and values of sources; the kernels look at no more than their lengths."""

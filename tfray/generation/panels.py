@@ -50,12 +50,13 @@ class KernelLinear:
         if self.multiply is None:
             raise RuntimeError(f"no kernel {name}")
         self.outputs, self.inputs = shape
-        self.bias = whole_panels(torch.zeros(self.outputs, dtype=torch.float32) if bias is None else bias.float())
+        none = torch.zeros(self.outputs, dtype=torch.float32, device="cpu")
+        self.bias = whole_panels(none if bias is None else bias.float())
         self.activation: Activation = activation
 
     def output(self, rows: int) -> Tensor:
         """Return memory for what comes out."""
-        return torch.empty(rows, self.outputs, dtype=torch.float32)
+        return torch.empty(rows, self.outputs, dtype=torch.float32, device="cpu")
 
     def kinds(self, states: Tensor, output: Tensor) -> tuple[bool, ...]:
         """Return what the kernel is told of the types of what goes in and comes out."""

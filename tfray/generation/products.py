@@ -28,7 +28,8 @@ def works(kind: type) -> bool:
     are too few.
     """
     weight, bias, states = (
-        torch.linspace(-most, most, rows, dtype=torch.float32) for most, rows in ((1, 24), (2, 24), (1, 6))
+        torch.linspace(-most, most, rows, dtype=torch.float32, device="cpu")
+        for most, rows in ((1, 24), (2, 24), (1, 6))
     )
     weight, states = (part[:, None].expand(-1, 16).contiguous() for part in (weight, states))
     try:

@@ -65,7 +65,8 @@ class Output:
 
 def longest_target(source_length: int, longest: int, config: GenerationConfig) -> int:
     """Return the most tokens of a source's target, eos included."""
-    wanted = -int(-config.max_length_ratio * source_length // 1) + config.max_length_extra
+    # No more than the longest: a ratio may be so large that the product is no number any more.
+    wanted = -int(-min(config.max_length_ratio * source_length, longest) // 1) + config.max_length_extra
     limits = [wanted, longest] + ([config.max_length] if config.max_length else [])
     return min(limits)
 

@@ -125,7 +125,7 @@ def force(
 @torch.inference_mode()
 def classify(network: Network, sources: Sequence[Sequence[int]], label_ids: Sequence[int], batch_rows: int) -> Tensor:
     """Return each source's probabilities over the labels from one decoder step, (sources, labels)."""
-    probabilities = torch.empty(len(sources), len(label_ids), dtype=torch.float32)
+    probabilities = torch.empty(len(sources), len(label_ids), dtype=torch.float32, device="cpu")
     labels = torch.tensor(label_ids, device=network.device)
 
     def work(rows: list[int]) -> None:
@@ -141,7 +141,7 @@ def classify(network: Network, sources: Sequence[Sequence[int]], label_ids: Sequ
 @torch.inference_mode()
 def embed(network: Network, sources: Sequence[Sequence[int]], batch_rows: int = 128) -> Tensor:
     """Return the mean of each source's memory over its tokens, eos included, in fp32, (sources, d_model)."""
-    embeddings = torch.empty(len(sources), network.architecture.d_model, dtype=torch.float32)
+    embeddings = torch.empty(len(sources), network.architecture.d_model, dtype=torch.float32, device="cpu")
 
     def work(rows: list[int]) -> None:
         memory, lengths = network.encode([sources[row] for row in rows])

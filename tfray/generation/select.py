@@ -33,7 +33,7 @@ def best_token(scores: Tensor, bounds: Tensor | None = None) -> tuple[Tensor, Te
     whole = vocab // BLOCK * BLOCK
     blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
     best = blocks.amax(-1).max(-1)
-    inside = blocks[torch.arange(rows), best.indices].max(-1)
+    inside = blocks[torch.arange(rows, device=scores.device), best.indices].max(-1)
     values, ids = inside.values, best.indices * BLOCK + inside.indices
     if whole < vocab:
         tail = scores[:, whole:].max(-1)
@@ -67,7 +67,8 @@ def best_tokens(scores: Tensor, count: int, bounds: Tensor | None = None) -> tup
 def select_natively(kernels: ctypes.CDLL, scores: Tensor, count: int, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the same by the compiled kernel."""
     scores = scores.contiguous()
-    values, ids = scores.new_empty(len(scores), count), torch.empty(len(scores), count, dtype=torch.long)
+    values = scores.new_empty(len(scores), count)
+    ids = torch.empty_like(values, dtype=torch.long)
     native.call(kernels.best_tokens, scores, bounds, values, ids, *scores.shape, count)
     return values, ids
 

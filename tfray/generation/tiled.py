@@ -42,7 +42,7 @@ class TiledHalfLinear(KernelLinear):
     def output(self, rows: int) -> Tensor:
         """Return halves for the product that follows an activation, else floats."""
         dtype = torch.bfloat16 if self.activation == "relu" else torch.float32
-        return torch.empty(rows, self.outputs, dtype=dtype)
+        return torch.empty(rows, self.outputs, dtype=dtype, device="cpu")
 
     def kinds(self, states: Tensor, output: Tensor) -> tuple[bool, ...]:
         return states.dtype == torch.bfloat16, output.dtype == torch.bfloat16

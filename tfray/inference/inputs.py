@@ -24,6 +24,9 @@ def listed(name: str, values: Iterable[Any], count: int | None = None) -> list:
     # By place: a column of pandas gives by [3] what is called 3.
     of_own = next((getattr(values, name) for name in ("to_pylist", "tolist") if hasattr(values, name)), None)
     entries = of_own() if of_own else list(values)
+    require(
+        isinstance(entries, list), name, entries, f"must be a list; write [{entries!r}] for one"
+    )  # an array of none
     require(count in (None, len(entries)), f"len({name})", len(entries), f"must be {count}: one for each text")
     return entries
 

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
 
-import yaml
-
 from tfray import storage
+from tfray.config.files import dump_settings
 from tfray.errors import CheckpointMismatch, InputError
 from tfray.units.plan import Unit
 
@@ -186,8 +185,7 @@ def read_record_files(paths: list[str]) -> list[dict]:
 def store_settings(folder: str, job: object) -> None:
     """Write a job's resolved settings beside what they make; `--config` takes the file again."""
     settings = json.loads(json.dumps(asdict(job)))  # type: ignore[call-overload]
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    storage.publish_text(storage.join(folder, SETTINGS), text)
+    storage.publish_text(storage.join(folder, SETTINGS), dump_settings(settings))
 
 
 def has_manifest(folder: str) -> bool:
@@ -199,9 +197,12 @@ def read_manifest(folder: str) -> dict:
     """Return what a folder's manifest says; raises InputError where it is damaged."""
     path = storage.join(folder, MANIFEST)
     try:
-        return storage.read_json(path)
+        manifest = storage.read_json(path)
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("made_from"), dict):
+            raise ValueError("it does not say what its folder was made from")
     except ValueError as error:
         raise InputError(f"{path!r} is damaged: {error}; copy its folder again, whole, or make it anew") from error
+    return manifest
 
 
 def visible(folder: str) -> list[str]:
