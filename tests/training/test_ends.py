@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from tests.cluster import Nodes
 from tests.training.runs import Run
 from tests.training.token_folders import make_token_folder
+from tfray.batches.plan import most_pairs, plan_pool
 from tfray.checkpoint.state import Progress
-from tfray.config import TrainingConfig
+from tfray.config import BatchesConfig, TrainingConfig
 from tfray.training.ends import is_done, is_stale, most_epochs
 from tfray.training.failure import FAILURE, REPORT
 
@@ -54,6 +57,22 @@ def test_no_more_epochs_are_planned_than_the_steps_and_tokens_that_are_left_can_
 ):
     config = TrainingConfig(epochs=1000, max_steps=max_steps, token_budget=token_budget)
     assert most_epochs(Progress(step=90, epoch=4, tokens=2000), config, pairs=150) == planned
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 3), st.booleans(), st.data())
+def test_no_step_of_any_plan_holds_more_pairs_than_one_can(
+    pairs: int, max_tokens: int, lanes: int, packing: bool, data: st.DataObject
+):
+    config = BatchesConfig(max_tokens=max_tokens, lanes=lanes, packing=packing)
+    sides = [data.draw(st.lists(st.integers(1, 24), min_size=pairs, max_size=pairs)) for _ in range(2)]
+    steps = plan_pool(*map(np.array, sides), config, epoch=0, pool=0)
+    assert max(sum(map(len, step)) for step in steps) <= most_pairs(config, max_length=24)
+
+
+def test_few_epochs_of_a_large_corpus_are_planned_for_steps_that_they_fill():
+    config = TrainingConfig(epochs=10**6, max_steps=100_000)
+    most = most_pairs(BatchesConfig(lanes=2, max_tokens=4096), max_length=256)
+    assert most_epochs(Progress(), config, 3_000_000, most) == 1 + math.ceil(100_000 / 367)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,15 @@ def test_elastic_workers_are_one_a_machine_on_cpus_and_no_more_than_divide_the_l
     assert 4.0 // placement.resources["CPU"] == 1
 
 
+def test_nothing_stands_beside_the_workers_where_there_is_nothing_to_decode(cluster: dict[str, float]) -> None:
+    cluster.update(CPU=16.0, GPU=2.0)
+    job = TrainJob(tokens_folder="tokens", out="out")
+    assert fit.place_job(job, has_valid=True).validates_beside
+    assert not fit.place_job(job, has_valid=False).validates_beside
+    on_actor = TrainJob(tokens_folder="tokens", out="out", training=TrainingConfig(valid_on="actor", workers=2))
+    assert not fit.place_job(on_actor, has_valid=False).validates_beside
+
+
 def test_gpus_are_used_where_there_are_enough_for_the_fewest_workers(cluster: dict[str, float]) -> None:
     cluster["GPU"] = 2
     placement = place_workers(TrainingConfig(workers=WorkerRange(min=2, max=4)), ClusterConfig(), lanes=4)

@@ -110,6 +110,7 @@ def test_a_device_is_known_by_the_words_of_its_name(name: str, teraflops: float)
 
 def test_an_unknown_device_has_no_known_peak():
     assert known_peak("NVIDIA GeForce RTX 4090") is None
+    assert known_peak("NVIDIA H200 MIG 1g.18gb") is None, "it does a part of what the whole card does"
 
 
 def test_the_rate_of_a_cpu_is_measured_in_half_a_second():

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from tfray.batches.batch import Batch
 from tfray.batches.plan import Shape
+from tfray.checkpoint.checkpoints import Checkpoints
+from tfray.checkpoint.state import Progress
 from tfray.config import TrainingConfig
 from tfray.model.architecture import PRESETS, Architecture
 from tfray.model.transformer import Transformer
@@ -84,14 +86,24 @@ def measure(preset: str, shape: Shape, dtype: torch.dtype, results: str) -> None
         state = Replicated(Transformer(architecture), CONFIG, dtype)
         state.model.train()
         batch = batch_of(Shape(2, 4, 4) if is_small else shape, architecture.vocab_size)
+        checkpoints = Checkpoints(f"{results}-{is_small}", 1)
         for step in range(2):
             train_step(state, [batch], [step], 1e-3, CONFIG)
+            checkpoints.save(Progress(step=step), state.tensors())
+        checkpoints.wait()
     Path(results).write_text(str(peak_memory() - before))
 
 
-@pytest.mark.parametrize(("preset", "dtype"), [("small", torch.float32), ("tiny", torch.bfloat16)])
-def test_the_estimate_is_near_to_what_a_run_takes(tmp_path: Path, preset: str, dtype: torch.dtype):
-    shape, results = Shape(100, 24, 28), str(tmp_path / "bytes")
+@pytest.mark.parametrize(
+    ("preset", "dtype", "shape"),
+    [
+        ("small", torch.float32, Shape(100, 24, 28)),
+        ("tiny", torch.bfloat16, Shape(100, 24, 28)),
+        ("base", torch.float32, Shape(8, 8, 8)),  # nearly all of it is weights, and copies of them
+    ],
+)
+def test_the_estimate_is_near_to_what_a_run_takes(tmp_path: Path, preset: str, dtype: torch.dtype, shape: Shape):
+    results = str(tmp_path / "bytes")
     process = multiprocessing.get_context("spawn").Process(target=measure, args=(preset, shape, dtype, results))
     process.start()
     process.join()
@@ -116,4 +128,6 @@ def test_what_shares_memory_out_or_spares_it_is_seen():
     assert total(parallel="fsdp", workers=10**6) > 4 * sum(count_parameters(big).values()), "validation takes all of it"
     assert total(activation_checkpointing=True) < total()
     assert total(r_drop=1.0) > total() and total(ema_decay=0.9) > total()
+    assert total(on_gpu=True) < total() - 12 * sum(count_parameters(big).values()) + (256 - 32 << 22), "no checkpoint"
+    assert total(workers=1) - total(workers=4) == 9 * sum(count_parameters(big).values()), "each writes a share"
     assert total(on_gpu=True) < total() + (256 - 32 << 22)

@@ -11,7 +11,7 @@ from tfray.config import TrainingConfig
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.training.flat import ALIGNMENT, Layout
-from tfray.training.optimizer import EPSILON, FlatAdamW
+from tfray.training.optimizer import EPSILON, FlatAdamW, total_norm
 
 
 def some_model(**options: Any) -> Transformer:
@@ -58,3 +58,10 @@ def test_steps_are_those_of_torchs_adamw(shrink: float):
         theirs.step()
         optimizer.step(gradient, rate, shrink, count)
         torch.testing.assert_close(flat, torch.cat([decayed, others]), atol=1e-6, rtol=1e-5)
+
+
+def test_the_norm_of_large_slices_is_as_exact_as_that_of_small_ones():
+    random = torch.Generator().manual_seed(3)
+    gradients = [torch.randn(size, generator=random) for size in ((4096, 4096), (0, 5), (7,))]
+    exact = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]).double())
+    assert float(total_norm(gradients)) == pytest.approx(float(exact), rel=1e-4)

@@ -102,6 +102,12 @@ def cut_by_tokens(longest: np.ndarray, max_tokens: int) -> list[tuple[int, int]]
     return ranges
 
 
+def most_pairs(config: BatchesConfig, max_length: int) -> int:
+    """Return how many pairs a step can hold: each has a token on either side, and a side of a micro-batch has places
+    for max_tokens, or for the longest pair."""
+    return config.lanes * max(config.max_tokens, padded_length(max_length))
+
+
 class Shape(NamedTuple):
     """A padded micro-batch."""
 

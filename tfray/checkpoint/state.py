@@ -66,6 +66,8 @@ class Progress:
     """In which training computes: bf16 or fp32."""
     pending: Pending = ""
     """What was still to be found of these very weights when they were saved."""
+    awaited: int = 0
+    """Step of earlier weights whose scores were still to come from beside then; 0: of none."""
 
     @property
     def cursor(self) -> Cursor:

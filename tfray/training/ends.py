@@ -33,10 +33,13 @@ def count_steps(config: TrainingConfig, each: EpochCount, order_since: Sequence[
     return min(steps + math.ceil(min(ends)), config.max_steps or sys.maxsize)
 
 
-def most_epochs(progress: Progress, config: TrainingConfig, pairs: int) -> int:
-    """Return how many epochs there may be: each after the present one has a step at least, and `pairs` target tokens,
-    since a target has one at least."""
-    ends = [(config.max_steps, progress.step, 1), (config.token_budget, progress.tokens, pairs)]
+def most_epochs(progress: Progress, config: TrainingConfig, pairs: int, most_in_step: int = sys.maxsize) -> int:
+    """Return how many epochs there may be: each after the present one has `pairs` at least, of which a step holds
+    `most_in_step` at most, and as many target tokens, since a target has one at least."""
+    ends = [
+        (config.max_steps, progress.step, math.ceil(pairs / most_in_step)),
+        (config.token_budget, progress.tokens, pairs),
+    ]
     left = [math.ceil((end - done) / each) for end, done, each in ends if end]
     return min([config.epochs, *(progress.epoch + 1 + epochs for epochs in left)])
 

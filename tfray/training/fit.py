@@ -132,10 +132,13 @@ def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
     )
 
 
-def place_job(job: TrainJob) -> Placement:
-    """Return what a job's workers run on; raises InputError where the cluster has no room for them."""
+def place_job(job: TrainJob, has_valid: bool) -> Placement:
+    """Return what a job's workers run on, and whether validation data, if any, are decoded beside them.
+
+    Raises InputError where the cluster has no room for them.
+    """
     placement = place_workers(job.training, job.cluster, job.batches.lanes)
-    return placement._replace(validates_beside=decodes_beside(job, placement))
+    return placement._replace(validates_beside=has_valid and decodes_beside(job, placement))
 
 
 def decodes_beside(job: TrainJob, placement: Placement) -> bool:

@@ -101,6 +101,8 @@ def device_peak(device: torch.device, dtype: torch.dtype) -> Peak:
 def known_peak(name: str) -> float | None:
     """Return the peak of a device by its name, or None where it is not known."""
     words = name.replace("-", " ").split()
+    if "MIG" in words:  # a slice of a device, which does a part of what that does
+        return None
     for part, peak in DENSE_BF16.items():
         if all(word in words for word in part.split()):
             return peak

@@ -69,6 +69,9 @@ def estimate_memory(architecture: Architecture, shape: Shape, setting: MemorySet
         kept["gradients (fp32)"] = FP32 * parameters
     if config.ema_decay:
         kept["moving average (fp32)"] = FP32 * owned
+    if not setting.on_gpu:  # workers with a GPU keep it in main memory
+        tensors = 4 if config.ema_decay else 3
+        kept["the last checkpoint, kept for the next"] = FP32 * tensors * parameters / setting.workers
     passes = 2 if config.r_drop else 1
     doubled = shape._replace(rows=passes * shape.rows)
     kept["activations"] = size * activation_elements(architecture, doubled, setting)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -26,7 +26,7 @@ from tfray.model.transformer import Transformer
 from tfray.training.flat import decaying_names
 from tfray.training.loss import Loss
 from tfray.training.model import TrainingModel
-from tfray.training.optimizer import adamw
+from tfray.training.optimizer import adamw, total_norm
 from tfray.training.state import TrainState
 from tfray.training.workers import sum_over_workers, world_size
 
@@ -71,7 +71,7 @@ class Sharded(TrainState):
 
     def reduce(self) -> float:
         # The last backward has summed the gradients over workers; what is left is the norm over all slices.
-        norm = nn.utils.get_total_norm([gradient for names, _ in self.parts for gradient in self.gradients(names)])
+        norm = total_norm([gradient for names, _ in self.parts for gradient in self.gradients(names)])
         return float(sum_over_workers(norm.double().square().cpu())) ** 0.5
 
     def update(self, rate: float, shrink: float) -> None:

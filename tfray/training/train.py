@@ -65,7 +65,7 @@ def carry_out(job: TrainJob, tokens: TokenFolder, portions: list[Portion], lock:
     with connected(job.cluster):
         from tfray.training.fit import fit, place_job  # Ray Train takes a second to import
 
-        placement = place_job(job)
+        placement = place_job(job, tokens.has_split("valid"))
         ledger = open_ledger(*wanted)  # last: what was there before goes only where nothing stands in the way
         store_settings(ledger.folder, job)
         fit(job, placement, epoch, lock.ticket)

@@ -158,8 +158,11 @@ class Validation:
         """Return what is found in a moment, before training ends at a step in its midst: of the weights of other steps
         nobody asks again."""
         found = self.poll(WAITED_SECONDS)
-        if self.awaited not in (None, step) and self.validator is not None:
-            logger.warning("the weights of step %d get no scores: training ends before they are there", self.awaited)
+        if self.awaited not in (None, step):
+            if self.validator is not None:
+                told = "the weights of step %d get no scores: training ends before they are there"
+                logger.warning(told, self.awaited)
+            self.awaited = None
         return found
 
     def finish(self) -> Iterator[Finding]:

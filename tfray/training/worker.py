@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from tfray.batches.ahead import Ahead
 from tfray.batches.feed import FeedOrderError, FeedStep, open_feed, read_feed, read_rows, split_feed
 from tfray.batches.mixing import fewest_pairs
 from tfray.batches.order import order_of
+from tfray.batches.plan import most_pairs
 from tfray.batches.pool import mix_shards
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.state import Pending
@@ -43,6 +45,8 @@ from tfray.training.trace import Trace
 from tfray.training.validation import Finding, Validation
 from tfray.training.validator import ActorValidator
 from tfray.units.stream import poll_less
+
+logger = logging.getLogger(__name__)
 
 STEPS_AHEAD = 4
 """Steps whose tensors are made while the present one trains."""
@@ -106,6 +110,10 @@ class Worker:
         parameters = sum(p.numel() for p in self.state.model.parameters())
         where = (self.workers, self.started - self.workers, str(self.device), name_of(self.dtype))
         self.journal.started(self.progress.step, parameters, *where)
+        if self.progress.awaited and self.rank == 0:
+            logger.warning(
+                "the weights of step %d get no scores: training broke off before they were there", self.progress.awaited
+            )
         wish = self.catch_up()
         for feed_step in self.feed_steps() if wish < Wish.END and not self.is_over else ():
             agreement = Agreement(self.device)
@@ -113,6 +121,8 @@ class Worker:
             wish = self.after_step(agreement.result())
             if self.is_over or wish >= Wish.END:
                 break
+        if self.meter.metrics:  # of steps after the last line: an end that was asked for, or early stopping
+            self.journal.trained(self.progress, self.rate(self.progress.step - 1), self.checkpoints.waited_seconds)
         self.checkpoints.wait()
         if self.is_over and not self.left:
             weights = self.state.weights()
@@ -148,7 +158,9 @@ class Worker:
         if self.rank == 0:
             poll_less()  # in this process, where one worker reads alone
             pairs = fewest_pairs(mix_shards(self.tokens, self.job.batches))
-            epochs = most_epochs(self.progress, self.job.training, pairs)
+            epochs = most_epochs(
+                self.progress, self.job.training, pairs, most_pairs(self.job.batches, self.tokens.max_length)
+            )
             feed = open_feed(self.tokens, self.job.batches, epochs, self.progress.cursor)
             shares = split_feed(feed, self.workers)
         if self.workers > 1:
@@ -253,6 +265,9 @@ class Worker:
         """Write a checkpoint in the background."""
         self.journal.check_place()
         precision = self.job.training.precision
-        self.progress = replace(self.progress, spikes=self.spikes.state_dict(), precision=precision, pending=self.left)
+        awaited = 0 if self.left else self.validation.awaited or 0
+        self.progress = replace(
+            self.progress, spikes=self.spikes.state_dict(), precision=precision, pending=self.left, awaited=awaited
+        )
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
