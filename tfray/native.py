@@ -11,8 +11,10 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,48 +35,56 @@ def compiled_library(sources: list[Path], names: list[str], *flags: str) -> ctyp
     """Return the library of the first source, the others being what it includes; None where it cannot be had."""
     if os.environ.get("TFRAY_NATIVE", "1") == "0":
         return None
-    try:
-        library = ctypes.CDLL(str(build(sources, [*FLAGS, *flags])))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("%s is not used (no C compiler?): %s", sources[0].name, error)
-        return None
-    for name in names:
-        getattr(library, name).restype = None
-    return library
+    for folder in cache_folders():
+        try:
+            library = ctypes.CDLL(str(build(folder, sources, [*FLAGS, *flags])))
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # No compiler; or no room in this folder, nothing in it may be executed, or what stands there is damaged.
+            logger.info("%s is not used from %s (no C compiler?): %s", sources[0].name, folder, error)
+            continue
+        for name in names:
+            getattr(library, name).restype = None
+        return library
+    return None
 
 
-def build(sources: list[Path], flags: list[str]) -> Path:
+def build(folder: Path, sources: list[Path], flags: list[str]) -> Path:
     """Return the shared library, compiled now or before for this source, compiler flags and processor."""
     made_from = [*(source.read_text() for source in sources), *flags, processor()]
     key = hashlib.sha256(" ".join(made_from).encode()).hexdigest()[:16]
-    folder = cache_folder()
     library = folder / f"{sources[0].stem}-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            compiler = os.environ.get("CC", "cc")
+            compiler = shlex.split(os.environ.get("CC") or "cc")  # "ccache gcc"
             parts = Path(work) / "kernels.o", Path(work) / library.name
             for command in (
-                [compiler, *flags, "-c", str(sources[0]), "-o", str(parts[0])],
-                [compiler, "-shared", str(parts[0]), "-o", str(parts[1]), "-lm"],
+                [*compiler, *flags, "-c", str(sources[0]), "-o", str(parts[0])],
+                [*compiler, "-shared", str(parts[0]), "-o", str(parts[1]), "-lm"],
             ):
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
+            with parts[1].open("rb") as made:
+                os.fsync(made.fileno())  # what a power cut leaves under the last name is whole: else it is a crash
             os.replace(parts[1], library)  # several processes may build at the same time
     return library
 
 
-def cache_folder() -> Path:
-    """Return where libraries are kept: the user's cache, or where that cannot be written to, a folder in the temporary
-    one that is this user's alone."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tfray"
-    own = Path(tempfile.gettempdir(), f"tfray-{os.getuid()}")
-    for folder in (cache, own):
+def cache_folders() -> Iterator[Path]:
+    """Yield where libraries may be kept: the user's cache, and a folder in the temporary one that is this user's alone;
+    where neither can be written to, a new one."""
+    given, name = os.environ.get("XDG_CACHE_HOME", ""), f"tfray-{os.getuid()}"
+    cache = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # which stays as it is without a home
+    found = False
+    for folder in ([Path(cache, "tfray")] if os.path.isabs(cache) else []) + [Path(tempfile.gettempdir(), name)]:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK) and folder.lstat().st_uid == os.getuid():
-                return folder
+            is_own = os.access(folder, os.W_OK) and folder.lstat().st_uid == os.getuid()
         except OSError:
             continue
-    return Path(tempfile.mkdtemp(prefix="tfray-"))
+        if is_own:
+            found = True
+            yield folder
+    if not found:
+        yield Path(tempfile.mkdtemp(prefix="tfray-"))
 
 
 def processor() -> str:

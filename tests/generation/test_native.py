@@ -16,6 +16,8 @@ from tfray.generation.attention import attend, bias_of
 from tfray.generation.generate import generate
 from tfray.generation.linear import Activation, PlainLinear, quantize_outputs, quantize_rows
 from tfray.generation.paged import in_blocks
+from tfray.generation.panels import PanelByteLinear, PanelLinear
+from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
 
 KERNELS = native.kernels(torch.device("cpu"))
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="no C compiler")
@@ -96,6 +98,28 @@ class PlainByteLinear(PlainLinear):
         return super().__call__((whole.float() - 128) * scale, residual)
 
 
+@pytest.mark.parametrize("kind", [PanelLinear, PanelByteLinear, TiledHalfLinear, TiledByteLinear])
+def test_a_row_with_a_number_that_is_none_has_none_in_its_product_and_the_others_have(kind):
+    torch.manual_seed(0)
+    weight, states = torch.randn(40, 20), torch.randn(4, 20)
+    states[0], states[2, 3] = float("nan"), float("nan")
+    try:
+        found = kind(weight, None, "relu")(states)
+    except RuntimeError:
+        pytest.skip("the processor has no such products")
+    assert found.isnan().all(1).tolist() == found.isnan().any(1).tolist() == [True, False, True, False]
+
+
+@needs_kernels
+def test_what_is_no_number_is_none_in_halves_either():
+    size = 2 * native.lanes()
+    part = torch.ones(1, 1, 2, 1, size)
+    part.view(torch.int32)[..., 0] = 0x7FFFFFFF  # as NVIDIA's GPUs write it: adding to round it makes it -0
+    buffer = torch.zeros(1, 2, 1, 1, 16, size, dtype=torch.bfloat16)
+    native.call(KERNELS.keep_memory_half, part, buffer, 0, 1, 1, 1, 1, 16, size)
+    assert buffer.isnan().flatten(2).sum(2).tolist() == [[1, 1]]
+
+
 @pytest.mark.parametrize(
     "search", [dict(beam_size=1), dict(beam_size=3, n_best=2), dict(search="sample", samples=2)], ids=str
 )
@@ -122,7 +146,7 @@ def test_without_a_compiler_torch_does_the_work(setting, tmp_path):
     program = "from tfray.generation import native; print(native.compiled())"
     environment = {**os.environ, **setting}
     if "XDG_CACHE_HOME" in setting:
-        environment["XDG_CACHE_HOME"] = str(tmp_path)
+        environment["XDG_CACHE_HOME"] = environment["TMPDIR"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
 

@@ -107,7 +107,7 @@ def test_what_the_kernel_does_not_know_is_left_to_plain_products(change: str):
 def test_without_a_compiler_torch_does_the_work(setting: dict[str, str], tmp_path):
     environment = {**os.environ, **setting}
     if "XDG_CACHE_HOME" in setting:
-        environment["XDG_CACHE_HOME"] = str(tmp_path)
+        environment["XDG_CACHE_HOME"] = environment["TMPDIR"] = str(tmp_path)
     program = (
         "import torch; from tfray.model import native; from tfray.model.fused import LayerNorm\n"
         "states = torch.randn(3, 16, requires_grad=True)\n"

@@ -64,13 +64,16 @@ INLINE whole in_whole_lanes(whole count) { return (count + LANES - 1) / LANES * 
 INLINE Lanes first_of(Bits pairs) { return (Lanes)(pairs << 16); }
 INLINE Lanes second_of(Bits pairs) { return (Lanes)(pairs & 0xffff0000u); }
 
-/* The nearest half, in the upper 16 bits. */
-INLINE Bits rounded(Lanes values) { return NEAREST_HALF((Bits)values); }
+/* The nearest half, in the upper 16 bits; NaN stays NaN. */
+INLINE Bits rounded(Lanes values) {
+    Bits is_nan = (Bits)(values != values);
+    return (NEAREST_HALF((Bits)values) & ~is_nan) | (is_nan & 0x7fc00000u);
+}
 
 INLINE uint32_t upper(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    return NEAREST_HALF(bits);
+    return value != value ? 0x7fc00000u : NEAREST_HALF(bits);
 }
 
 /* Ask for memory that is needed next: caches are larger than the processor's. */

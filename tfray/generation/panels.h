@@ -63,14 +63,19 @@ void multiply_float(const float *states, const float *weights, const float *bias
     }
 }
 
+/* Sizes are compared as whole numbers, which are in the same order; NaN is above all, so that it is not lost. */
 INLINE float largest_size(const float *restrict from, whole count) {
-    float most = 1e-30f;
+    const float least_size = 1e-30f;
+    int32_t most;
+    memcpy(&most, &least_size, 4);
 #pragma omp simd reduction(max : most)
     for (whole i = 0; i < count; i++) {
-        float size = fabsf(from[i]);
+        int32_t size;
+        memcpy(&size, from + i, 4);
+        size &= INT32_MAX;
         most = size > most ? size : most;
     }
-    return most;
+    return as_float((uint32_t)most);
 }
 
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
