@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import random
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 from tfray import storage
 from tfray.errors import InputError
+from tfray.storage import places, publishing
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -62,6 +67,40 @@ def test_a_table_that_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="disk full"):
         storage.publish_table(str(tmp_path / "part.parquet"), pa.table({"a": [1]}))
     assert list(tmp_path.iterdir()) == []
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk that has room for little."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        room = 100_000 - self.tell()
+        if room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data[:room])
+
+
+def test_a_full_disk_keeps_no_half_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "open", lambda path, mode: io.BufferedWriter(SmallDisk(path, mode)), raising=False)
+    numbers = pa.array(random.Random(0).sample(range(1 << 60), 100_000))
+    with pytest.raises(OSError, match="No space left"):
+        storage.publish_table(str(tmp_path / "part.parquet"), pa.table({"a": numbers}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_fails_for_a_moment_makes_no_place_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow asks for the region of a bucket."""
+    failures = [OSError("When resolving region for bucket 'bucket': AWS Error NETWORK_CONNECTION")]
+
+    class Failing:
+        @staticmethod
+        def from_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+            if failures:
+                raise failures.pop()
+            return pyarrow.fs.LocalFileSystem(), "/nothing/there"
+
+    monkeypatch.setattr(places, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(pyarrow.fs, "FileSystem", Failing)
+    assert not storage.exists("s3://bucket/nothing/there") and not failures
 
 
 def test_publishing_makes_the_folders_on_the_way(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import gzip
 import os
+import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -228,6 +231,25 @@ def test_an_object_appears_only_when_it_is_whole(bucket: str) -> None:
     assert storage.file_identity(place) != identity
     storage.remove(place)
     assert not storage.exists(place)
+
+
+def test_an_interrupt_while_an_object_is_put_comes_when_it_is_whole(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, copy = storage.join(bucket, "_manifest.json"), shutil.copyfileobj
+    storage.publish_text(place, "old")
+
+    def interrupted(source: Any, target: Any, length: int = 0) -> None:
+        if isinstance(target, pa.NativeFile):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.2)
+        copy(source, target, length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            storage.publish_text(place, "new")
+    assert storage.read_text(place) == "new"
 
 
 class Denied(BaseHTTPRequestHandler):

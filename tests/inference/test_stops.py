@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,64 @@ def test_an_addition_stopped_at_any_operation_is_finished_by_the_same_command(
         assert run(job)["source"].to_pylist() == [*ROWS, "six"], f"stopped at {operations}"
         assert (tmp_path / "deep" / "out" / "_SUCCESS").exists()
     assert operations > 10
+
+
+def test_a_job_stopped_at_any_operation_and_added_to_leaves_its_settings_and_one_plan(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, texts in (("a", ROWS[:2]), ("b", ["six"])):
+        pq.write_table(pa.table({"source": texts}), tmp_path / f"{name}.parquet")
+    out = tmp_path / "out"
+    job = make_job(model_folder, tmp_path / "a.parquet", out)
+    more = make_job(model_folder, tmp_path / "b.parquet", out, mode="append")
+    life = Life(monkeypatch)
+    for operations in itertools.count():
+        storage.remove(str(out))
+        if life.live(operations, lambda: run(job)):
+            break
+        run(job)
+        assert str(tmp_path / "a.parquet") in (out / "_config.yaml").read_text(), f"stopped at {operations}"
+    shutil.copytree(out, tmp_path / "saved")
+    for operations in itertools.count():
+        restore(str(tmp_path / "saved"), str(out))
+        is_whole = life.live(operations, lambda: run(more))
+        run(more)
+        assert str(tmp_path / "b.parquet") in (out / "_config.yaml").read_text(), f"stopped at {operations}"
+        assert [path.name for path in out.glob("_plan*")] == [storage.read_json(str(out / "_manifest.json"))["plan"]]
+        if is_whole:
+            break
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_place_stays_taken_while_what_was_there_is_deleted(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    pq.write_table(pa.table({"source": ROWS}), tmp_path / "a.parquet")
+    out, discard, looks = str(tmp_path / "out"), place.discard, []
+    run(make_job(model_folder, tmp_path / "a.parquet", out))
+    if not exchanges:
+        monkeypatch.setattr(place, "exchange", lambda one, other: False)
+
+    def look(folder: str) -> None:
+        with pytest.raises(InputError, match="is worked on by process"):
+            lock.Lock(out).take()
+        looks.append(folder)
+        discard(folder)
+
+    monkeypatch.setattr(place, "discard", look)
+    run(make_job(model_folder, tmp_path / "a.parquet", out, mode="overwrite", provenance=True))
+    assert len(looks) > 1 and not (tmp_path / "out" / lock.LOCK).exists()
+
+
+def test_a_clock_that_is_set_back_makes_no_unit_shorter(
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"source": ROWS}), tmp_path / "a.parquet")
+    now, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now() - 3600 * next(looks))
+    run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"))
+    seconds = [storage.read_json(str(path))["seconds"] for path in (tmp_path / "out" / "_units").iterdir()]
+    assert seconds and all(0 <= found < 600 for found in seconds)
 
 
 @pytest.mark.parametrize("is_fenced", [True, False])

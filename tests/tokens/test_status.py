@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tokens.conftest import Run
@@ -28,6 +31,18 @@ def test_status_of_a_tokenize_job(tmp_path: Path, run: Run) -> None:
         assert "running" in status(StatusJob(out=job.out))
         with pytest.raises(InputError, match="is worked on by"):
             run(job)
+
+
+def test_status_of_a_finished_job_counts_files_that_could_not_be_used_as_the_manifest_does(
+    tmp_path: Path, run: Run
+) -> None:
+    for name, column in (("a", "source"), ("b", "other")):
+        pq.write_table(pa.table({column: ["a man"] * 5, "target": ["ein Mann"] * 5}), tmp_path / f"{name}.parquet")
+    job = make_job(tmp_path / "out", str(tmp_path / "*.parquet"))
+    account = run(job).manifest["corpora"]["corpus"]
+    told = json.loads(status(StatusJob(out=job.out, json=True)))
+    assert (told["rows"], told["rows_in_all"], told["errors"]) == (10, 10, {"other_schema": 5})
+    assert (account["rows"], account["rejected"]) == (10, {"other_schema": 5})
 
 
 def test_a_training_has_its_progress_in_a_log(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,11 @@ from tfray.corpus.read import read_fields
 from tfray.errors import CheckpointMismatch, InputError, StorageFailure, TooManyErrors
 from tfray.report.account import format_account
 from tfray.storage import publish_json, read_json
+from tfray.tokens import tokenize as tokenize_module
 from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
 from tfray.tokens.stage import TokenizeUnit
+from tfray.tokens.survey import SurveyUnit
 from tfray.units import lock as lock_module
 from tfray.units.lock import LOCK
 from tfray.units.plan import Unit
@@ -441,6 +446,91 @@ def test_a_stage_whose_driver_has_lost_the_place_writes_nothing(
     with pytest.raises(InputError, match="is worked on by"):
         run(job)
     assert not list((tmp_path / "out").glob("train/*")) and not list((tmp_path / "out" / "_units").glob("*"))
+
+
+@pytest.mark.parametrize("clean", [{}, {"min_characters": 100}])
+def test_a_driver_that_has_lost_the_place_during_its_survey_leaves_what_another_has_made_there(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, clean: dict
+) -> None:
+    """Neither is its tokenizer put there, nor is the folder deleted where no row is left."""
+    train = write_lines(tmp_path / "a.jsonl", [line((f"a man {n}", f"ein Mann {n}")) for n in range(40)])
+    out, draw = tmp_path / "out", tokenize_module.draw_sample
+    path = str(out / LOCK)
+
+    def lose_place(*arguments: Any) -> list[str]:
+        texts = draw(*arguments)
+        thief = {**read_json(path), "token": "another", "host": "elsewhere"}
+        publish_json(path, thief)
+        deadline = time.monotonic() + 30
+        while not locks[0].thief and time.monotonic() < deadline:
+            time.sleep(0.01)
+            publish_json(path, thief)  # a beat may have fallen between
+        (out / "tokenizer.json").write_text("of the other")
+        return texts
+
+    locks: list[lock_module.Lock] = []
+    enter = lock_module.Lock.__enter__
+    monkeypatch.setattr(lock_module.Lock, "__enter__", lambda self: locks.append(self) or enter(self))
+    monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(tokenize_module, "draw_sample", lose_place)
+    with pytest.raises(InputError, match=r"is worked on by process .* on elsewhere"):
+        run(make_job(tmp_path, train, clean, out=str(out)))
+    assert (out / "tokenizer.json").read_text() == "of the other" and (out / "_manifest.json").exists()
+
+
+def test_who_surveys_for_a_driver_that_was_killed_notes_nothing_for_the_next(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "PATIENCE_SECONDS", 0.0)
+    pairs = [(f"a man {n % 5}", f"ein Mann {n}") for n in range(30)]
+    train = write_lines(tmp_path / "a.jsonl", [*map(line, pairs)])
+    calm = run(make_job(tmp_path / "calm", train, {"duplicates": "source"}))
+    call, left_behind = SurveyUnit.__call__, []
+
+    def be_killed(self: SurveyUnit, unit: Unit) -> dict:
+        left_behind.append((self, unit))
+        raise KeyboardInterrupt
+
+    def overtaken(self: SurveyUnit, unit: Unit) -> dict:
+        if left_behind:
+            zombie, before = left_behind.pop()
+            with contextlib.suppress(InputError):
+                call(zombie, before)
+        return call(self, unit) if unit.stem not in recorded(self) else {"rows": 0, "bytes": 0}
+
+    def recorded(survey: SurveyUnit) -> set[str]:
+        found = storage.list_files(survey.questions.folder)
+        return {storage.base_name(path).removesuffix(".json") for path in found}
+
+    job = make_job(tmp_path / "out", train, {"duplicates": "target"})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SurveyUnit, "__call__", be_killed)
+        run(job)
+    monkeypatch.setattr(SurveyUnit, "__call__", overtaken)
+    job = replace(make_job(tmp_path / "out", train, {"duplicates": "source"}), overwrite=True)
+    assert run(job).manifest["splits"] == calm.manifest["splits"]
+
+
+def test_an_overwrite_that_is_refused_leaves_what_is_there(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "a.en").write_text("a man\n" * 3)
+    (tmp_path / "a.de").write_text("ein Mann\n" * 3)
+    job = make_job(tmp_path / "out", str(tmp_path / "a.en"), train_target=str(tmp_path / "a.de"))
+    run(job)
+    before = sorted((tmp_path / "out").rglob("*"))
+    (tmp_path / "a.de").write_text("ein Mann\n" * 2)
+    with pytest.raises(InputError, match="as many lines on both sides"):
+        run(replace(job, overwrite=True))
+    assert sorted((tmp_path / "out").rglob("*")) == before and (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_what_kills_and_other_settings_leave_is_gone_in_the_end(tmp_path: Path, run: Run) -> None:
+    train = write_lines(tmp_path / "a.jsonl", [line(("a man", "ein Mann"))] * 5)
+    job = make_job(tmp_path / "out", train)
+    run(job)
+    (tmp_path / "out" / f".tokenizer.json.{'0' * 32}").write_text("half")
+    run(replace(make_job(tmp_path / "out", train, {"max_characters": 400}), overwrite=True))
+    assert not list((tmp_path / "out").glob(".*"))
+    assert len(list((tmp_path / "out").glob("_plan*"))) == 1
 
 
 def test_a_file_that_the_storage_does_not_give_is_not_left_out(

@@ -61,6 +61,7 @@ def test_where_the_system_tells_nothing_of_processes_silence_means_death_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock_module, "started", lambda pid: 0)
+    monkeypatch.setattr(lock_module, "SIGN_SECONDS", 0.0)
     own = Lock(str(tmp_path))
     silent = replace(own.me(), token="other", beat=time.time() - 1000)
     storage.publish_bytes(own.path, json.dumps(silent.__dict__).encode())
@@ -133,6 +134,31 @@ def test_an_owner_on_another_machine_is_waited_for_until_it_is_silent_or_shows_t
         assert found and found.token == own.token
     if sign != "none":
         other.join()
+
+
+def test_an_owner_whose_clock_is_slow_shows_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "LOOK_SECONDS", 0.02)
+    own = Lock(str(tmp_path))
+    slow = replace(own.me(), host="elsewhere", token="other", beat=time.time() - 3600)
+    storage.publish_bytes(own.path, json.dumps(slow.__dict__).encode())
+    beaten = json.dumps(replace(slow, beat=slow.beat + 5).__dict__).encode()
+    beat = threading.Timer(0.3, storage.publish_bytes, (own.path, beaten))
+    beat.start()
+    with pytest.raises(InputError, match=r"worked on by process .* on elsewhere"):
+        own.take()
+    beat.join()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token": "ab', b"\xff\xfe", b"\0\0\0", b"[]"])
+def test_half_a_lock_as_a_loss_of_power_leaves_it_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(lock_module, "SETTLE_SECONDS", 0.05)
+    (tmp_path / LOCK).write_bytes(content)
+    with Lock(str(tmp_path)) as lock:
+        owner = read_owner(lock.path)
+        assert owner and owner.token == lock.token
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_heart_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

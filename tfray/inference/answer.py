@@ -47,7 +47,7 @@ class AnswerUnit:
         }
 
     def __call__(self, encoded: Encoded) -> Answered:
-        began, shortages = time.time(), self.network.shortages
+        began, clock, shortages = time.time(), time.monotonic(), self.network.shortages
         numbers = list(encoded.pieces)
         attempts = self.assignment.attempts(encoded.unit, "answer")
 
@@ -68,7 +68,7 @@ class AnswerUnit:
             encoded.damage,
             f"{os.uname().nodename}:{os.getpid()}",
             began,
-            time.time() - began,
+            time.monotonic() - clock,
             self.network.shortages - shortages,
         )
 

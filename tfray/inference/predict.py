@@ -36,7 +36,7 @@ from tfray.units.ledger import RECORDS, SUCCESS, Ledger, has_manifest, store_set
 from tfray.units.lock import Lock
 from tfray.units.place import check_apart, mend, open_place, take_place
 from tfray.units.plan import Unit, amount
-from tfray.units.stored import read_plan, write_plan
+from tfray.units.stored import read_plan, sweep_plans, write_plan
 from tfray.units.stream import WorkLost, flow
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
         name = write_plan(ledger.folder, inputs, plan.units, plan.rows)
         storage.remove(storage.join(ledger.folder, SUCCESS))
         ledger.begin(plan=name, texts=plan.texts)
-        store_settings(ledger.folder, job)
+    store_settings(ledger.folder, job)  # at each start: one that was killed may not have come so far
     if comparison:
         storage.publish_json(storage.join(ledger.folder, QUALITY), comparison._asdict())
     return plan.units, assignment
@@ -242,6 +242,7 @@ def finish(job: PredictJob, ledger: Ledger, units: list[Unit], assignment: Assig
     for place in (ledger.folder, storage.join(ledger.folder, RECORDS)):
         sweep(place, units)
     storage.remove(storage.join(ledger.folder, ATTEMPTS))
+    sweep_plans(ledger.folder, ledger.manifest["plan"])
     storage.publish_json(storage.join(ledger.folder, SUMMARY), summary)
     columns = {field.name: str(field.type) for field in assignment.schema}
     if not units:

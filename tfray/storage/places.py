@@ -43,7 +43,8 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return web.web_filesystem(), web.encoded(path)
     if is_remote(path):
         try:
-            return pyarrow.fs.FileSystem.from_uri(as_uri(path))
+            # It asks for a bucket's region, and that may fail as a read does.
+            return retried(path, lambda: pyarrow.fs.FileSystem.from_uri(as_uri(path)))
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
                 f"{path!r} is not a place that can be reached: {error}; check the address and your credentials"

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -46,9 +48,11 @@ class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
             if kind is None:
                 self.put()
         finally:
-            self.file.close()
-            if self.is_local:
-                Path(self.written).unlink(missing_ok=True)
+            try:
+                self.file.close()  # on a full disk it fails once more: what it still holds finds no room
+            finally:
+                if self.is_local:
+                    Path(self.written).unlink(missing_ok=True)
 
     def put(self) -> None:
         """Bring what was written to its place."""
@@ -58,8 +62,29 @@ class publish:  # noqa: N801 - reads as a verb: `with publish(path) as file`
             os.replace(self.written, self.final)
         else:
             self.file.seek(0)
-            with self.fs.open_output_stream(self.final) as stream:
+            with interrupts_wait(), self.fs.open_output_stream(self.final) as stream:
                 shutil.copyfileobj(self.file, stream, 8 << 20)
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM, which only the main thread hears, wait for the end of the block.
+
+    Broken off, a stream to an object store puts what it has so far, or nothing, in the place of what was there.
+    """
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    before: dict[signal.Signals, Any] = {}
+    heard: list[int] = []
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                before[number] = signal.signal(number, lambda number, _: heard.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(heard):
+            signal.raise_signal(number)
 
 
 def is_temporary(path: str) -> bool:

@@ -17,6 +17,7 @@ from tfray.tokens.shards import FORMAT_VERSION, TOKENIZER, TokenFolder, open_tok
 from tfray.tokens.tokenizer import Tokenizer
 from tfray.units.ledger import RECORDS, Ledger, sweep
 from tfray.units.plan import Unit
+from tfray.units.stored import sweep_plans
 
 WORK = "_work"
 
@@ -45,9 +46,11 @@ def finish(job: TokenizeJob, ledger: Ledger, corpora: list[Corpus], units: list[
     }
     check_account(job, manifest)
     storage.remove(storage.join(ledger.folder, WORK))
-    for name in (*SPLITS, REJECTED, TEST_TEXT, RECORDS):
-        sweep(storage.join(ledger.folder, name))
-    ledger.finish({"plan": ledger.manifest["plan"], **manifest})
+    for place in (ledger.folder, *(storage.join(ledger.folder, n) for n in (*SPLITS, REJECTED, TEST_TEXT, RECORDS))):
+        sweep(place)
+    plan = ledger.manifest["plan"]
+    sweep_plans(ledger.folder, plan)
+    ledger.finish({"plan": plan, **manifest})
     return open_tokens(ledger.folder)
 
 

@@ -50,7 +50,7 @@ class TokenizeUnit:
         self.label_ids = np.array([*tokenizer.label_ids.values(), -1], np.int32)  # -1: not a label of this task
 
     def __call__(self, unit: Unit) -> dict:
-        began = time.time()
+        began, clock = time.time(), time.monotonic()
         self.assignment.ticket.check()
         folder, clean = self.assignment.folder, self.recipe.config.clean
         output = UnitOutput(folder, unit, self.vocab_size, self.assignment.tokens.shard_tokens, clean.keep_rejected)
@@ -61,7 +61,7 @@ class TokenizeUnit:
             except DamagedFile as damage:
                 output.lose(damage.reason)
         self.assignment.ticket.check()
-        record = {**output.record(), "began": began, "seconds": round(time.time() - began, 3)}
+        record = {**output.record(), "began": began, "seconds": round(time.monotonic() - clock, 3)}
         record_unit(storage.join(folder, RECORDS), unit, record)
         return {"rows": output.rows, "bytes": unit.bytes, "tokens": output.tokens}
 

@@ -26,6 +26,7 @@ from tfray.corpus.read import DamagedFile
 from tfray.tokens.output import describe
 from tfray.tokens.recipe import Recipe
 from tfray.units.ledger import published, record_unit
+from tfray.units.lock import Ticket
 from tfray.units.plan import Unit
 
 UNIT_BITS = 36  # a key's ordinal is the unit's index and, in these bits, the row's number in the unit
@@ -44,6 +45,8 @@ class Questions(NamedTuple):
     """Share of the training rows, by their hashes, that the sample may be drawn from; 0: no sample."""
     partitions: int
     """Parts into which the keys of duplicates are split by their hash; 0: no duplicates are looked for."""
+    ticket: Ticket
+    """Of the driver: what a killed one has left behind notes nothing for another run."""
 
 
 class SurveyUnit:
@@ -53,12 +56,14 @@ class SurveyUnit:
         self.recipe, self.questions = recipe, questions
 
     def __call__(self, unit: Unit) -> dict:
+        self.questions.ticket.check()
         notes = Notes(self.recipe, self.questions, unit)
         try:
             for cleaned in self.recipe.clean_blocks(unit):
                 notes.add(cleaned)
         except DamagedFile:
             pass  # counted by the pass that writes the shards
+        self.questions.ticket.check()
         notes.publish()
         return {"rows": notes.rows, "bytes": unit.bytes}
 

@@ -23,7 +23,16 @@ from tfray.tokens.stage import Assignment, TokenizeUnit
 from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUnit, read_notes
 from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
-from tfray.units.ledger import SUCCESS, Ledger, discard, open_ledger, read_records, store_settings, unrecorded
+from tfray.units.ledger import (
+    Found,
+    Ledger,
+    discard,
+    find_ledger,
+    open_ledger,
+    read_records,
+    store_settings,
+    unrecorded,
+)
 from tfray.units.lock import Lock
 from tfray.units.place import check_apart
 from tfray.units.plan import Unit, plan_units
@@ -59,25 +68,27 @@ def patterns_of(corpus: CorpusConfig) -> list[str]:
 
 def carry_out(job: TokenizeJob, corpora: list[Corpus], lock: Lock) -> TokenFolder:
     """Return the folder of token shards, made now or before, by a job that has the place for itself."""
-    is_whole = storage.exists(storage.join(storage.absolute(job.out), SUCCESS))
-    # Before the place is claimed: parallel text of unequal sides is refused here.
-    units = [] if is_whole else plan_corpora(job, corpora)
+    made = made_from(job, corpora)
+    ledger, found = find_ledger(job.out, made, job.overwrite)
+    # Before the place is claimed, or cleared: parallel text of unequal sides is refused here.
+    units = [] if found is Found.THE_SAME and ledger.is_finished else plan_corpora(job, corpora)
     with storage.writing(job.out):
-        ledger = open_ledger(job.out, made_from(job, corpora), job.overwrite)
+        ledger = open_ledger(job.out, made, job.overwrite)
     if ledger.is_finished:
         logger.info("tokens: %s is finished and unchanged", ledger.folder)
         return open_tokens(ledger.folder)
     for lost in (lost for corpus in corpora for lost in corpus.lost):
         logger.warning("%s: %s is left out: %s", lost.corpus, lost.path, lost.reason)
-    recipe, units = make_recipe(job.corpus, corpora), units or plan_corpora(job, corpora)
+    recipe = make_recipe(job.corpus, corpora)
     with storage.writing(job.out):
         store_settings(ledger.folder, job)
         ledger.begin(plan=write_plan(ledger.folder, ledger.made_from, units))
     if remaining := ledger.remaining(units):
         with connected(job.cluster):
             try:
-                tokenizer, verdicts = survey(job, ledger, recipe, units)
+                tokenizer, verdicts = survey(job, ledger, recipe, units, lock)
             except InputError:  # other settings may have the place, where these have made nothing
+                lock.check()  # unless they have it already
                 if len(remaining) == len(units):
                     discard(ledger.folder)
                 raise
@@ -122,7 +133,9 @@ def plan_corpora(job: TokenizeJob, corpora: list[Corpus]) -> list[Unit]:
     return units
 
 
-def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) -> tuple[Tokenizer, Verdicts]:
+def survey(
+    job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit], lock: Lock
+) -> tuple[Tokenizer, Verdicts]:
     """Return the tokenizer and the verdicts, from one pass over the units that have something to tell.
 
     The pass is repeated with a larger share only where the sample turns out to be too small, because the
@@ -131,7 +144,7 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
     path = storage.join(ledger.folder, TOKENIZER)
     tokenizer = Tokenizer.load(path) if storage.exists(path) else None
     if tokenizer is None and job.tokens.tokenizer and not recipe.is_classification:
-        tokenizer = publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, []))
+        tokenizer = publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, []), lock)
     wanted = job.tokens.sample_rows
     training = [unit for unit in units if recipe.splits[unit.corpus] == "train"]
     rows = max(1, sum(unit.rows for unit in training))
@@ -141,13 +154,14 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
     while True:
         folder = storage.join(ledger.folder, f"{WORK}/{round(share * 1000):04d}")
         surveyed = units_to_survey(job, recipe, units, tokenizer is None or bool(partitions))
-        records = carry_out_survey(surveyed, recipe, Questions(folder, share, partitions), job.cluster)
+        questions = Questions(folder, share, partitions, lock.ticket)
+        records = carry_out_survey(surveyed, recipe, questions, job.cluster, lock)
         verdicts = judge_training(job, folder, surveyed, records, recipe, partitions)
         if tokenizer is not None:
             return tokenizer, verdicts
         labels = label_names(job, recipe, records)
         if job.tokens.tokenizer:
-            return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, labels)), verdicts
+            return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, labels), lock), verdicts
         texts = draw_sample(folder, wanted, verdicts, recipe)
         if not texts and share == 1.0:
             columns = " and ".join(map(repr, first_columns(recipe)[:2]))
@@ -156,7 +170,7 @@ def survey(job: TokenizeJob, ledger: Ledger, recipe: Recipe, units: list[Unit]) 
                 "choose others by corpus.source_column and corpus.target_column, or change the limits of corpus.clean"
             )
         if len(texts) >= wanted * (1 if recipe.is_classification else 2) or share == 1.0:  # of a pair, two texts
-            return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels)), verdicts
+            return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels), lock), verdicts
         share = min(1.0, 4 * share)
 
 
@@ -170,7 +184,9 @@ def units_to_survey(job: TokenizeJob, recipe: Recipe, units: list[Unit], trainin
     return [unit for unit in units if recipe.splits[unit.corpus] in splits]
 
 
-def carry_out_survey(units: list[Unit], recipe: Recipe, questions: Questions, cluster: ClusterConfig) -> list[dict]:
+def carry_out_survey(
+    units: list[Unit], recipe: Recipe, questions: Questions, cluster: ClusterConfig, lock: Lock
+) -> list[dict]:
     """Survey the units that are not surveyed yet, and return the records of all."""
     remaining = unrecorded(questions.folder, units)
     if not remaining:
@@ -178,6 +194,7 @@ def carry_out_survey(units: list[Unit], recipe: Recipe, questions: Questions, cl
     with intake("reading", units, remaining) as progress:
         for done in stream(remaining, SurveyUnit, (recipe, questions), cluster):
             progress.take(done["bytes"], rows=done["rows"])
+            lock.check()
     return read_records(questions.folder, units)
 
 
@@ -245,8 +262,9 @@ def first_columns(recipe: Recipe) -> Columns:
     return next(iter(recipe.columns.values()))
 
 
-def publish_tokenizer(path: str, tokenizer: Tokenizer) -> Tokenizer:
+def publish_tokenizer(path: str, tokenizer: Tokenizer, lock: Lock) -> Tokenizer:
     """Store the tokenizer; a later start of the job takes it from there."""
+    lock.check()  # to learn it takes a while, and another run's shards follow from another one
     storage.publish_text(path, tokenizer.json)
     logger.info("tokenizer: %d entries -> %s", tokenizer.vocab_size, path)
     return tokenizer

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 LOCK = "_lock.json"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
+SIGN_SECONDS = 15.0  # in which who lives gives a sign of it: three beats
 SETTLE_SECONDS = 1.0  # for an object store's last word
 LOOK_SECONDS = 1.0  # between two looks at a lock on which something waits
 PATIENCE_SECONDS = 30.0  # in which a shared folder shows its workers what its driver has written
@@ -141,7 +142,7 @@ class Lock:
     def take(self) -> None:
         """Take the lock; raises InputError, saying who holds it, where somebody does."""
         owner = read_owner(self.path)
-        if owner and not owner.is_dead and not owner.is_here:
+        if owner and not owner.is_here:
             owner = self.outwait(owner)
         elif owner and not owner.is_dead:
             raise held(self.path, owner)
@@ -159,8 +160,8 @@ class Lock:
     def outwait(self, owner: Owner) -> Owner | None:
         """Return an owner on another machine once it is silent for long, none if it lets go; raises if it lives."""
         logger.info("%s holds %s; waiting for a sign of life", owner.name, self.path)
-        deadline = time.monotonic() + STALE_SECONDS  # by this clock: the other one may be wrong
-        while not owner.is_dead and time.monotonic() < deadline:
+        began = time.monotonic()  # by this clock: the other one may be wrong, and who seems long dead may live
+        while time.monotonic() - began < (SIGN_SECONDS if owner.is_dead else STALE_SECONDS):
             time.sleep(LOOK_SECONDS)
             found = read_owner(self.path)
             if found is None:
@@ -174,7 +175,7 @@ class Lock:
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         draft = self.draft()
         try:
-            if stale and read_owner(self.path) == stale:
+            if self.says_nothing() if stale is None else read_owner(self.path) == stale:
                 draft.replace(self.path)
                 time.sleep(0.2)  # of several that take over, the last one has it
             else:
@@ -183,6 +184,16 @@ class Lock:
             pass
         finally:
             draft.unlink(missing_ok=True)
+
+    def says_nothing(self) -> bool:
+        """Say whether the lock file names nobody, as one does whose writer was killed, or its machine lost its power:
+        to write it takes no second."""
+        for seconds in (0.0, SETTLE_SECONDS):
+            time.sleep(seconds)
+            if not storage.exists(self.path) or read_owner(self.path):
+                return False
+        logger.warning("%s names nobody; taking over", self.path)
+        return True
 
     def claim(self, draft: Path) -> None:
         """Put a draft into its place; raises FileExistsError where there is something."""
@@ -233,7 +244,7 @@ def read_owner(path: str) -> Owner | None:
     """Return who holds a lock file, if there is one."""
     try:
         return Owner(**storage.read_json(path)) if storage.exists(path) else None
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):  # of half a file
         return None
 
 

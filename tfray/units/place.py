@@ -120,9 +120,12 @@ def take_place(ledger: Ledger) -> None:
     if storage.is_remote(folder):
         storage.publish_json(storage.join(folder, SWAP), {"replaced_by": new})
         copy_over(new, folder)
-    elif not exchange(new, folder):
-        storage.rename(folder, f"{new}.old")
-        finish_renames(folder)
+    else:
+        if storage.exists(lock := storage.join(folder, LOCK)):
+            storage.copy(lock, storage.join(new, LOCK))  # goes along: the place stays taken until the old run is gone
+        if not exchange(new, folder):
+            storage.rename(folder, f"{new}.old")
+            finish_renames(folder)
     discard(new)
 
 

@@ -103,6 +103,9 @@ def look(folder: str, locked: str) -> Standing:
     left = without_record(paths, units or [])
     rows, rows_left = sum(record["rows"] for record in records), sum(unit.rows for unit in left)
     errors = sum((Counter(record.get("errors") or record.get("rejected") or {}) for record in records), Counter())
+    if accounts := manifest.get("corpora", {}).values():  # tokenize is finished: with files that could not be used
+        rows = sum(account["rows"] for account in accounts)
+        errors = sum((Counter(account["rejected"]) for account in accounts), Counter())
     rate, tokens = recent_rate(records, "rows"), recent_rate(records, "target_tokens")
     return Standing(
         folder,

@@ -25,6 +25,13 @@ def write_plan(folder: str, inputs: object, units: list[Unit], rows: pa.Schema |
     return name
 
 
+def sweep_plans(folder: str, kept: str) -> None:
+    """Delete the plans of a folder but one: an output that was added to, or made anew, has had others before."""
+    for path in storage.list_files(folder):
+        if storage.base_name(path).startswith("_plan-") and storage.base_name(path) != kept:
+            storage.remove(path)
+
+
 def read_plan(folder: str, name: str) -> tuple[list[Unit], pa.Schema | None]:
     """Return the units of a run, and the columns of their rows."""
     with storage.open_input(storage.join(folder, name)) as file:
