@@ -141,6 +141,18 @@ def test_weights_of_another_shape_are_refused_by_name_with_the_reason(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    tmp_path: Path, model: Transformer, tokenizer: Tokenizer, value: float
+):
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    name = [*weights][3]
+    weights[name].view(-1)[1] = value
+    opened = open_model_folder(save(tmp_path / "model", model, tokenizer, weights=weights))
+    with pytest.raises(InputError, match=rf"no finite numbers \({name}\): training has diverged"):
+        opened.load_model()
+
+
 def test_another_models_tokenizer_is_refused_by_name(tmp_path: Path, model: Transformer, tokenizer: Tokenizer):
     other = train_tokenizer(["one two three"], TokensConfig(vocab_size=300), labels=["yes", "no"])
     assert other.vocab_size != tokenizer.vocab_size

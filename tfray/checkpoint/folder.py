@@ -83,6 +83,11 @@ class ModelFolder:
             raise InputError(
                 f"{path!r} is missing, damaged or of another shape than {CONFIG} says: {one_line(error)}; {COPY}"
             ) from error
+        if broken := next((name for name, weight in weights.items() if not weight.isfinite().all()), None):
+            raise InputError(
+                f"{path!r} holds weights that are no finite numbers ({broken}): training has diverged; "
+                "train again with a smaller learning_rate, or use an earlier model"
+            )
         return model.eval()
 
 
