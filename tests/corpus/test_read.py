@@ -762,3 +762,12 @@ def test_a_json_field_that_begins_with_nulls_fits_the_column_of_another_file(
     assert rows.table["n"].to_pylist()[1001:] == good + [None] * len(bad)
     assert sorted(rows.errors) == [*range(1001 + len(good), len(values) + 1)]
     assert rows.table["source"].null_count == 0
+
+
+@pytest.mark.parametrize("value", [2**54, -(2**63), 2**53 + 1])
+def test_a_whole_number_that_arrow_takes_for_no_float_costs_only_its_own_value(tmp_path: Path, value: int) -> None:
+    values = [1.5, value, 2**53, 0.25]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"source": "s", "n": n}) + "\n" for n in values))
+    rows = read_files(find_files([str(tmp_path)]), {"source"})
+    assert rows.table["n"].to_pylist() == [1.5, None, float(2**53), 0.25]
+    assert list(rows.errors) == [1] and rows.errors[1].startswith("bad_type: n=")

@@ -87,18 +87,20 @@ def fit(value: object, field: pa.Field, is_text: bool) -> tuple[object, str | No
 
 def fit_number(value: object, field: pa.Field) -> tuple[object, str | None]:
     """Return a JSON number or boolean as its column holds it, or null and the error."""
-    kind = json_kind(value)
-    allowed = {"int64": {"int"}, "double": {"int", "float"}, "bool": {"bool"}}.get(str(field.type))
-    # A whole number above 2**53 is not itself as a float; Arrow would refuse the whole column.
-    is_exact = not (isinstance(value, int) and str(field.type) == "double" and float(value) != value)
-    if kind in allowed and is_exact if allowed is not None else is_held(value, kind, field.type):
+    if is_held(value, field.type):
         return value, None
     return None, f"bad_type: {field.name}={value!r:.80} is not {field.type}"
 
 
-def is_held(value: object, kind: str, type_: pa.DataType) -> bool:
-    """Say whether a type that another file has (int8, float, decimal) holds a JSON number as it is."""
-    if kind not in ("int", "float"):
+def is_held(value: object, type_: pa.DataType) -> bool:
+    """Say whether a column's type (int64, but also another file's int8 or decimal) holds a JSON value as it is.
+
+    A whole number above 2**53 is not itself as a float; Arrow would refuse the whole column.
+    """
+    kind = json_kind(value)
+    if pa.types.is_boolean(type_) or kind == "bool":
+        return pa.types.is_boolean(type_) and kind == "bool"
+    if kind not in ({"int"} if pa.types.is_integer(type_) else {"int", "float"}):
         return False
     try:
         held = pa.scalar(value, type_).as_py()
