@@ -122,7 +122,7 @@ class Worker:
             if self.is_over or wish >= Wish.END:
                 break
         if self.meter.metrics:  # of steps after the last line: an end that was asked for, or early stopping
-            self.journal.trained(self.progress, self.rate(self.progress.step - 1), self.checkpoints.waited_seconds)
+            self.tell()
         self.checkpoints.wait()
         if self.is_over and not self.left:
             weights = self.state.weights()
@@ -206,7 +206,7 @@ class Worker:
         config, step = self.job.training, self.progress.step
         is_last = is_done(self.progress, config)
         if is_last or step % config.log_every == 0:
-            self.journal.trained(self.progress, self.rate(step - 1), self.checkpoints.waited_seconds)
+            self.tell()
         self.judge(self.validation.poll())
         try:
             if is_last or step % config.validate_every == 0:
@@ -222,6 +222,10 @@ class Worker:
             self.save()
         self.save_was_asked = ask_to_save_once(self.save_was_asked)
         return wish
+
+    def tell(self) -> None:
+        """Log the steps since the last line."""
+        self.journal.trained(self.progress, self.rate(self.progress.step - 1), self.checkpoints.waited_seconds)
 
     def end(self, wish: Wish) -> None:
         """End training before its last step; all of it is saved."""
