@@ -7,9 +7,16 @@
 
 #include "../kernels.h"
 
-typedef float vector __attribute__((vector_size(64), aligned(4)));
+/* A register's floats: a vector that is wider than the processor's would live on the stack. */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
-#define VECTOR_WIDTH 16
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) schedule(static)")
 
 INLINE uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -22,35 +29,38 @@ INLINE void put_half(half *to, float value) {
     *to = (half)(value != value ? 0x7fc0 : rounded); /* NaN stays NaN */
 }
 
-/* products (+)= left x right, (rows, columns) of fp32, columns a multiple of VECTOR_WIDTH; left by its two strides, so that
- * its transpose is as good. Blocks of 4 x 16 stay in registers. */
-INLINE void multiply(const float *restrict left, whole down, whole along, const float *restrict right, whole right_row,
-                     float *restrict products, whole product_row, whole rows, whole columns, whole inner) {
-    for (whole column = 0; column < columns; column += VECTOR_WIDTH) {
-        whole row = 0;
-        for (; row + 4 <= rows; row += 4) {
-            const float *a = left + row * down;
-            vector sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0};
-            for (whole i = 0; i < inner; i++) {
-                vector b = *(const vector *)(right + i * right_row + column);
-                sum0 += a[i * along] * b;
-                sum1 += a[i * along + down] * b;
-                sum2 += a[i * along + 2 * down] * b;
-                sum3 += a[i * along + 3 * down] * b;
-            }
-            float *out = products + row * product_row + column;
-            *(vector *)out = sum0;
-            *(vector *)(out + product_row) = sum1;
-            *(vector *)(out + 2 * product_row) = sum2;
-            *(vector *)(out + 3 * product_row) = sum3;
+/* A block of products = left x right: so many rows, and so many vectors of columns; its sums stay in registers. */
+INLINE void multiply_block(const float *restrict left, whole down, whole along, const float *restrict right,
+                           whole right_row, float *restrict products, whole product_row, whole inner, const whole rows,
+                           const whole vectors) {
+    vector sums[rows][vectors];
+    for (whole row = 0; row < rows; row++)
+        for (whole v = 0; v < vectors; v++) sums[row][v] = (vector){0};
+    for (whole i = 0; i < inner; i++)
+        for (whole v = 0; v < vectors; v++) {
+            vector b = *(const vector *)(right + i * right_row + v * LANES);
+            for (whole row = 0; row < rows; row++) sums[row][v] += left[i * along + row * down] * b;
         }
-        for (; row < rows; row++) {
-            vector sum = {0};
-            for (whole i = 0; i < inner; i++)
-                sum += left[row * down + i * along] * *(const vector *)(right + i * right_row + column);
-            *(vector *)(products + row * product_row + column) = sum;
-        }
+    for (whole row = 0; row < rows; row++)
+        for (whole v = 0; v < vectors; v++) *(vector *)(products + row * product_row + v * LANES) = sums[row][v];
+}
+
+#define BLOCKS(height, vectors)                                                                                       \
+    for (; row + height <= rows; row += height)                                                                       \
+        multiply_block(left + row * down, down, along, right + column, right_row,                                     \
+                       products + row * product_row + column, product_row, inner, height, vectors);
+#define COLUMNS(vectors)                                                                                              \
+    for (; column + vectors * LANES <= columns; column += vectors * LANES) {                                          \
+        whole row = 0;                                                                                                \
+        BLOCKS(6, vectors) BLOCKS(4, vectors) BLOCKS(2, vectors) BLOCKS(1, vectors)                                   \
     }
+
+/* products = left x right, (rows, columns) of fp32, columns a multiple of LANES; left by its two strides, so that its
+ * transpose is as good. */
+static void multiply(const float *restrict left, whole down, whole along, const float *restrict right, whole right_row,
+                     float *restrict products, whole product_row, whole rows, whole columns, whole inner) {
+    whole column = 0;
+    COLUMNS(2) COLUMNS(1)
 }
 
 /* Scores to weights, in place: each row over the keys that it may see; what is beyond them gets 0. */

@@ -197,11 +197,11 @@ INLINE void NAME(differentiate_head)(const ELEMENT *queries, const ELEMENT *keys
 #define SEEN (seen ? seen + row * key_count : 0)
 
 /* softmax(q k^T / sqrt(size)) v for every row of the batch and head. strides: for queries, keys, values and output
- * those of batch, head and position, in elements. seen: (batch, keys), or none; size is a multiple of VECTOR_WIDTH. */
+ * those of batch, head and position, in elements. seen: (batch, keys), or none; size is a multiple of LANES. */
 void NAME(attend)(const ELEMENT *queries, const ELEMENT *keys, const ELEMENT *values, const uint8_t *seen,
                   whole causal, ELEMENT *output, const whole *strides, whole batch, whole heads, whole query_count,
                   whole key_count, whole size, whole threads) {
-    whole padded = (key_count + VECTOR_WIDTH - 1) / VECTOR_WIDTH * VECTOR_WIDTH;
+    whole padded = (key_count + LANES - 1) / LANES * LANES;
     whole needed = 2 * (query_count + padded) * size + (query_count + 1) * padded;
     PARALLEL for (whole row = 0; row < batch; row++) {
         float *work = malloc(needed * sizeof(float));
@@ -218,7 +218,7 @@ void NAME(attend_backward)(const ELEMENT *queries, const ELEMENT *keys, const EL
                            whole causal, const ELEMENT *above, ELEMENT *query_gradient, ELEMENT *key_gradient,
                            ELEMENT *value_gradient, const whole *strides, whole batch, whole heads, whole query_count,
                            whole key_count, whole size, whole threads) {
-    whole padded = (key_count + VECTOR_WIDTH - 1) / VECTOR_WIDTH * VECTOR_WIDTH, most = query_count > padded ? query_count : padded;
+    whole padded = (key_count + LANES - 1) / LANES * LANES, most = query_count > padded ? query_count : padded;
     whole needed = (2 * query_count + 3 * padded + most) * size + (2 * query_count + 1) * padded;
     PARALLEL for (whole row = 0; row < batch; row++) {
         float *work = malloc(needed * sizeof(float));
