@@ -17,8 +17,8 @@ import numpy as np
 from tfray.batches.lengths import padded_length, round_down
 from tfray.config import BatchesConfig
 
-LEAST_WIDTH = 128
-"""A row that is hardly wider than an example holds one and padding."""
+WANTED_WIDTH = 128
+"""A row that is hardly wider than an example holds one and padding; one of twice the longest is wide enough."""
 OPEN_ROWS = 32
 """Rows into which an example may go: more fill them hardly better, and planning takes longer."""
 NO_ROOM = 1 << 40
@@ -38,7 +38,7 @@ def row_widths(source_lengths: np.ndarray, target_lengths: np.ndarray, max_token
     lengths = (source_lengths, target_lengths)
     longest = [padded_length(int(side.max())) for side in lengths]
     shares = [int(side.sum()) / max(int(side.sum()) for side in lengths) for side in lengths]
-    wanted = max(LEAST_WIDTH, *(least / share for least, share in zip(longest, shares, strict=True)))
+    wanted = max(WANTED_WIDTH, *(least / share for least, share in zip(longest, shares, strict=True)))
     width = max(*longest, min(wanted, 2 * max(longest), max_tokens))
     source, target = (
         max(least, round_down(math.ceil(width * share))) for least, share in zip(longest, shares, strict=True)

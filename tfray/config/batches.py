@@ -26,8 +26,8 @@ class BatchesConfig:
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of a corpus by its name, in place of the one that it was tokenized with."""
     packing: bool = False
-    """Lay several pairs into one row, each seeing only itself: less padding and rows of one width, for GPUs. Rows hold
-    the longest pair of their pool, and 128 tokens at least; max_tokens is then rows x width."""
+    """Lay several pairs into one row, each seeing only itself: less padding and rows of one width, for GPUs. Rows
+    are as wide as the longest pair of their pool, or up to twice as wide; max_tokens is then rows x width."""
     bpe_dropout: float = 0.0
     """Probability with which a merge is skipped when training texts are segmented (Provilkov et al. 2020),
     anew in each epoch; 0 to below 1. Needs a BPE tokenizer."""
