@@ -16,7 +16,7 @@ from tfray.config import BatchesConfig
 from tfray.errors import InputError
 from tfray.tokens.check import read_shard
 from tfray.tokens.dropout import BpeDropout
-from tfray.tokens.ragged import Ragged, with_eos, without_eos
+from tfray.tokens.ragged import Ragged, offsets_of, with_eos, without_eos
 from tfray.tokens.shards import PAIR_COLUMNS, TokenFolder, read_pairs
 
 SOURCE, TARGET = 1, 2
@@ -132,4 +132,4 @@ def pairs_of(table: pa.Table) -> Pairs:
 def ragged(lists: pa.ListArray) -> Ragged:
     """Return an array of lists as one buffer with offsets."""
     lengths = pc.list_value_length(lists).to_numpy()  # type: ignore[attr-defined]
-    return Ragged(lists.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)]))
+    return Ragged(lists.flatten().to_numpy(), offsets_of(lengths))

@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 
 from tfray.corpus.hashing import mix
 from tfray.errors import InputError
-from tfray.tokens.encoder import gather, offsets_of, sum_runs
+from tfray.tokens.ragged import gather, offsets_of, sum_runs
 from tfray.tokens.splitting import flat
 from tfray.tokens.tokenizer import Tokenizer
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 import tokenizers
 
+from tfray.tokens.ragged import gather, offsets_of, sum_runs
 from tfray.tokens.splitting import Splitting, splits_at_spaces
 from tfray.tokens.tokenizer import Tokenizer
 
@@ -127,24 +128,6 @@ def chunks(texts: pa.Array) -> Iterable[pa.Array]:
 
 def joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate(arrays) if arrays else np.empty(0, dtype)
-
-
-def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Return where runs of these lengths begin, and where the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def sum_runs(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the sums of runs of values, each of so many values."""
-    return np.diff(offsets_of(values)[offsets_of(counts)])
-
-
-def gather(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return ids[start : start + length] of all starts, one after the other."""
-    ends = np.cumsum(lengths)
-    places = np.repeat(starts - ends + lengths, lengths)
-    places += np.arange(len(places))
-    return ids[places]
 
 
 def spread(mask: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:

@@ -18,15 +18,31 @@ class Ragged(NamedTuple):
     def take(self, rows: np.ndarray) -> Ragged:
         """Return some of the rows, in the order asked for."""
         lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(self.values[places], offsets)
+        return Ragged(gather(self.values, self.offsets[rows], lengths), offsets_of(lengths))
 
     @staticmethod
     def concat(parts: list[Ragged]) -> Ragged:
         """Return the rows of several, one after the other."""
         lengths = [np.diff(part.offsets) for part in parts]
-        return Ragged(np.concatenate([part.values for part in parts]), np.cumsum(np.concatenate([[0], *lengths])))
+        return Ragged(np.concatenate([part.values for part in parts]), offsets_of(np.concatenate(lengths)))
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return where runs of these lengths begin, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def sum_runs(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the sums of runs of values, each of so many values."""
+    return np.diff(offsets_of(values)[offsets_of(counts)])
+
+
+def gather(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return values[start : start + length] of all starts, one after the other."""
+    ends = np.cumsum(lengths)
+    places = np.repeat(starts - ends + lengths, lengths)
+    places += np.arange(len(places))
+    return values[places]
 
 
 def with_eos(rows: Ragged) -> Ragged:
