@@ -27,11 +27,12 @@ MOST_WORDS = 1 << 17  # kept with their bytes between calls; about 100 MB
 NO_MERGE = np.iinfo(np.int32).max
 
 
-class Pretoken(NamedTuple):
+class Word(NamedTuple):
     """What a word is segmented from: runs of single-byte ids between which no merge happens."""
 
     ids: np.ndarray
     lengths: np.ndarray
+    """Of the runs."""
     key: int
 
 
@@ -65,7 +66,7 @@ class BpeDropout:
         self.id_of_byte[list(alphabet.values())] = [vocabulary[character] for character in alphabet]
         self.alphabet = alphabet
         self.merges = Merges(description["model"]["merges"], vocabulary)
-        self.words: dict[bytes, Pretoken] = {}
+        self.words: dict[bytes, Word] = {}
 
     def resegment(
         self, values: np.ndarray, offsets: np.ndarray, rate: float, seed: int
@@ -99,28 +100,28 @@ class BpeDropout:
         """Return the ids and lengths of wanted segmentations, each given as word x VARIANTS + variant."""
         if len(self.words) > MOST_WORDS:
             self.words.clear()
-        units = [self.units(words[index]) for index in wanted // VARIANTS]
-        counts = np.array([len(unit.lengths) for unit in units])
-        lengths = np.concatenate([unit.lengths for unit in units])
-        keys = np.array([unit.key for unit in units], np.uint64)
+        found = [self.word(words[index]) for index in wanted // VARIANTS]
+        counts = np.array([len(word.lengths) for word in found])
+        lengths = np.concatenate([word.lengths for word in found])
+        keys = np.array([word.key for word in found], np.uint64)
         keys = mix(mix(np.uint64(seed % 2**64), keys), (wanted % VARIANTS).astype(np.uint64))
-        inside = np.arange(len(lengths)) - np.repeat(offsets_of(counts)[:-1], counts)  # number of the unit in its word
+        inside = np.arange(len(lengths)) - np.repeat(offsets_of(counts)[:-1], counts)  # number of the run in its word
         keys = mix(np.repeat(keys, counts), inside.astype(np.uint64))
-        ids, lengths = self.merges.apply(np.concatenate([unit.ids for unit in units]), lengths, keys, rate)
+        ids, lengths = self.merges.apply(np.concatenate([word.ids for word in found]), lengths, keys, rate)
         return ids, sum_runs(lengths, counts)
 
-    def units(self, word: bytes) -> Pretoken:
+    def word(self, ids: bytes) -> Word:
         """Return what a word, given as its ids, is segmented from."""
-        units = self.words.get(word)
-        if units is None:
-            units = self.words[word] = self.make_units(np.frombuffer(word, np.int32))
-        return units
+        word = self.words.get(ids)
+        if word is None:
+            word = self.words[ids] = self.make_word(np.frombuffer(ids, np.int32))
+        return word
 
-    def make_units(self, ids: np.ndarray) -> Pretoken:
+    def make_word(self, ids: np.ndarray) -> Word:
         text = b"".join(self.text_of_id[index] for index in ids)
         key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         if self.is_added[ids[0]]:
-            return Pretoken(ids, np.ones(1, np.int64), key)
+            return Word(ids, np.ones(1, np.int64), key)
         try:
             parts = [part for part, _ in self.pre_tokenizer.pre_tokenize_str(text.decode())]
             lengths = np.array([len(part) for part in parts])
@@ -129,7 +130,7 @@ class BpeDropout:
             same, lengths = False, np.empty(0)
         if not same:
             lengths = np.array([len(text)])
-        return Pretoken(self.id_of_byte[np.frombuffer(text, np.uint8)], lengths, key)
+        return Word(self.id_of_byte[np.frombuffer(text, np.uint8)], lengths, key)
 
 
 class Merges:
@@ -161,7 +162,7 @@ class Merges:
     def apply(
         self, ids: np.ndarray, lengths: np.ndarray, keys: np.ndarray, rate: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids and lengths of units after merging, with each unit's key as its seed."""
+        """Return the ids and lengths of runs after merging, with each run's key as its seed."""
         starts = offsets_of(lengths)[:-1]
         merged, merged_lengths = np.empty_like(ids), lengths.copy()
         width = 1 << np.ceil(np.log2(np.maximum(lengths, 2))).astype(np.int64)  # alike lengths together, padded by -1
@@ -174,11 +175,11 @@ class Merges:
                 kept = block >= 0
                 merged_lengths[rows] = kept.sum(axis=1)
                 places = starts[rows, None] + np.arange(size)
-                merged[places[kept]] = block[kept]  # not after the place that the unit had before
+                merged[places[kept]] = block[kept]  # not after the place that the run had before
         return gather(merged, starts, merged_lengths), merged_lengths
 
     def apply_block(self, block: np.ndarray, keys: np.ndarray, rate: float) -> None:
-        """Merge each row of a block (units, bytes) in place: at each step the best pair of those not skipped."""
+        """Merge each row of a block (runs, bytes) in place: at each step the best pair of those not skipped."""
         rows = np.arange(len(block))
         ids = block
         ranks = self.ranks(ids[:, :-1], ids[:, 1:])
