@@ -83,7 +83,7 @@ def estimate(job: PredictJob, folder: ModelFolder, task: Task, paths: list[str])
         if not sample.places:
             report = format_table(["units", "rows"], [[len(units), total]]) + "\nno row could be read for a sample"
             return "; ".join([report, *sample.damages[:1]])
-        comparison = check_quality(job, folder, units, assignment)
+        comparison = check_quality(job, units, assignment)
         record = carry_out(sample, assignment)
     seconds, count = max(record["seconds"], 1e-3), max(1, record["rows"])
     room = max(1, (os.cpu_count() or 1) // job.inference.cpus_per_actor)

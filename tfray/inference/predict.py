@@ -111,7 +111,7 @@ def begin(job: PredictJob, ledger: Ledger, folder: ModelFolder, task: Task) -> t
         plan = plan_rows(job, folder, task, [path for path in inputs if path not in before], plan)
         plan = plan._replace(units=[*known, *of_this_run(plan.units[len(known) :], ledger.made_from)])
     assignment = assign(job, ledger.folder, folder, task, plan, inputs)
-    comparison = check_quality(job, folder, plan.units, assignment, ledger.folder)
+    comparison = check_quality(job, plan.units, assignment)
     if not has_manifest(ledger.folder) or ledger.adds_to:
         name = write_plan(ledger.folder, inputs, plan.units, plan.rows)
         storage.remove(storage.join(ledger.folder, SUCCESS))

@@ -110,23 +110,21 @@ def require_quality(comparison: Comparison, most_loss: float) -> None:
         )
 
 
-def check_quality(
-    job: PredictJob, folder: ModelFolder, units: list[Unit], assignment: Assignment, place: str | None = None
-) -> Comparison | None:
-    """Return what int8 costs, measured now or by an earlier start at a place; None in other precisions.
+def check_quality(job: PredictJob, units: list[Unit], assignment: Assignment) -> Comparison | None:
+    """Return what int8 costs, measured now or by an earlier start; None in other precisions.
 
     Raises InputError where it costs too much, or nothing is there to measure it on.
     """
     if job.generation.precision != "int8" or not units:
         return None
-    path = storage.join(place, QUALITY) if place else None
-    if path and storage.exists(path):
+    path = assignment.place(QUALITY)
+    if storage.exists(path):
         comparison = Comparison(**storage.read_json(path))
     else:
         from tfray.model.precision import prepare_cpu
 
         prepare_cpu(threads=1)
-        comparison = compare([folder], job.generation, find_pairs(job, units, assignment))
+        comparison = compare([assignment.folder], job.generation, find_pairs(job, units, assignment))
     require_quality(comparison, job.generation.most_loss)
     return comparison
 
