@@ -19,7 +19,7 @@ from tfray.generation.cache import SlotCache
 from tfray.generation.network import Network
 from tfray.inference import attempts as attempts_module
 from tfray.inference.answer import AnswerUnit
-from tfray.inference.attempts import ATTEMPTS, GUILTY, attempt_whole, open_attempts
+from tfray.inference.attempts import ATTEMPTS, GUILTY, open_attempts
 from tfray.inference.encode import DIED, EncodeUnit
 from tfray.inference.handover import Encoded
 from tfray.inference.summary import format_result
@@ -86,10 +86,10 @@ def test_a_job_that_is_stopped_again_and_again_marks_no_row_and_no_unit(tmp_path
 
     for number in range(9):
         with pytest.raises(Death):
-            attempt_whole(folder, "unit", "read", str(number), die)
+            open_attempts(folder, "unit", "read", str(number)).carry_out_whole(die)
         with pytest.raises(Death):
             open_attempts(folder, "unit", "answer", str(number)).carry_out(die, 8)
-    assert attempt_whole(folder, "unit", "read", "last", lambda: "read") == "read"
+    assert open_attempts(folder, "unit", "read", "last").carry_out_whole(lambda: "read") == "read"
     attempts = open_attempts(folder, "unit", "answer", "last")
     assert attempts.carry_out(lambda rows: rows, 8) == list(range(8)) and attempts.guilty == []
 
@@ -100,7 +100,9 @@ def test_machines_that_are_lost_mark_no_unit_and_one_machine_that_loses_its_proc
     def die_on(machine: str) -> str | None:
         monkeypatch.setattr(attempts_module.socket, "gethostname", lambda: machine)
         with contextlib.suppress(Death):
-            return attempt_whole(str(tmp_path), "unit", "read", START, lambda: (_ for _ in ()).throw(Death()))
+            return open_attempts(str(tmp_path), "unit", "read", START).carry_out_whole(
+                lambda: (_ for _ in ()).throw(Death())
+            )
         return "died"
 
     for machine in "abcdef":
@@ -143,7 +145,7 @@ def test_an_error_is_no_death(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             open_attempts(str(tmp_path), "unit", "read", START).carry_out(fail, 1)
         with pytest.raises(InputError):
-            attempt_whole(str(tmp_path), "unit", "write", START, partial(fail, []))
+            open_attempts(str(tmp_path), "unit", "write", START).carry_out_whole(partial(fail, []))
     assert not list((tmp_path / ATTEMPTS).iterdir())
 
 

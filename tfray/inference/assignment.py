@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from tfray import storage
 from tfray.checkpoint.folder import ModelFolder
 from tfray.config import GenerationConfig, InferenceConfig
-from tfray.inference.attempts import Attempts, attempt_whole, open_attempts
+from tfray.inference.attempts import Attempts, open_attempts
 from tfray.inference.columns import Task, added_fields, output_schema
 from tfray.units.lock import Ticket
 from tfray.units.plan import Unit
-
-Result = TypeVar("Result")
 
 
 class Assignment(NamedTuple):
@@ -64,7 +61,3 @@ class Assignment(NamedTuple):
     def attempts(self, unit: Unit, step: str) -> Attempts:
         """Return what is known of earlier attempts of a step at a unit."""
         return open_attempts(self.out, unit.stem, step, self.start)
-
-    def attempt_whole(self, unit: Unit, step: str, work: Callable[[], Result]) -> Result | None:
-        """Return what a step makes of a unit that it cannot cut; None where the process has died of it too often."""
-        return attempt_whole(self.out, unit.stem, step, self.start, work)

@@ -54,6 +54,12 @@ class Attempts:
         self.end()
         return result
 
+    def carry_out_whole(self, work: Callable[[], Result]) -> Result | None:
+        """Return what work makes of a unit that it cannot cut; None where the process has died of it too often."""
+        found = self.carry_out(lambda chosen: work() if chosen else None, 1)
+        storage.remove(self.path)  # who starts the job again tries again
+        return found
+
     def attempt(self, work: Callable[[list[int]], Result], span: list[int]) -> Result:
         """Return what work makes of a range of rows; the file says that it was begun, until it is over."""
         self.trying, self.machine = span, socket.gethostname()
@@ -106,14 +112,6 @@ class Attempts:
         values = asdict(self)
         values.pop("path")
         storage.publish_json(self.path, values)
-
-
-def attempt_whole(folder: str, stem: str, step: str, start: str, work: Callable[[], Result]) -> Result | None:
-    """Return what a step makes of a unit that it cannot cut; None where the process has died of it too often."""
-    attempts = open_attempts(folder, stem, step, start)
-    found = attempts.carry_out(lambda chosen: work() if chosen else None, 1)
-    storage.remove(attempts.path)  # who starts the job again tries again
-    return found
 
 
 def open_attempts(folder: str, stem: str, step: str, start: str) -> Attempts:

@@ -61,7 +61,7 @@ class EncodeUnit:
     def __call__(self, unit: Unit) -> Encoded:
         self.assignment.check_place()
         died = Rows(self.assignment.rows.empty_table(), {}, unit.first_row), DIED
-        rows, damage = self.assignment.attempt_whole(unit, "read", lambda: self.read(unit)) or died
+        rows, damage = self.assignment.attempts(unit, "read").carry_out_whole(lambda: self.read(unit)) or died
         attempts = self.assignment.attempts(unit, "encode")
         errors, notes, pieces, targets, truncated = attempts.carry_out(partial(self.encode_rows, rows), len(rows.table))
         errors |= dict.fromkeys(attempts.guilty, GUILTY)

@@ -37,7 +37,7 @@ class WriteUnit:
     def __call__(self, answered: Answered) -> dict:
         """Publish a unit's file, then its record; return what progress shows of it."""
         unit = answered.unit
-        record = self.assignment.attempt_whole(unit, "write", lambda: self.commit(answered))
+        record = self.assignment.attempts(unit, "write").carry_out_whole(lambda: self.commit(answered))
         if record is None:
             raise InputError(
                 f"the process died several times while it wrote the predictions of {unit.path!r}, {unit.rows} rows "
