@@ -156,37 +156,47 @@ def place_workers(config: TrainingConfig, cluster: ClusterConfig, lanes: int) ->
     Raises InputError where the cluster cannot hold the fewest of them, unless it grows on demand.
     """
     fewest, most = config.min_workers, usable_workers(config.max_workers, lanes)
-    cpus, gpus = cluster_total("CPU"), cluster_total("GPU")
-    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and gpus >= fewest)
+    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and cluster_total("GPU") >= fewest)
+    resources = {"CPU": cpus_each(config, cluster, most, use_gpu), **({"GPU": 1.0} if use_gpu else {})}
+    if not cluster.autoscaling:
+        check_room(config, resources)
+    return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)
+
+
+def cpus_each(config: TrainingConfig, cluster: ClusterConfig, most: int, use_gpu: bool) -> float:
+    """Return the CPU cores that Ray reserves for each worker, of so many at most."""
     if config.cpus_per_worker:
-        per_worker = config.cpus_per_worker
-    elif not use_gpu and not isinstance(config.workers, int):
-        per_worker = round(CPU_SHARE * min(node_cpus(), default=1.0), 2)
-    else:  # data tasks need a core too: whole cores for workers only where one is left over
-        per_worker = 1.0 if cpus > most or cluster.autoscaling else 0.5
-    largest = max(node_cpus(), default=0.0)
-    if config.cpus_per_worker and per_worker > largest and not cluster.autoscaling:
+        return config.cpus_per_worker
+    if not use_gpu and not isinstance(config.workers, int):
+        return round(CPU_SHARE * min(node_cpus(), default=1.0), 2)
+    # Data tasks need a core too: whole cores for workers only where one is left over.
+    return 1.0 if cluster_total("CPU") > most or cluster.autoscaling else 0.5
+
+
+def check_room(config: TrainingConfig, resources: dict[str, float]) -> None:
+    """Raise InputError where the fewest workers, with these resources each, find no room in the cluster."""
+    fewest, cpus, largest = config.min_workers, resources["CPU"], max(node_cpus(), default=0.0)
+    if config.cpus_per_worker and cpus > largest:
         raise InputError(
-            f"training.cpus_per_worker={per_worker:g} is more than any machine of the cluster has: the largest has "
+            f"training.cpus_per_worker={cpus:g} is more than any machine of the cluster has: the largest has "
             f"{largest:g}; use that at most"
         )
-    wanted = {"CPU": fewest * per_worker + DATA_CPUS, "GPU": float(fewest if use_gpu else 0)}
+    wanted = {"CPU": fewest * cpus + DATA_CPUS, "GPU": fewest * resources.get("GPU", 0.0)}
     smaller = {"CPU": ", or lower training.cpus_per_worker" if config.cpus_per_worker else "", "GPU": ""}
-    for resource, total in {"CPU": cpus, "GPU": gpus}.items():
-        if wanted[resource] > total and not cluster.autoscaling:
+    for resource, count in wanted.items():
+        total = cluster_total(resource)
+        if count > total:
             raise InputError(
-                f"training.workers={fewest} need {wanted[resource]:g} {resource}s (data tasks included), the "
-                f"cluster has {total:g}; use fewer workers{smaller[resource]}, or say --cluster.autoscaling true if it "
-                "grows on demand"
+                f"training.workers={fewest} need {count:g} {resource}s (data tasks included), the cluster has "
+                f"{total:g}; use fewer workers{smaller[resource]}, or say --cluster.autoscaling true if it grows on "
+                "demand"
             )
-    places = sum(int(cores / per_worker + 1e-6) for cores in node_cpus())
-    if fewest > places and not cluster.autoscaling:
+    places = sum(int(cores / cpus + 1e-6) for cores in node_cpus())
+    if fewest > places:
         raise InputError(
-            f"training.workers={fewest} with {per_worker:g} CPUs each: the cluster's machines, each of which must "
-            f"hold a worker whole, have room for {places}; use fewer workers, or lower training.cpus_per_worker"
+            f"training.workers={fewest} with {cpus:g} CPUs each: the cluster's machines, each of which must hold a "
+            f"worker whole, have room for {places}; use fewer workers, or lower training.cpus_per_worker"
         )
-    resources = {"CPU": per_worker, **({"GPU": 1.0} if use_gpu else {})}
-    return Placement(config.workers if isinstance(config.workers, int) else (fewest, most), use_gpu, resources)
 
 
 def follow_log(display: Display, training: Future, seconds: float = float("inf")) -> None:
