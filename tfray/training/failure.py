@@ -58,6 +58,19 @@ class Outcome(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
+class Failure(NamedTuple):
+    """What is to be said of a step that is not finite."""
+
+    step: int
+    cursor: Cursor
+    lane: LaneBatch
+    outcome: Outcome
+    is_sum: bool
+    """True where each lane alone is finite, and the sum of their gradients is not: this one has added most to it."""
+    origins: list[Origin]
+    """Of the lane's examples."""
+
+
 def stop_training(
     state: TrainState, own: list[LaneBatch], step: int, cursor: Cursor, job: TrainJob, tokens: TokenFolder, dtype: str
 ) -> NoReturn:
@@ -71,32 +84,17 @@ def stop_training(
     guilty = next((index for index, outcome in enumerate(outcomes) if not outcome.is_finite), None)
     # No lane alone: their sum has overflown, to which the largest gradient has added most.
     index = max(range(len(lanes)), key=lambda i: outcomes[i].gradient_norm) if guilty is None else guilty
-    lane, outcome = lanes[index], outcomes[index]
-    origins = find_origins(tokens, job.batches, *cursor, lane.lane)
+    origins = find_origins(tokens, job.batches, *cursor, lanes[index].lane)
+    failure = Failure(step, cursor, lanes[index], outcomes[index], guilty is None, origins)
     folder = storage.join(job.out, FAILURE)
     weights, problem = whole_weights(state), ""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        report = {
-            "step": step,
-            "epoch": cursor.epoch,
-            "pool": cursor.pool,
-            "step_in_pool": cursor.step,
-            "lane": lane.lane,
-            "seed": lane.seed,
-            "loss": str(outcome.loss),  # JSON has no NaN
-            "gradient_norm": str(outcome.gradient_norm),
-            "dtype": dtype,
-            "device": device_of(state).type,
-            "architecture": asdict(state.model.transformer.architecture),
-            "training": asdict(job.training),
-            "examples": [origin._asdict() for origin in origins],
-        }
         try:
-            write_dump(folder, lane.batch, weights, report)
+            write_dump(folder, failure.lane.batch, weights, report_of(failure, state, job, dtype))
         except (OSError, JobError) as error:
             problem = str(error)
     problem = gather_from_workers(problem)[0]  # all wait for it: with the first that raises Ray ends them all
-    raise NonFiniteStep(describe(folder, step, cursor, lane.lane, outcome, guilty is None, origins, problem))
+    raise NonFiniteStep(describe(failure, folder, problem))
 
 
 def gather_lanes(own: list[LaneBatch]) -> list[LaneBatch]:
@@ -129,6 +127,25 @@ def whole_weights(state: TrainState) -> dict[str, Tensor]:
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             weights[own_name] = whole.detach().cpu().contiguous()
     return weights
+
+
+def report_of(failure: Failure, state: TrainState, job: TrainJob, dtype: str) -> dict:
+    """Return all but tensors that it takes to compute a failure again, and where its examples come from."""
+    return {
+        "step": failure.step,
+        "epoch": failure.cursor.epoch,
+        "pool": failure.cursor.pool,
+        "step_in_pool": failure.cursor.step,
+        "lane": failure.lane.lane,
+        "seed": failure.lane.seed,
+        "loss": str(failure.outcome.loss),  # JSON has no NaN
+        "gradient_norm": str(failure.outcome.gradient_norm),
+        "dtype": dtype,
+        "device": device_of(state).type,
+        "architecture": asdict(state.model.transformer.architecture),
+        "training": asdict(job.training),
+        "examples": [origin._asdict() for origin in failure.origins],
+    }
 
 
 def write_dump(folder: str, batch: Batch, weights: dict[str, Tensor], report: dict) -> None:
@@ -164,23 +181,15 @@ def training_config(values: dict[str, Any]) -> TrainingConfig:
     return TrainingConfig(**values | changed)
 
 
-def describe(
-    folder: str,
-    step: int,
-    cursor: Cursor,
-    lane: int,
-    outcome: Outcome,
-    is_sum: bool,
-    origins: list[Origin],
-    problem: str,
-) -> str:
+def describe(failure: Failure, folder: str, problem: str) -> str:
     """Return the message: what happened, where, and what to do; `problem` is why there is no dump."""
+    cursor, outcome, origins = failure.cursor, failure.outcome, failure.origins
     named = "; ".join(
         f"{origin.shard} row {origin.shard_row} ({origin.file}, row {origin.row})"
         for origin in origins[:EXAMPLES_NAMED]
     )
     more = f"; and {len(origins) - EXAMPLES_NAMED} more" if len(origins) > EXAMPLES_NAMED else ""
-    cause = "no lane by itself, but the sum of their gradients; the largest is of" if is_sum else "it is that of"
+    by_sum = "no lane by itself, but the sum of their gradients; the largest is of"
     dump = (
         f"{folder!r} could not be written ({problem}), and so holds nothing that computes it again"
         if problem
@@ -188,8 +197,9 @@ def describe(
         f'reproduce; print(reproduce("{folder}"))\' computes it again'
     )
     return (
-        f"training stopped at step {step} (epoch {cursor.epoch}, pool {cursor.pool}, step {cursor.step} of it): the "
-        f"loss or gradient is not finite; {cause} lane {lane}, with loss {outcome.loss:.6g} and gradient norm "
-        f"{outcome.gradient_norm:.6g}, of {len(origins)} examples: {named}{more}. {dump}. "
+        f"training stopped at step {failure.step} (epoch {cursor.epoch}, pool {cursor.pool}, step {cursor.step} of "
+        f"it): the loss or gradient is not finite; {by_sum if failure.is_sum else 'it is that of'} lane "
+        f"{failure.lane.lane}, with loss {outcome.loss:.6g} and gradient norm {outcome.gradient_norm:.6g}, of "
+        f"{len(origins)} examples: {named}{more}. {dump}. "
         "Lower training.learning_rate, lengthen training.warmup_steps, or set training.precision to fp32"
     )
