@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,19 @@ from tfray.inference.assignment import Assignment
 from tfray.inference.handover import Answered
 from tfray.inference.sentences import join_sentences
 from tfray.units.ledger import RECORDS, record_unit
+
+
+class Generated(NamedTuple):
+    """What task generate says of a row, by the names of its columns."""
+
+    prediction: str
+    score: float
+    predictions: list[str]
+    scores: list[float]
+    n_segments: int
+    truncated: bool
+    hit_max_length: bool
+    n_target_tokens: int
 
 
 class WriteUnit:
@@ -111,22 +124,12 @@ class WriteUnit:
                 ]
             )
         )
-        values: dict[str, dict[int, Any]] = {name: {} for name in (
-            "prediction", "score", "predictions", "scores", "n_segments", "truncated", "hit_max_length",
-            "n_target_tokens",
-        )}  # fmt: skip
+        found: dict[int, Generated] = {}
         for row, outputs in answered.answers.items():
             parts = [[next(texts) for _ in output.hypotheses[:wanted]] for output in outputs]
-            predictions, scores = join_parts(parts, outputs)
-            own = (
-                *(predictions[0], scores[0], predictions, scores, len(outputs)),
-                any(output.truncated for output in outputs),
-                any(output.hit_max_length for output in outputs),
-                sum(len(output.best.ids) + output.best.is_finished for output in outputs),
-            )
-            for found, value in zip(values.values(), own, strict=True):
-                found[row] = value
-        return values
+            found[row] = generated_of(outputs, parts)
+        names = enumerate(Generated._fields)
+        return {name: {row: values[place] for row, values in found.items()} for place, name in names}
 
     def classify_values(self, answered: Answered) -> dict[str, dict[int, Any]]:
         wanted = self.assignment.generation.n_best
@@ -147,6 +150,21 @@ class WriteUnit:
 
     def embed_values(self, answered: Answered) -> dict[str, dict[int, Any]]:
         return {"embedding": answered.answers}
+
+
+def generated_of(outputs: list[Output], parts: list[list[str]]) -> Generated:
+    """Return what a row gets of its pieces' outputs and their texts."""
+    predictions, scores = join_parts(parts, outputs)
+    return Generated(
+        predictions[0],
+        scores[0],
+        predictions,
+        scores,
+        n_segments=len(outputs),
+        truncated=any(output.truncated for output in outputs),
+        hit_max_length=any(output.hit_max_length for output in outputs),
+        n_target_tokens=sum(len(output.best.ids) + output.best.is_finished for output in outputs),
+    )
 
 
 def join_parts(parts: list[list[str]], outputs: list[Output]) -> tuple[list[str], list[float]]:
