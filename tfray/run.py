@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -23,8 +22,6 @@ from tfray.tokens.tokenize import tokenize
 from tfray.training.train import train
 from tfray.units.files import InputFile, find_files
 from tfray.units.lines import count_lines
-
-logger = logging.getLogger(__name__)
 
 NAMES = SettingNames("test", "test_target", "corpus.source_column", "corpus.target_column")
 

@@ -113,9 +113,9 @@ def run_job(job: Any) -> None:
 
 def job_seconds(job: Any) -> list[float]:
     """Return the seconds of each step, waiting for data and writing its log line included."""
-    from tfray.training.log import read_events
+    from tfray.training.log import LogReader
 
-    events = (event for event in read_events(job.out) if event["event"] == "train")
+    events = (event for event in LogReader(job.out).new_events() if event["event"] == "train")
     return [event["target_tokens_per_step"] / event["target_tokens_per_second"] for event in events]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfray import storage
-from tfray.training.log import LOG, LogReader, WarningEvents, describe, format_seconds, read_events, write_event
+from tfray.training.log import LOG, LogReader, WarningEvents, describe, format_seconds, write_event
 
 EVENTS: dict[str, dict] = {
     "start": {
@@ -52,10 +52,10 @@ EVENTS: dict[str, dict] = {
 
 
 def test_events_come_back_in_order(tmp_path: Path):
-    assert read_events(str(tmp_path)) == []
+    assert LogReader(str(tmp_path)).new_events() == []
     for event in EVENTS.values():
         write_event(str(tmp_path), event)
-    assert read_events(str(tmp_path)) == list(EVENTS.values())
+    assert LogReader(str(tmp_path)).new_events() == list(EVENTS.values())
     assert (tmp_path / LOG).read_text().count("\n") == len(EVENTS)
 
 
@@ -65,7 +65,7 @@ def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path: Path, kept: int):
     write_event(str(tmp_path), EVENTS["valid"])
     lines = (tmp_path / LOG).read_text().splitlines(keepends=True)
     (tmp_path / LOG).write_text(lines[0] + lines[1][:kept])
-    assert read_events(str(tmp_path)) == [EVENTS["start"]]
+    assert LogReader(str(tmp_path)).new_events() == [EVENTS["start"]]
 
 
 @given(st.lists(st.integers(0, 400), max_size=8), st.booleans())
@@ -87,7 +87,7 @@ def test_a_value_that_is_not_finite_is_null_for_programs_and_not_a_number_for_us
     write_event(str(tmp_path), EVENTS["train"] | {"loss": math.nan, "gradient_norm": math.inf})
     stored = json.loads((tmp_path / LOG).read_text(), parse_constant=pytest.fail)
     assert stored == EVENTS["train"] | {"loss": None, "gradient_norm": None}
-    (event,) = read_events(str(tmp_path))
+    (event,) = LogReader(str(tmp_path)).new_events()
     assert math.isnan(event["loss"]) and "loss nan" in describe(event)
 
 
@@ -103,7 +103,7 @@ def test_warnings_of_a_worker_are_shown_to_people_and_a_full_disk_does_not_end_i
         logger.warning("lost")
     finally:
         logger.removeHandler(handler)
-    assert [describe(event) for event in read_events(str(tmp_path))] == ["checkpoint 'step-1' is damaged"]
+    assert [describe(event) for event in LogReader(str(tmp_path)).new_events()] == ["checkpoint 'step-1' is damaged"]
 
 
 @pytest.mark.parametrize("kind", EVENTS)

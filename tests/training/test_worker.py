@@ -18,7 +18,7 @@ from tfray.config import TrainJob
 from tfray.report.curves import drop_undone, read_curve
 from tfray.tokens.shards import TokenFolder
 from tfray.training import worker as worker_file
-from tfray.training.log import read_events
+from tfray.training.log import LogReader
 from tfray.training.validation import Finding
 from tfray.training.worker import Worker
 
@@ -74,7 +74,7 @@ def outcome(worker: Worker) -> tuple[Progress, dict[str, Any]]:
 
 def curves(job: TrainJob) -> list:
     """Return what people see of a validation's values."""
-    events = drop_undone(read_events(job.out))
+    events = drop_undone(LogReader(job.out).new_events())
     return [read_curve(events, "valid", name) for name in ("loss", "bleu")]
 
 
@@ -84,7 +84,8 @@ def test_every_step_is_told_of_in_a_line_also_where_training_ends_between_two(to
     for step in (7, 15, 21):
         alone.train(job, asked_in=step)
     alone.train(job)
-    assert [event["step"] for event in read_events(job.out) if event["event"] == "train"] == [8, 10, 16, 20, 22, 24]
+    events = LogReader(job.out).new_events()
+    assert [event["step"] for event in events if event["event"] == "train"] == [8, 10, 16, 20, 22, 24]
 
 
 class Slow:
@@ -127,5 +128,5 @@ def test_scores_that_a_crash_has_lost_are_named_at_the_next_start(
     assert not said(caplog)
     alone.train(job)
     assert said(caplog) == ["the weights of step 20 get no scores: training broke off before they were there"]
-    scores = {event["step"]: event["bleu"] for event in read_events(job.out) if "bleu" in event}
+    scores = {event["step"]: event["bleu"] for event in LogReader(job.out).new_events() if "bleu" in event}
     assert scores == {40: 60.0, 60: 40.0}

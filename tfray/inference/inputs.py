@@ -63,12 +63,12 @@ def phrases(name: str, lists: Iterable[Iterable[str] | None] | None, count: int)
     return [[] if own is None else listed(f"{name}[{row}]", own) for row, own in rows]
 
 
-def listed_pairs(name: str, pairs: Iterable[Any]) -> list[tuple]:
+def listed_pairs(pairs: Iterable[Any]) -> list[tuple]:
     """Return pairs of source and target; raises InputError where an entry is none."""
-    entries = listed(name, pairs)
+    entries = listed("pairs", pairs)
     for row, entry in enumerate(entries):
         is_pair = isinstance(entry, list | tuple) and len(entry) == 2
-        require(is_pair, f"{name}[{row}]", entry, "must be a pair (source, target)")
+        require(is_pair, f"pairs[{row}]", entry, "must be a pair (source, target)")
     return [tuple(entry) for entry in entries]
 
 

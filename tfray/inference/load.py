@@ -47,7 +47,7 @@ def load(
         prepare_cpu(threads or torch.get_num_threads())
     model = Model(folders, config, chosen)
     if config.precision == "int8":
-        measured = listed_pairs("pairs", pairs)
+        measured = listed_pairs(pairs)
         if not measured:
             raise InputError("precision='int8' is used only where its loss was measured; give pairs=[(source, target)]")
         require_quality(compare(folders, config, measured), config.most_loss)

@@ -186,7 +186,7 @@ class Model:
         None where a side cannot be used; the log says why. Raises InputError for a model of labels.
         """
         self.check_text("score")
-        pairs = listed_pairs("pairs", pairs)
+        pairs = listed_pairs(pairs)
         sources, targets = (
             self.usable([pair[side] for pair in pairs], name) for side, name in enumerate(("source", "target"))
         )

@@ -120,7 +120,7 @@ class TokenizeUnit:
     def explain(
         self, cleaned: Cleaned, reasons: np.ndarray, source_lengths: np.ndarray, target_lengths: np.ndarray
     ) -> pa.Table:
-        """Return the rows that do not fit, each with its reason in words."""
+        """Return the rows that do not fit, of which there is one at least, each with its reason in words."""
         tables = []
         for number in np.unique(reasons[reasons > 0]):
             kind, words = MISFITS[number]
@@ -130,7 +130,7 @@ class TokenizeUnit:
                 for source, target in zip(source_lengths[mask].tolist(), target_lengths[mask].tolist(), strict=True)
             ]
             tables.append(rejected_rows(cleaned, mask, kind, messages))
-        return pa.concat_tables(tables) if tables else REJECTED_SCHEMA.empty_table()
+        return pa.concat_tables(tables)
 
 
 MISFITS = {

@@ -57,11 +57,6 @@ class LogReader:
         return [event for event in map(parse, whole.decode("utf-8", "replace").splitlines()) if event]
 
 
-def read_events(out: str) -> list[dict]:
-    """Return a run's events so far."""
-    return LogReader(out).new_events()
-
-
 def parse(line: str) -> dict | None:
     """Return a log line's event, or None where it is cut."""
     try:
