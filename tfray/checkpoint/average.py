@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from tfray.checkpoint.checkpoints import best_folders, of_plan, read_weights, scored_folders
+from tfray.checkpoint.checkpoints import best_folders, planned_checkpoints, read_weights, scored_folders
 from tfray.checkpoint.state import complete_checkpoints
 from tfray.errors import CheckpointMismatch, InputError
 
@@ -33,7 +33,7 @@ def chosen_checkpoints(out: str, count: int, of_best: bool, every: int = 1) -> l
     """
     folders = complete_checkpoints(out)
     best = best_folders(scored_folders(folders), count) if of_best else []
-    return best or of_plan(folders, every)[-count:]
+    return best or planned_checkpoints(folders, every)[-count:]
 
 
 def mean_weights(folders: list[str], read: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:

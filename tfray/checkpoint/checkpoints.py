@@ -25,7 +25,7 @@ from tfray.checkpoint.state import (
     STATE,
     Progress,
     Saved,
-    begun,
+    begun_checkpoints,
     checkpoint_folder,
     complete_checkpoints,
     newest_whole,
@@ -113,11 +113,11 @@ class Checkpoints:
     def sweep(self, newest: str) -> None:
         """Delete what is not kept, and what kills have left unfinished; `newest` is published."""
         whole = [folder for folder in complete_checkpoints(self.out) if folder not in self.unusable]
-        planned = of_plan(whole, self.every)
+        planned = planned_checkpoints(whole, self.every)
         others = [folder for folder in reversed(whole) if folder not in planned]
         kept = planned[-self.keep :] + others[: max(0, self.keep - len(planned))]
         kept += best_folders(scored_folders(whole), self.keep_best)
-        for folder in begun(self.out):
+        for folder in begun_checkpoints(self.out):
             if folder not in {*kept, newest}:
                 storage.remove(storage.join(folder, STATE))  # first, so that no kill leaves half a checkpoint
                 storage.remove(folder)
@@ -152,7 +152,7 @@ class Checkpoints:
         return Progress()
 
 
-def of_plan(folders: list[str], every: int) -> list[str]:
+def planned_checkpoints(folders: list[str], every: int) -> list[str]:
     """Return the checkpoints that an uninterrupted run has too, of every so many steps, and the newest."""
     return [folder for folder in folders[:-1] if step_of(folder) % every == 0] + folders[-1:]
 

@@ -163,20 +163,20 @@ def read_state(folder: str) -> Saved:
         raise ValueError(f"{STATE} is damaged: {error}") from error
 
 
-def begun(out: str) -> list[str]:
+def begun_checkpoints(out: str) -> list[str]:
     """Return the folders of all checkpoints, whole, damaged or unfinished, oldest first."""
     folders = storage.list_folders(storage.join(out, CHECKPOINTS))
     return [folder for folder in folders if storage.base_name(folder).startswith("step-")]
 
 
-def published(out: str) -> list[str]:
+def published_checkpoints(out: str) -> list[str]:
     """Return the folders of the checkpoints that have their state.json, damaged or not, oldest first."""
-    return [folder for folder in begun(out) if storage.exists(storage.join(folder, STATE))]
+    return [folder for folder in begun_checkpoints(out) if storage.exists(storage.join(folder, STATE))]
 
 
 def complete_checkpoints(out: str) -> list[str]:
     """Return the folders of the checkpoints whose files are there in their full size, oldest first."""
-    return [folder for folder in published(out) if is_complete(folder)]
+    return [folder for folder in published_checkpoints(out) if is_complete(folder)]
 
 
 def is_complete(folder: str) -> bool:
@@ -243,7 +243,7 @@ def newest_whole(out: str, group: Group, unusable: dict[str, str] | None = None)
     unusable = {} if unusable is None else unusable
     while True:
         # Looked up anew each time, for another process may publish and clear away meanwhile.
-        folders = group.first(lambda: published(out))
+        folders = group.first(lambda: published_checkpoints(out))
         left = [folder for folder in folders if folder not in unusable]
         if not left:
             break

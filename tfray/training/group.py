@@ -21,7 +21,7 @@ from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
-from tfray.checkpoint.state import published
+from tfray.checkpoint.state import published_checkpoints
 from tfray.config.batches import usable_workers
 from tfray.errors import InputError, StorageFailure
 from tfray.training.stop import GRACE_SECONDS, WISHES, Preempted, Wish
@@ -100,7 +100,7 @@ class GiveUp(UserCallback):
                 raise refusal
         if any(find(error, Preempted) for error in errors):
             return
-        newest = max(published(self.out), default="")
+        newest = max(published_checkpoints(self.out), default="")
         self.failures = 1 if newest > self.newest else self.failures + 1
         self.newest = newest
         if self.failures > self.most:
