@@ -18,8 +18,8 @@ from tfray.batches.pool import mix_shards
 from tfray.config import BatchesConfig, ModelConfig, TrainingConfig, TrainJob
 from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.training import worker as worker_file
+from tfray.training.assignment import Assignment
 from tfray.training.flops import Peak
-from tfray.training.settings import Settings
 from tfray.training.step import StepMetrics
 from tfray.training.stop import WISHES, Wish
 from tfray.training.worker import Worker
@@ -51,7 +51,7 @@ class Alone:
         ticket: Any = SimpleNamespace(check=lambda: None)
         Path(job.out).mkdir(parents=True, exist_ok=True)
         WISHES.strongest = Wish.NOTHING
-        worker = Worker(Settings(job, epoch, self.validates_beside, None, ticket, ticket), 0, 1, 1)
+        worker = Worker(Assignment(job, epoch, self.validates_beside, None, ticket, ticket), 0, 1, 1)
         take_step = worker.step
 
         def step(feed_step: Any) -> None:

@@ -18,11 +18,11 @@ from tfray.cluster import cluster_total, node_cpus
 from tfray.config import ClusterConfig, TrainingConfig, TrainJob
 from tfray.config.batches import usable_workers
 from tfray.errors import InputError, JobError
+from tfray.training.assignment import Assignment
 from tfray.training.bell import Bell
 from tfray.training.display import Display
 from tfray.training.group import GiveUp, GroupConfig
 from tfray.training.launch import train_worker
-from tfray.training.settings import Settings
 from tfray.training.stop import GRACE_SECONDS, Preempted
 from tfray.training.trace import wanted_trace
 from tfray.training.validator import Room, choose_place
@@ -64,11 +64,11 @@ def fit(job: TrainJob, placement: Placement, epoch: EpochCount, ticket: Ticket) 
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     bell = Bell(ticket.token)
-    settings = Settings(job, epoch, placement.validates_beside, wanted_trace(), bell, ticket)
+    assignment = Assignment(job, epoch, placement.validates_beside, wanted_trace(), bell, ticket)
     display = Display(job.out)
     is_over = False
     while not is_over:
-        trainer = make_trainer(settings, placement)
+        trainer = make_trainer(assignment, placement)
         # In a thread of its own, since in the main thread Ray takes Ctrl-C for itself and says nothing.
         executor = ThreadPoolExecutor(1)
         training = executor.submit(trainer.fit)
@@ -109,12 +109,12 @@ class Trainer(TorchTrainer):
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
 
 
-def make_trainer(settings: Settings, placement: Placement) -> TorchTrainer:
+def make_trainer(assignment: Assignment, placement: Placement) -> TorchTrainer:
     """Return Ray's trainer of a job."""
-    job = settings.job
+    job = assignment.job
     return Trainer(
         train_worker,
-        train_loop_config={"settings": settings},
+        train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.use_gpu,

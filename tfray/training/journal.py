@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tfray.checkpoint.state import Progress
+from tfray.training.assignment import Assignment
 from tfray.training.log import write_event
 from tfray.training.meter import Meter
-from tfray.training.settings import Settings
 from tfray.training.stop import Wish
 from tfray.training.validation import Finding
 
@@ -13,21 +13,21 @@ from tfray.training.validation import Finding
 class Journal:
     """Of one worker; all but that of rank 0 stay silent."""
 
-    def __init__(self, settings: Settings, steps: int, rank: int, meter: Meter) -> None:
-        self.settings, self.steps, self.is_writer, self.meter = settings, steps, rank == 0, meter
+    def __init__(self, assignment: Assignment, steps: int, rank: int, meter: Meter) -> None:
+        self.assignment, self.steps, self.is_writer, self.meter = assignment, steps, rank == 0, meter
 
     def check_place(self) -> None:
         """Raise InputError where another command has taken over (the driver of this worker was killed), or where this
         machine sees another folder."""
         if self.is_writer:
-            self.settings.ticket.check()
+            self.assignment.ticket.check()
 
     def write(self, step: int, event: dict) -> None:
         """Write an event of a step's weights."""
         self.check_place()
         if self.is_writer:
             when = {"step": step, "seconds": round(self.meter.seconds, 2)}
-            write_event(self.settings.job.out, {**event, **when})
+            write_event(self.assignment.job.out, {**event, **when})
 
     def started(self, step: int, parameters: int, workers: int, surplus: int, device: str, precision: str) -> None:
         """Say what is trained on what."""
@@ -39,7 +39,7 @@ class Journal:
                 "steps": self.steps,
                 "workers": workers,
                 "surplus_workers": surplus,
-                "lanes": self.settings.job.batches.lanes,
+                "lanes": self.assignment.job.batches.lanes,
                 "device": device,
                 "precision": precision,
                 "peak": self.meter.peak.source if self.meter.peak else "",

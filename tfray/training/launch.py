@@ -12,35 +12,35 @@ import ray.train
 from tfray.checkpoint.refusal import FULL
 from tfray.config.batches import usable_workers
 from tfray.errors import InputError, JobError
+from tfray.training.assignment import Assignment
 from tfray.training.bell import Bell
 from tfray.training.group import WorkerFailed
 from tfray.training.log import WarningEvents
-from tfray.training.settings import Settings
 from tfray.training.stop import WISHES, Preempted, Wish
 from tfray.training.worker import Worker
 
 
 def train_worker(config: dict) -> None:
-    """Train to the end; `config` holds the Settings. A worker that finds no lanes to share returns at once."""
-    settings: Settings = config["settings"]
+    """Train to the end; `config` holds the assignment. A worker that finds no lanes to share returns at once."""
+    assignment: Assignment = config["assignment"]
     context = ray.train.get_context()
     started = context.get_world_size()
-    workers = usable_workers(started, settings.job.batches.lanes)
+    workers = usable_workers(started, assignment.job.batches.lanes)
     if context.get_world_rank() >= workers:
         WISHES.is_surplus = True
         return
     WISHES.begin()
-    threading.Thread(target=listen, args=(settings.bell,), daemon=True).start()
-    warnings = WarningEvents(settings.job.out)
+    threading.Thread(target=listen, args=(assignment.bell,), daemon=True).start()
+    warnings = WarningEvents(assignment.job.out)
     if context.get_world_rank() == 0:
         logging.getLogger("tfray").addHandler(warnings)
     try:
-        Worker(settings, context.get_world_rank(), workers, started).run()
+        Worker(assignment, context.get_world_rank(), workers, started).run()
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise InputError(
-            f"training stopped, since there is no room left for {settings.job.out!r} ({error}); its last checkpoint "
+            f"training stopped, since there is no room left for {assignment.job.out!r} ({error}); its last checkpoint "
             "is whole: make room, and start the same command again"
         ) from error
     except (JobError, Preempted, ray.exceptions.RayError):

@@ -25,6 +25,7 @@ from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
 from tfray.tokens.shards import TokenFolder, open_tokens
+from tfray.training.assignment import Assignment
 from tfray.training.ends import count_steps, is_done, is_stale, most_epochs
 from tfray.training.failure import LaneBatch, stop_training
 from tfray.training.flops import batch_flops, device_peak
@@ -37,7 +38,6 @@ from tfray.training.parallel import agree_on_precision, make_state
 from tfray.training.resume import adapt, choose_precision, judged_by
 from tfray.training.schedule import learning_rate
 from tfray.training.seeds import dropout_seed, weights_seed
-from tfray.training.settings import Settings
 from tfray.training.spikes import SpikeGuard
 from tfray.training.step import train_step
 from tfray.training.stop import WISHES, Agreement, Left, Preempted, Wish, leave_if_wanted
@@ -55,9 +55,9 @@ STEPS_AHEAD = 4
 class Worker:
     """One of the processes that train together; rank 0 speaks and writes for all."""
 
-    def __init__(self, settings: Settings, rank: int, workers: int, started: int) -> None:
-        self.settings, self.rank, self.workers, self.started = settings, rank, workers, started
-        job = settings.job
+    def __init__(self, assignment: Assignment, rank: int, workers: int, started: int) -> None:
+        self.assignment, self.rank, self.workers, self.started = assignment, rank, workers, started
+        job = assignment.job
         self.tokens: TokenFolder = open_tokens(job.tokens_folder)
         self.lanes = list(range(rank, job.batches.lanes, workers))
         self.device = ray.train.torch.get_device()
@@ -78,25 +78,25 @@ class Worker:
         order = order_of(self.tokens, job.batches)
         loaded, judge = self.checkpoints.load(self.state.tensors()), judged_by(self.tokens, job.training)
         self.progress = adapt(loaded, order, job.training.best_metric, judge)
-        self.steps = count_steps(job.training, settings.epoch, self.progress.order_since)
+        self.steps = count_steps(job.training, assignment.epoch, self.progress.order_since)
         self.state.loaded(self.progress.updates)
         self.spikes = SpikeGuard(job.training.spike_factor, job.training.gradient_clip)
         self.spikes.load_state_dict(self.progress.spikes)
         self.folders = ModelFolders(job, self.tokens, self.architecture)
         self.validation = self.make_validation()
         self.meter = Meter(self.progress.seconds, partial(device_peak, self.device, self.dtype))
-        self.journal = Journal(settings, self.steps, rank, self.meter)
+        self.journal = Journal(assignment, self.steps, rank, self.meter)
         self.score: float | None = self.checkpoints.score if self.progress.pending == "scores" else None
         """Of the newest weights, where they were judged; more is better."""
         self.pending: Pending = self.progress.pending
         """What is still to be found of the newest weights, but for scores from beside."""
-        pause = settings.trace_pause
+        pause = assignment.trace_pause
         self.trace = None if pause is None else Trace(job.out, pause)
         self.save_was_asked = False
 
     def make_validation(self) -> Validation:
         """Return what validates, here or beside the training."""
-        job, is_beside = self.job, self.settings.validates_beside
+        job, is_beside = self.job, self.assignment.validates_beside
         on_gpu = self.device.type == "cuda"
         validator = None
         if is_beside and self.rank == 0:

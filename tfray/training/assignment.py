@@ -10,7 +10,7 @@ from tfray.training.bell import Bell
 from tfray.units.lock import Ticket
 
 
-class Settings(NamedTuple):
+class Assignment(NamedTuple):
     """The same for all of them."""
 
     job: TrainJob
