@@ -38,8 +38,15 @@ class ModelFolders:
             "tokens": self.tokens.fingerprint,
         }
         text = TextConfig(**self.tokens.manifest["made_from"].get("corpus", {}).get("text", {}))
-        kind = (self.tokenizer_json, self.tokens.task)
-        save_model_folder(storage.join(self.job.out, name), weights, self.architecture, *kind, made, text)
+        save_model_folder(
+            storage.join(self.job.out, name),
+            weights,
+            self.architecture,
+            self.tokenizer_json,
+            self.tokens.task,
+            made,
+            text,
+        )
 
     def write_last(self, weights: dict[str, Tensor], progress: Progress) -> None:
         """Write what comes of the end of training: its newest weights, and an average where one is wanted."""
@@ -53,5 +60,10 @@ class ModelFolders:
         """Write the mean of the last checkpoints, or of the best, where it is wanted."""
         config = self.job.training
         if config.average_checkpoints:
-            chosen = config.average_checkpoints, config.keep_best_checkpoints > 0, config.checkpoint_every
-            self.write(AVERAGE, average_checkpoints(self.job.out, *chosen), progress)
+            weights = average_checkpoints(
+                self.job.out,
+                config.average_checkpoints,
+                of_best=config.keep_best_checkpoints > 0,
+                every=config.checkpoint_every,
+            )
+            self.write(AVERAGE, weights, progress)

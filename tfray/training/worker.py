@@ -21,6 +21,7 @@ from tfray.batches.pool import mix_shards
 from tfray.checkpoint.checkpoints import Checkpoints
 from tfray.checkpoint.state import Pending
 from tfray.cluster import own_cpus
+from tfray.config import TrainingConfig
 from tfray.model.architecture import resolve
 from tfray.model.precision import choose_dtype, name_of, prepare_cpu
 from tfray.model.transformer import Transformer
@@ -60,13 +61,13 @@ class Worker:
         job = assignment.job
         self.tokens: TokenFolder = open_tokens(job.tokens_folder)
         self.lanes = list(range(rank, job.batches.lanes, workers))
-        self.device = ray.train.torch.get_device()
-        if self.device.type == "cpu":
-            own_share = own_cpus() // ray.train.get_context().get_local_world_size()
-            prepare_cpu(threads=max(1, int(job.training.cpus_per_worker or own_share)))
-        config = job.training
-        kept = config.keep_checkpoints, config.keep_best_checkpoints, config.checkpoint_every
-        self.checkpoints = Checkpoints(job.out, *kept)
+        self.device = prepare_device(job.training)
+        self.checkpoints = Checkpoints(
+            job.out,
+            keep=job.training.keep_checkpoints,
+            keep_best=job.training.keep_best_checkpoints,
+            every=job.training.checkpoint_every,
+        )
         agreed = agree_on_precision(self.device)
         precision = choose_precision(self.checkpoints.newest(), job.training, agreed)
         self.job = job = replace(job, training=replace(job.training, precision=precision))
@@ -101,15 +102,29 @@ class Worker:
         validator = None
         if is_beside and self.rank == 0:
             validator = ActorValidator(self.tokens, self.architecture, job.training, on_gpu)
-        where = (job.batches.max_tokens, self.device, self.rank, is_beside, validator)
-        leave = partial(leave_if_wanted, self.device)
-        return Validation(self.tokens, self.architecture, job.training, *where, between=leave)
+        return Validation(
+            self.tokens,
+            self.architecture,
+            job.training,
+            job.batches.max_tokens,
+            self.device,
+            self.rank,
+            is_beside=is_beside,
+            validator=validator,
+            between=partial(leave_if_wanted, self.device),
+        )
 
     def run(self) -> None:
         """Train from where the newest checkpoint is to the last step, or until somebody wants it to end."""
         parameters = sum(p.numel() for p in self.state.model.parameters())
-        where = (self.workers, self.started - self.workers, str(self.device), name_of(self.dtype))
-        self.journal.started(self.progress.step, parameters, *where)
+        self.journal.started(
+            self.progress.step,
+            parameters,
+            workers=self.workers,
+            surplus=self.started - self.workers,
+            device=str(self.device),
+            precision=name_of(self.dtype),
+        )
         if self.progress.awaited and self.rank == 0:
             logger.warning(
                 "the weights of step %d get no scores: training broke off before they were there", self.progress.awaited
@@ -275,3 +290,12 @@ class Worker:
         )
         self.checkpoints.save(self.progress, self.state.tensors(), self.score)
         WISHES.saved()
+
+
+def prepare_device(config: TrainingConfig) -> torch.device:
+    """Return what this process computes on; a CPU is set up for its share of the machine's cores."""
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        own_share = own_cpus() // ray.train.get_context().get_local_world_size()
+        prepare_cpu(threads=max(1, int(config.cpus_per_worker or own_share)))
+    return device
