@@ -66,33 +66,21 @@ def renumbered(
     library: tokenizers.Tokenizer, description: dict[str, Any], labels: list[str], name: str
 ) -> dict[str, Any]:
     """Return a tokenizer.json's description with tfray's ids."""
-    model = description["model"]
     if not isinstance(library.model, (tokenizers.models.BPE, tokenizers.models.Unigram)):
         raise InputError(
             f"tokens.tokenizer={name!r} is a {type(library.model).__name__} tokenizer, which has an unknown token for "
             "what it cannot spell; tfray adopts BPE and unigram ones, or trains one without tokens.tokenizer"
         )
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    old = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if token not in SPECIAL_TOKENS]
-    old = [token for token in old if not token.startswith(LABEL_PREFIX)]  # of the task that it was trained for
-    missing = missing_bytes(description, set(old), name)
+    old, model = old_tokens(library), description["model"]
     needed = ["<unk>"] if is_unigram(model) and model.get("unk_id") is None and "<unk>" not in old else []
     own_labels = [f"{LABEL_PREFIX}{label}>" for label in labels]
-    tokens = [*SPECIAL_TOKENS, *old, *needed, *missing, *own_labels]
+    tokens = [*SPECIAL_TOKENS, *old, *needed, *missing_bytes(description, set(old), name), *own_labels]
     ids = {token: index for index, token in enumerate(tokens)}
-
     added = {token["content"]: token for token in description["added_tokens"] if token["content"] in ids}
     for token in (*SPECIAL_TOKENS, *needed, *own_labels):
         added[token] = {"content": token, "special": True} | dict.fromkeys(MATCHING, False)
     special = [token for token, how in added.items() if how["special"]]
-    if is_unigram(model):
-        scores = dict(map(tuple, model["vocab"]))
-        lowest = min(scores.values(), default=0.0)
-        unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else "<unk>"
-        model["vocab"] = [[token, scores.get(token, lowest)] for token in tokens]
-        model["unk_id"] = ids[unknown]
-    else:
-        model["vocab"] = ids
+    renumber_model(model, ids)
     description["decoder"] = description["decoder"] or default_decoder(description)
     if not is_byte_level(description):
         model["byte_fallback"] = True
@@ -102,6 +90,25 @@ def renumbered(
     description["added_tokens"] = [added[token] | {"id": ids[token]} for token in tokens if token in added]
     description |= {"post_processor": None, "truncation": None, "padding": None}
     return description
+
+
+def old_tokens(library: tokenizers.Tokenizer) -> list[str]:
+    """Return a tokenizer's tokens by their old ids, without special ones, and labels of the task that it was for."""
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
+    return [token for token in ordered if token not in SPECIAL_TOKENS and not token.startswith(LABEL_PREFIX)]
+
+
+def renumber_model(model: dict[str, Any], ids: dict[str, int]) -> None:
+    """Give a model its tokens' new ids, in their order; what a unigram model has no score for gets the lowest."""
+    if not is_unigram(model):
+        model["vocab"] = ids
+        return
+    scores = dict(map(tuple, model["vocab"]))
+    lowest = min(scores.values(), default=0.0)
+    unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else "<unk>"
+    model["vocab"] = [[token, scores.get(token, lowest)] for token in ids]
+    model["unk_id"] = ids[unknown]
 
 
 def is_unigram(model: dict[str, Any]) -> bool:
