@@ -66,9 +66,7 @@ class EncodeUnit:
         errors, notes, pieces, targets, truncated = attempts.carry_out(partial(self.encode_rows, rows), len(rows.table))
         errors |= dict.fromkeys(attempts.guilty, GUILTY)
         errors |= {row: rows.errors.get(row) or f"damaged_file: {damage}" for row in self.lost(rows, unit)}
-        return Encoded(
-            unit, self.filled(rows, unit), errors, notes, pieces, targets, truncated, damage,
-        )  # fmt: skip
+        return Encoded(unit, self.filled(rows, unit), errors, notes, pieces, targets, truncated, damage)
 
     def encode_rows(self, rows: Rows, chosen: list[int]) -> EncodedTexts:
         """Return what becomes of chosen rows' texts; most often all are chosen."""

@@ -142,9 +142,7 @@ def survey(
     rows of text files had to be guessed.
     """
     path = storage.join(ledger.folder, TOKENIZER)
-    tokenizer = Tokenizer.load(path) if storage.exists(path) else None
-    if tokenizer is None and job.tokens.tokenizer and not recipe.is_classification:
-        tokenizer = publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, []), lock)
+    tokenizer = known_tokenizer(job, recipe, path, lock)
     wanted = job.tokens.sample_rows
     training = [unit for unit in units if recipe.splits[unit.corpus] == "train"]
     rows = max(1, sum(unit.rows for unit in training))
@@ -164,14 +162,29 @@ def survey(
             return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, labels), lock), verdicts
         texts = draw_sample(folder, wanted, verdicts, recipe)
         if not texts and share == 1.0:
-            columns = " and ".join(map(repr, first_columns(recipe)[:2]))
-            raise InputError(
-                f"corpus.train: every row was dropped ({why_dropped(records)}); look at the columns {columns}, "
-                "choose others by corpus.source_column and corpus.target_column, or change the limits of corpus.clean"
-            )
+            raise nothing_left(recipe, records)
         if len(texts) >= wanted * (1 if recipe.is_classification else 2) or share == 1.0:  # of a pair, two texts
             return publish_tokenizer(path, train_tokenizer(texts, job.tokens, labels), lock), verdicts
         share = min(1.0, 4 * share)
+
+
+def known_tokenizer(job: TokenizeJob, recipe: Recipe, path: str, lock: Lock) -> Tokenizer | None:
+    """Return the tokenizer that an earlier start has made, or one that is adopted as it is: without labels; else None,
+    for it follows from the survey."""
+    if storage.exists(path):
+        return Tokenizer.load(path)
+    if job.tokens.tokenizer and not recipe.is_classification:
+        return publish_tokenizer(path, adopt_tokenizer(job.tokens.tokenizer, []), lock)
+    return None
+
+
+def nothing_left(recipe: Recipe, records: list[dict]) -> InputError:
+    """Return the error for a corpus of which no training row is left."""
+    columns = " and ".join(map(repr, first_columns(recipe)[:2]))
+    return InputError(
+        f"corpus.train: every row was dropped ({why_dropped(records)}); look at the columns {columns}, choose others "
+        "by corpus.source_column and corpus.target_column, or change the limits of corpus.clean"
+    )
 
 
 def units_to_survey(job: TokenizeJob, recipe: Recipe, units: list[Unit], training: bool) -> list[Unit]:
@@ -210,11 +223,9 @@ def judge_training(
 ) -> Verdicts:
     """Return the verdicts; only training rows are ever duplicates."""
     pairs = [pair for pair in zip(units, records, strict=True) if recipe.splits[pair[0].corpus] == "train"]
+    training, rows = [unit for unit, _ in pairs], [places(unit, record) for unit, record in pairs]
     held_out_targets = job.corpus.held_out == "either" and not recipe.is_classification
-    return judge(
-        folder, [unit for unit, _ in pairs], [places(unit, record) for unit, record in pairs], partitions,
-        held_out_targets, job.cluster,
-    )  # fmt: skip
+    return judge(folder, training, rows, partitions, held_out_targets, job.cluster)
 
 
 def places(unit: Unit, record: dict) -> int:
