@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tfray.batches.plan import plan_pool, shapes_of
-from tfray.config import BatchesConfig, InspectJob
+from tfray.config import SPLITS, BatchesConfig, InspectJob
 from tfray.report.account import format_account
 from tfray.report.tables import format_table
 from tfray.tokens.shards import TokenFolder, open_tokens, read_lengths, read_pairs
@@ -20,7 +20,7 @@ BAR = 40  # characters
 def inspect(job: InspectJob) -> str:
     """Return the manifest of a tokens folder, its lengths, padding and some examples as text."""
     tokens = open_tokens(job.tokens_folder)
-    split = next(name for name in ("train", "valid", "test") if tokens.has_split(name))
+    split = next(split for split in SPLITS if tokens.has_split(split))
     chosen = spread(tokens.paths(split), MOST_SHARDS)
     lengths = [read_lengths(path) for path in chosen]
     source, target = (np.concatenate(side) for side in zip(*lengths, strict=True))

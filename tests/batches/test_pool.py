@@ -16,9 +16,9 @@ from tfray.batches.pool import PoolReader, check_dropout, mix_shards
 from tfray.config import BatchesConfig, TokensConfig
 from tfray.errors import InputError
 from tfray.tokens.ragged import Ragged, with_eos, without_eos
-from tfray.tokens.shards import TOKENIZER, TokenFolder
+from tfray.tokens.shards import TokenFolder
 from tfray.tokens.special import EOS_ID
-from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
+from tfray.tokens.tokenizer import TOKENIZER, Tokenizer, train_tokenizer
 
 MAX_LENGTH = 30
 DROPOUT = BatchesConfig(bpe_dropout=0.4, pool_examples=40)

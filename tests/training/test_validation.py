@@ -22,9 +22,9 @@ from tfray.config import GenerationConfig, TokensConfig, TrainingConfig
 from tfray.generation.generate import generate
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
-from tfray.tokens.shards import TOKENIZER, TokenFolder
+from tfray.tokens.shards import TokenFolder
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
-from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
+from tfray.tokens.tokenizer import TOKENIZER, Tokenizer, train_tokenizer
 from tfray.training import validation as validation_file
 from tfray.training.replicated import Replicated
 from tfray.training.step import train_step

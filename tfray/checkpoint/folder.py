@@ -13,8 +13,7 @@ from tfray import storage
 from tfray.config import TextConfig
 from tfray.errors import InputError
 from tfray.model.architecture import Architecture
-from tfray.tokens.shards import TOKENIZER
-from tfray.tokens.tokenizer import Tokenizer
+from tfray.tokens.tokenizer import TOKENIZER, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

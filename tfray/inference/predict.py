@@ -32,6 +32,7 @@ from tfray.inference.quality import QUALITY, check_quality
 from tfray.inference.steps import check_room, make_steps, waiting_bytes
 from tfray.inference.summary import SUMMARY, format_errors, summarize
 from tfray.report.progress import Progress
+from tfray.units.files import THREADS
 from tfray.units.ledger import RECORDS, SUCCESS, Ledger, has_manifest, store_settings, sweep
 from tfray.units.lock import Lock
 from tfray.units.place import check_apart, mend, open_place, take_place
@@ -45,7 +46,6 @@ FORMAT_VERSION = 3
 ROWS_BEFORE_RATE = 1000  # of which an error rate says something
 LOSSES_IN_A_ROW = 5
 UNITS_AT_ONCE = 20_000  # more make Ray Data's start long
-THREADS = 16
 
 
 def predict(job: PredictJob) -> str:

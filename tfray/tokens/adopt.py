@@ -20,9 +20,8 @@ from tfray.errors import InputError
 from tfray.tokens.sentencepiece import from_sentencepiece
 from tfray.tokens.special import SPECIAL_TOKENS
 from tfray.tokens.splitting import flat, knows_words
-from tfray.tokens.tokenizer import LABEL_PREFIX, Tokenizer
+from tfray.tokens.tokenizer import LABEL_PREFIX, TOKENIZER, Tokenizer
 
-TOKENIZER_JSON = "tokenizer.json"
 REMEDY = "give another, or leave tokens.tokenizer out"
 MATCHING = ("single_word", "lstrip", "rstrip", "normalized")  # how an added token is found in a text
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -49,17 +48,17 @@ def adopt_tokenizer(path: str, labels: list[str]) -> Tokenizer:
 def find_tokenizer(path: str) -> str:
     """Return the file that a path or folder stands for; a tokenizer.json comes before a .model."""
     if not storage.exists(path):
-        raise InputError(f"tokens.tokenizer={path!r} does not exist; give a {TOKENIZER_JSON}, a .model or a folder")
+        raise InputError(f"tokens.tokenizer={path!r} does not exist; give a {TOKENIZER}, a .model or a folder")
     fs, inner = storage.filesystem(path)
     if fs.get_file_info(inner).is_file:
         return path
     names = {storage.base_name(file): file for file in storage.list_files(path)}
     models = [name for name in names if name.endswith(".model")]
-    if TOKENIZER_JSON not in names and len(models) != 1:
+    if TOKENIZER not in names and len(models) != 1:
         several = f"{len(models)} .model files ({', '.join(models)}); name one"
         found = several if models else f"no .model; {REMEDY}"
-        raise InputError(f"tokens.tokenizer={path!r} holds no {TOKENIZER_JSON} and {found}")
-    return names.get(TOKENIZER_JSON) or names[models[0]]
+        raise InputError(f"tokens.tokenizer={path!r} holds no {TOKENIZER} and {found}")
+    return names.get(TOKENIZER) or names[models[0]]
 
 
 def renumbered(

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 
 from tfray import storage
 from tfray.errors import InputError
-from tfray.tokens.shards import TOKENIZER, Shard, TokenFolder, tokens_fingerprint
+from tfray.tokens.shards import Shard, TokenFolder, tokens_fingerprint
+from tfray.tokens.tokenizer import TOKENIZER
+from tfray.units.files import THREADS
 
-READERS = 16  # footers read at once: an object store takes its time for each
 HASHED_BYTES = 1 << 30
 """A split up to this size is hashed before training, in about a second; shards of a larger one when they are read."""
 
@@ -20,7 +21,7 @@ HASHED_BYTES = 1 << 30
 def check_tokens(tokens: TokenFolder) -> None:
     """Raise InputError where the tokenizer or a shard is not the one that the manifest was written for."""
     check_fingerprint(tokens)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         for split in ("train", "valid"):
             shards, paths = tokens.shards(split), tokens.paths(split)
             sizes = list(pool.map(check_footer, shards, paths, [tokens.max_length] * len(shards)))

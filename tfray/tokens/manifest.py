@@ -13,8 +13,8 @@ from tfray.errors import InputError, TooManyErrors
 from tfray.report.account import format_account
 from tfray.tokens.output import EXAMPLES_SHOWN, REJECTED, TEST_TEXT
 from tfray.tokens.recipe import Corpus, LostFile
-from tfray.tokens.shards import FORMAT_VERSION, TOKENIZER, TokenFolder, open_tokens, tokens_fingerprint
-from tfray.tokens.tokenizer import Tokenizer
+from tfray.tokens.shards import FORMAT_VERSION, TokenFolder, open_tokens, tokens_fingerprint
+from tfray.tokens.tokenizer import TOKENIZER, Tokenizer
 from tfray.units.ledger import RECORDS, Ledger, sweep
 from tfray.units.plan import Unit
 from tfray.units.stored import sweep_plans

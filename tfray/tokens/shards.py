@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from tfray import storage
 from tfray.config import SPLITS
 from tfray.errors import InputError
-from tfray.tokens.tokenizer import Tokenizer
+from tfray.tokens.tokenizer import TOKENIZER, Tokenizer
 from tfray.units.ledger import MANIFEST, SUCCESS, read_manifest
 
-TOKENIZER = "tokenizer.json"
 FORMAT_VERSION = 2
 
 

@@ -18,10 +18,10 @@ from tfray.report.progress import Intake
 from tfray.tokens.adopt import adopt_tokenizer
 from tfray.tokens.manifest import WORK, finish, why_dropped
 from tfray.tokens.recipe import Corpus, Recipe, find_corpora, make_recipe
-from tfray.tokens.shards import TOKENIZER, TokenFolder, open_tokens
+from tfray.tokens.shards import TokenFolder, open_tokens
 from tfray.tokens.stage import Assignment, TokenizeUnit
 from tfray.tokens.survey import MOST_LABELS, SAMPLE_SCHEMA, Questions, SurveyUnit, read_notes
-from tfray.tokens.tokenizer import Tokenizer, train_tokenizer
+from tfray.tokens.tokenizer import TOKENIZER, Tokenizer, train_tokenizer
 from tfray.tokens.verdicts import Verdicts, count_partitions, judge
 from tfray.units.ledger import (
     Found,

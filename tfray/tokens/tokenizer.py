@@ -17,6 +17,7 @@ from tfray.config import TokensConfig, require
 from tfray.errors import InputError
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
+TOKENIZER = "tokenizer.json"
 LABEL_PREFIX = "<label:"
 COPY = "copy its folder again, whole, or make it anew"
 
@@ -46,7 +47,7 @@ class Tokenizer:
         return cls.from_json(text, path)
 
     @classmethod
-    def from_json(cls, text: str, name: str = "tokenizer.json") -> Tokenizer:
+    def from_json(cls, text: str, name: str = TOKENIZER) -> Tokenizer:
         """Return the tokenizer that a tokenizer.json's text describes."""
         try:
             library = tokenizers.Tokenizer.from_str(text)

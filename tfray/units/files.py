@@ -24,7 +24,7 @@ FORMATS: dict[str, Format] = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 COMPRESSION_RATIO = 3  # of text, about
 EMPTY_BYTES = 512  # more than nothing takes when it is compressed, with a name in its header
-THREADS = 16  # which wait for storage
+THREADS = 16  # which wait for storage: an object store takes its time for each file
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from enum import Enum, auto
 from tfray import storage
 from tfray.config.files import dump_settings
 from tfray.errors import CheckpointMismatch, InputError
+from tfray.units.files import THREADS
 from tfray.units.plan import Unit
 
 MANIFEST = "_manifest.json"
@@ -27,7 +28,6 @@ RECORDS = "_units"
 UNIT_FILE = re.compile(r"(part-\d{6,}-[0-9a-f]{8})\.(json|parquet)")
 COMMANDS = {"corpus": "tfray tokenize", "training": "tfray train", "generation": "tfray predict"}  # by what is noted
 MESSAGE_WIDTH = 120  # of a value in a message
-READERS = 16  # records read at once: an object store takes its time for each
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def read_record_files(paths: list[str]) -> list[dict]:
     """Return records by their paths."""
     if not any(map(storage.is_remote, paths[:1])):  # threads would take turns, and take four times as long
         return [*map(storage.read_json, paths)]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return [*pool.map(storage.read_json, paths)]
 
 
