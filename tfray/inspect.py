@@ -9,7 +9,7 @@ from tfray.batches.plan import plan_pool, shapes_of
 from tfray.config import SPLITS, BatchesConfig, InspectJob
 from tfray.report.account import format_account
 from tfray.report.tables import format_table
-from tfray.tokens.shards import TokenFolder, open_tokens, read_lengths, read_pairs
+from tfray.tokens.shards import TokenFolder, open_tokens, read_columns, read_lengths
 
 MOST_SHARDS = 64  # of which lengths are read; evenly spread over the split
 EXAMPLES = 10
@@ -96,7 +96,7 @@ def format_pairs(tokens: TokenFolder, split: str) -> str:
     each = -(-EXAMPLES // len(paths))
     lines, tokenizer = [], tokens.tokenizer
     for path in paths:
-        table = read_pairs([path], ["source_ids", "target_ids", "file", "row"]).slice(0, each)
+        table = read_columns(path, ["source_ids", "target_ids", "file", "row"]).slice(0, each)
         texts = [tokenizer.decode_batch(table[side].to_pylist()) for side in ("source_ids", "target_ids")]
         if tokens.task == "classification":
             names = {index: name for name, index in tokenizer.label_ids.items()}

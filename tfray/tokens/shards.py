@@ -165,9 +165,9 @@ def read_lengths(path: str) -> tuple[np.ndarray, np.ndarray]:
 PAIR_COLUMNS = ("source_ids", "target_ids", "source_length", "target_length")
 
 
-def read_pairs(paths: list[str], names: Sequence[str] = PAIR_COLUMNS) -> pa.Table:
-    """Return columns of several shards' pairs, one shard after the other; ids and lengths by default."""
-    return pa.concat_tables([read_columns(path, names) for path in paths])
+def read_pairs(paths: list[str]) -> pa.Table:
+    """Return ids and lengths of several shards' pairs, one shard after the other."""
+    return pa.concat_tables([read_columns(path, PAIR_COLUMNS) for path in paths])
 
 
 def read_columns(path: str, names: Sequence[str]) -> pa.Table:

@@ -27,7 +27,7 @@ from tfray.generation.scoring import classify
 from tfray.model.architecture import Architecture
 from tfray.model.transformer import Transformer
 from tfray.scores import translation_scores
-from tfray.tokens.shards import TokenFolder, read_pairs
+from tfray.tokens.shards import TokenFolder, read_columns
 from tfray.tokens.special import PAD_ID
 from tfray.training.state import TrainState
 from tfray.training.workers import gather_from_workers, sum_over_workers, world_size
@@ -253,7 +253,7 @@ def choose_pairs(tokens: TokenFolder, limit: int) -> tuple[list[list[int]], list
     for path, count in zip(tokens.paths("valid"), counts, strict=True):
         rows = chosen[(chosen >= start) & (chosen < start + count)] - start
         if len(rows):
-            table = read_pairs([path], ["source_ids", "target_ids"]).take(rows)
+            table = read_columns(path, ["source_ids", "target_ids"]).take(rows)
             sources += table["source_ids"].to_pylist()
             targets += table["target_ids"].to_pylist()
         start += count
