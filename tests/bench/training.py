@@ -18,6 +18,7 @@ projection, forward and backward, padding included. A processor without fast pro
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import socket
@@ -277,6 +278,7 @@ class Team:
             os.environ.update({"OMP_NUM_THREADS": str(contender.threads), "MKL_NUM_THREADS": str(contender.threads)})
             process = context.Process(target=serve, args=(there, contender, setup, rank, port), daemon=True)
             process.start()
+            there.close()  # so that the end of a process is heard of
             self.pipes.append(here)
             self.processes.append(process)
         assert [pipe.recv() for pipe in self.pipes] == ["ready"] * contender.workers
@@ -343,16 +345,30 @@ def contenders(device: str, threads: int) -> list[Contender]:
 def compare(options: argparse.Namespace, setup: Setup) -> None:
     """Let the contenders take turns, and print the table and the ratios that are asked for."""
     chosen = [each for each in contenders(setup.device, options.threads) if is_wanted(each, options.only)]
-    teams = [Team(contender, setup) for contender in chosen]
-    for team in teams:
-        team.run(max(1, options.warmup // team.contender.lanes))
-    for _ in range(options.rounds):
+    # A GPU has no room for what all of them keep: there they come one after the other, and one that fails is left out.
+    races = [[each] for each in chosen] if setup.device == "cuda" else [chosen]
+    print_table([team for race in races for team in run_race(race, options, setup)], setup)
+
+
+def run_race(chosen: list[Contender], options: argparse.Namespace, setup: Setup) -> list[Team]:
+    """Let contenders take turns, and return them with what they did; none where a single one fails."""
+    try:
+        teams = [Team(contender, setup) for contender in chosen]
         for team in teams:
-            team.turns.append(team.run(max(1, options.steps // team.contender.lanes)))
-        print("round:", ", ".join(f"{team.contender.name} {team.turns[-1].speed:,.0f}" for team in teams), flush=True)
-    print_table(teams, setup)
+            team.run(max(1, options.warmup // team.contender.lanes))
+        for _ in range(options.rounds):
+            for team in teams:
+                team.turns.append(team.run(max(1, options.steps // team.contender.lanes)))
+            speeds = (f"{team.contender.name} {team.turns[-1].speed:,.0f}" for team in teams)
+            print("round:", ", ".join(speeds), flush=True)
+    except EOFError:
+        if len(chosen) > 1:
+            raise
+        print(f"{chosen[0].name} does not run here: its error is above", flush=True)
+        return []
     for team in teams:
         team.close()
+    return teams
 
 
 def is_wanted(contender: Contender, engines: list[str] | None) -> bool:
@@ -378,7 +394,8 @@ def print_table(teams: list[Team], setup: Setup) -> None:
     ours = next(team for team in teams if team.contender[:2] == (OURS, best))
 
     def ratio(mine: str, theirs: str) -> float:
-        return speed[f"{OURS} {mine}"] / max(speed[f"{HF} {theirs} {kind}"] for kind in ("eager", "sdpa"))
+        peers = [speed[name] for kind in ("eager", "sdpa") if (name := f"{HF} {theirs} {kind}") in speed]
+        return speed.get(f"{OURS} {mine}", math.nan) / max(peers, default=math.nan)
 
     if any(team.contender.engine == HF for team in teams):
         if best == "bf16":
