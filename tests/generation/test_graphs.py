@@ -5,7 +5,10 @@ Without a GPU a stand-in captures: it runs the step again over the same memory, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -82,6 +85,43 @@ def test_graphs_that_do_not_serve_are_given_up_at_once(fault: str, lively, sourc
     monkeypatch.setattr(graphs, "seconds", lambda work: 1.0)
     assert generate(network, sources, config) == expected
     assert network.graphs_pay is False and len(tried) == 1
+
+
+class LastingPool:
+    """torch.cuda's part in captures, which refuses a memory pool once all of its graphs are gone."""
+
+    def __init__(self) -> None:
+        self.graphs: weakref.WeakSet = weakref.WeakSet()
+        self.is_used = False
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        replay = type("CUDAGraph", (), {"replay": lambda self: None})
+        for name, stand_in in (
+            ("CUDAGraph", replay),
+            ("graph", self.graph),
+            ("graph_pool_handle", lambda: "pool"),
+            ("Stream", lambda device: "stream"),
+            ("current_device", lambda: 0),
+        ):
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, pool: str, stream: str) -> Iterator[None]:
+        if self.is_used and not self.graphs:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        self.is_used = True
+        self.graphs.add(graph)
+        yield
+
+
+def test_the_next_search_captures_after_all_graphs_of_the_last_one_are_gone(monkeypatch: pytest.MonkeyPatch):
+    LastingPool().install(monkeypatch)
+    monkeypatch.setattr(graphs, "place_of", functools.cache(graphs.place_of.__wrapped__))
+    for _ in range(3):
+        replay = graphs.capture(lambda: None)
+        replay()
+        del replay
 
 
 @pytest.mark.gpu

@@ -138,17 +138,21 @@ class GraphedSteps:
 def capture(run: Callable[[], None]) -> Replay:
     """Return what repeats a function's work on the GPU, as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
-    pool, stream = place_of(torch.cuda.current_device())
+    pool, stream, _ = place_of(torch.cuda.current_device())
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         run()
     return graph.replay
 
 
 @functools.cache
-def place_of(device: int) -> tuple[Any, Any]:
+def place_of(device: int) -> tuple[Any, Any, Any]:
     """Return the memory pool of this process' graphs on a GPU, for one runs at a time, and the stream that captures:
-    the one that torch keeps belongs to the GPU of the first graph."""
-    return torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    the one that torch keeps belongs to the GPU of the first graph. With them a graph that stays: once all graphs of a
+    pool are gone, with a search, torch may refuse the pool to the next one's."""
+    pool, stream, keeper = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(keeper, pool=pool, stream=stream):
+        torch.zeros(1, device=torch.device("cuda", device))
+    return pool, stream, keeper
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
