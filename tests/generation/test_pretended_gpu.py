@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import pretended_gpu
 from tests.pretended_gpu import MixedDevices, PretendedGpu
 from tfray.config import GenerationConfig
 from tfray.generation import budget, graphs, native
@@ -84,6 +85,24 @@ def test_scores_classes_vectors_and_alignments_stay_on_their_device(lively: Any,
         lambda network: torch.cat([weights.flatten() for weights in align(network, sources, targets)]),
     ):
         torch.testing.assert_close(answer(there).cpu(), answer(here), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "work", [score, align, lambda network, sources, _: embed(network, sources)], ids=["score", "align", "embed"]
+)
+def test_a_gpu_is_not_waited_for_row_by_row(work: Any, lively: Any, sources_of: Any, gpu: None, monkeypatch) -> None:
+    network, sources = Network(copy.deepcopy(lively(2)).to("cuda")), sources_of(20)
+    waits: list[Any] = []
+    plain = pretended_gpu.carry_out
+
+    def carry_out(func: Any, args: tuple, kwargs: dict) -> Any:
+        if func in (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.item):
+            waits.append(func)
+        return plain(func, args, kwargs)
+
+    monkeypatch.setattr(pretended_gpu, "carry_out", carry_out)
+    work(network, sources, sources)
+    assert 1 <= len(waits) <= 2
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])

@@ -67,12 +67,17 @@ def budget_bytes(config: GenerationConfig, device: torch.device, models: int = 1
     return int(config.memory_gb * 2**30) if config.memory_gb else int(SHARE * free_bytes(device) / models)
 
 
+def most_rows(batch_rows: int, device: torch.device) -> int:
+    """Return how many rows are worked on together at most: as many as are asked for, or as keep a device busy."""
+    return batch_rows or (128 if device.type == "cpu" else 512)
+
+
 def slots_for(source: int, networks: Sequence[Network], config: GenerationConfig, width: int, budget: int) -> int:
     """Return how many rows of a source length fit at a time, 0 where not even one does."""
     longest = min(network.architecture.max_length for network in networks)
     target = longest_target(source, longest, config)
     needed = row_bytes(source, target, width, networks, config)
-    slots = min(config.batch_rows, budget // needed)
+    slots = min(most_rows(config.batch_rows, networks[0].device), budget // needed)
     if config.max_tokens:
         # A single row may be longer than the budget of a batch.
         slots = min(slots, max(1, config.max_tokens // (round_up(source) + width * target)))

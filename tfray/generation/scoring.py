@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tfray.generation.budget import SHORTAGES, is_shortage, recover
+from tfray.generation.budget import SHORTAGES, is_shortage, most_rows, recover
 from tfray.generation.network import Network
 from tfray.generation.processors import normalize
 from tfray.tokens.special import BOS_ID
 
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS, GPU_CHUNK_TOKENS = 4096, 32_768
+LOGITS = 1 << 28
+"""At a time on a GPU, which would be waited for after each row otherwise."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +40,20 @@ class Score:
         return math.exp(-self.log_prob / len(self.token_log_probs))
 
 
-def chunks(lengths: Sequence[int], batch_rows: int) -> Iterator[list[int]]:
-    """Yield row numbers of like length together, the longest first."""
+def chunks(lengths: Sequence[int], most: int, tokens: int) -> Iterator[list[int]]:
+    """Yield row numbers of like length together, the longest first; so many rows and tokens at most."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0
     while start < len(order):
-        count = max(1, min(batch_rows, CHUNK_TOKENS // max(1, lengths[order[start]])))
+        count = max(1, min(most, tokens // max(1, lengths[order[start]])))
         yield order[start : start + count]
         start += count
 
 
 def work_through(network: Network, lengths: Sequence[int], batch_rows: int, work: Callable[[list[int]], None]) -> None:
     """Do work on all rows, a chunk at a time; where memory runs out, on half of it."""
-    waiting = [*chunks(lengths, batch_rows)][::-1]
+    tokens = CHUNK_TOKENS if network.device.type == "cpu" else GPU_CHUNK_TOKENS
+    waiting = [*chunks(lengths, most_rows(batch_rows, network.device), tokens)][::-1]
     while waiting:
         rows = waiting.pop()
         try:
@@ -65,7 +69,7 @@ def work_through(network: Network, lengths: Sequence[int], batch_rows: int, work
 
 @torch.inference_mode()
 def score(
-    network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int = 128
+    network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int = 0
 ) -> list[Score]:
     """Return the scores of targets, given without bos; the last token of each should be eos.
 
@@ -76,11 +80,21 @@ def score(
 
     def work(rows: list[int]) -> None:
         hidden, _ = force(network, sources, targets, rows)
+        length = hidden.shape[1]
         # Row by row: logits of all positions at once would be the largest tensor by far.
-        for row, states in zip(rows, hidden, strict=True):
-            labels = torch.tensor(targets[row], dtype=torch.long, device=network.device)
-            found = normalize(network.logits(states[: len(labels)]).float())
-            scores[row] = Score((found.scores.gather(1, labels[:, None]) - found.log_sums).squeeze(1).tolist())
+        on_cpu = network.device.type == "cpu"
+        count = 1 if on_cpu else max(1, LOGITS // (length * network.architecture.vocab_size))
+        for start in range(0, len(rows), count):
+            own = [targets[row] for row in rows[start : start + count]]
+            places = [row * length + place for row, target in enumerate(own) for place in range(len(target))]
+            index, labels = (
+                torch.tensor(numbers, dtype=torch.long, device=network.device)
+                for numbers in (places, [*itertools.chain(*own)])
+            )
+            found = normalize(network.logits(hidden[start : start + count].flatten(0, 1)[index]).float())
+            log_probs = iter((found.scores.gather(1, labels[:, None]) - found.log_sums).squeeze(1).tolist())
+            for row, target in zip(rows[start : start + count], own, strict=True):
+                scores[row] = Score(list(itertools.islice(log_probs, len(target))))
 
     work_through(network, pair_lengths(sources, targets), batch_rows, work)
     return [found for found in scores if found is not None]
@@ -88,7 +102,7 @@ def score(
 
 @torch.inference_mode()
 def align(
-    network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int = 128
+    network: Network, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_rows: int = 0
 ) -> list[Tensor]:
     """Return how much each target token looked at each source token when it was predicted, (target, source) of
     each pair: the cross-attention, its mean over layers and heads; each row of it sums to 1."""
@@ -97,8 +111,8 @@ def align(
     def work(rows: list[int]) -> None:
         _, attention_weights = force(network, sources, targets, rows, with_attention_weights=True)
         assert attention_weights is not None
-        for row, own in zip(rows, attention_weights, strict=True):
-            alignments[row] = own[: len(targets[row]), : len(sources[row])].cpu().clone()
+        for row, own in zip(rows, attention_weights.cpu(), strict=True):
+            alignments[row] = own[: len(targets[row]), : len(sources[row])].clone()
 
     work_through(network, pair_lengths(sources, targets), batch_rows, work)
     return alignments
@@ -139,14 +153,13 @@ def classify(network: Network, sources: Sequence[Sequence[int]], label_ids: Sequ
 
 
 @torch.inference_mode()
-def embed(network: Network, sources: Sequence[Sequence[int]], batch_rows: int = 128) -> Tensor:
+def embed(network: Network, sources: Sequence[Sequence[int]], batch_rows: int = 0) -> Tensor:
     """Return the mean of each source's memory over its tokens, eos included, in fp32, (sources, d_model)."""
     embeddings = torch.empty(len(sources), network.architecture.d_model, dtype=torch.float32, device="cpu")
 
     def work(rows: list[int]) -> None:
         memory, lengths = network.encode([sources[row] for row in rows])
-        for row, tokens in zip(rows, memory.float().split(lengths), strict=True):
-            embeddings[row] = tokens.mean(0).cpu()
+        embeddings[rows] = torch.stack([tokens.mean(0) for tokens in memory.float().split(lengths)]).cpu()
 
     work_through(network, [len(source) for source in sources], batch_rows, work)
     return embeddings
