@@ -94,6 +94,7 @@ def test_large_models_come_near_to_six_operations_a_weight_and_token():
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
         ("NVIDIA GH200 480GB", 989),
         ("NVIDIA B200", 2250),
         ("NVIDIA A100-SXM4-40GB", 312),

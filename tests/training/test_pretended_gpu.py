@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pretended_gpu import PretendedGpu
 from tests.training.test_packed_training import VOCAB, some_pairs
@@ -39,6 +40,40 @@ def three_steps(
     metrics = [train_step(state, lanes, [0, 1], 0.1, config) for lanes in batches]
     with state.averaged():
         return metrics, state.weights()
+
+
+class Waits(TorchDispatchMode):
+    """Notes what a GPU is waited for: places of a mask, numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        places = [part for value in args if isinstance(value, list | tuple) for part in value]
+        by_mask = any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in places)
+        if func.name() in ("aten::nonzero", "aten::_local_scalar_dense") or ("index" in func.name() and by_mask):
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_micro_batch_is_waited_for_once() -> None:
+    sizes: dict[str, Any] = dict(d_model=16, num_heads=2, d_ff=24, encoder_layers=1, decoder_layers=1, dropout=0.0)
+    state = Replicated(Transformer(Architecture(**sizes, vocab_size=VOCAB)), TrainingConfig(), torch.float32)
+    state.model.train()
+    with Waits() as waits:
+        state.accumulate(collate(*some_pairs(6, 1)), 1.0, is_last=True)
+    assert waits.names == ["aten::nonzero"], "which forward and backward share"
+
+
+def test_a_gpu_is_kept_from_an_attention_that_makes_a_plan_for_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", wanted.append)
+    three_steps("cpu", TrainingConfig(), {}, collate, torch.float32)
+    assert wanted == []
+    with PretendedGpu():
+        three_steps("cuda", TrainingConfig(compile="no"), {}, collate, torch.float32)
+    assert wanted == [False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

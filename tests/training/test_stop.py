@@ -33,6 +33,10 @@ def test_a_worker_alone_agrees_with_itself(monkeypatch: pytest.MonkeyPatch) -> N
         assert Agreement(torch.device("cpu")).result() == wish
 
 
+def test_a_worker_alone_does_not_ask_its_gpu() -> None:
+    assert Agreement(torch.device("meta")).result() == Wish.NOTHING  # from there nothing can be had
+
+
 def test_whoever_has_training_end_waits_until_it_has() -> None:
     wishes = Wishes()
     wishes.begin()

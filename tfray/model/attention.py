@@ -25,6 +25,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cau
     return attend_by_products(query, keys, values, mask, causal)
 
 
+def avoid_cudnn_attention() -> None:
+    """Keep torch, in this process, from cuDNN's attention, which it prefers on Hopper: that makes a plan for every new
+    shape, for tens of milliseconds and more, and behind a mask its gradients may be NaN (pytorch issue 196678)."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Return the same from plain matrix products.
 

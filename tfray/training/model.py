@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tfray.batches.batch import Batch
 from tfray.config import TrainingConfig
+from tfray.model.attention import avoid_cudnn_attention
 from tfray.model.transformer import Transformer
 from tfray.training.layers import prepare_layers, wants_compiling
 from tfray.training.loss import Loss, smoothed_cross_entropy
@@ -21,8 +22,10 @@ class TrainingModel(nn.Module):
 
     def __init__(self, transformer: Transformer, config: TrainingConfig, device: torch.device | None = None) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.is_compiled = wants_compiling(config, device or transformer.output_weight.device)
+        self.transformer, device = transformer, device or transformer.output_weight.device
+        if device.type == "cuda":
+            avoid_cudnn_attention()
+        self.is_compiled = wants_compiling(config, device)
         prepare_layers(transformer, self.is_compiled, config.activation_checkpointing)
         self.label_smoothing = config.label_smoothing
         self.z_loss = config.z_loss
@@ -38,10 +41,11 @@ class TrainingModel(nn.Module):
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the hidden states of all target tokens, (tokens, d_model), and their labels."""
         transformer = self.transformer
+        # Found first and once: for each use of a mask, backward included, a GPU would finish all that it has to do.
+        places = (batch.label_ids != transformer.architecture.pad_id).flatten().nonzero().squeeze(1)
         memory = transformer.encode(batch.source_ids, batch.source_segments)
         hidden = transformer.decode(batch.target_ids, memory, batch.target_segments)
-        is_token = batch.label_ids != transformer.architecture.pad_id
-        return hidden[is_token], batch.label_ids[is_token]
+        return hidden.flatten(0, 1)[places], batch.label_ids.flatten()[places]
 
     def loss(self, rows: Tensor, labels: Tensor, r_drop: float = 0.0) -> Loss:
         """Return the loss sums of hidden states; with r_drop, neighbours are predictions of the same token."""

@@ -98,9 +98,11 @@ class Agreement:
     """The strongest wish of all workers, found while a step computes."""
 
     def __init__(self, device: torch.device) -> None:
-        # The training thread does not wait for the sum here: it is there long before the step is over.
-        self.strongest = torch.tensor(float(WISHES.strongest), device=device)
-        self.work = dist.all_reduce(self.strongest, dist.ReduceOp.MAX, async_op=True) if world_size() > 1 else None
+        # The training thread does not wait for the sum here: it is there long before the step is over. A worker alone
+        # asks no GPU, which would finish the update first.
+        is_alone = world_size() == 1
+        self.strongest = torch.tensor(float(WISHES.strongest), device="cpu" if is_alone else device)
+        self.work = None if is_alone else dist.all_reduce(self.strongest, dist.ReduceOp.MAX, async_op=True)
 
     def result(self) -> Wish:
         """Return what to do after this step, the same on every worker."""
