@@ -208,6 +208,7 @@ def test_the_gradient_norm_of_many_weights_is_right_to_four_digits():
 
 def growths() -> list[int]:
     """Return by how many bytes each of five stretches of 200 steps of a lane makes the process grow."""
+    torch.set_num_threads(1)  # two would wait for each other at each of many small works, for ever on a busy machine
     state = new_state(1, torch.bfloat16)
     process = psutil.Process()
     sizes = []
