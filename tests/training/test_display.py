@@ -17,9 +17,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tfray import storage
 from tfray.errors import StorageFailure
 from tfray.training import display as display_file
-from tfray.training.board import FOLDER, TensorBoard
 from tfray.training.display import CURVES, Display
 from tfray.training.log import write_event
+from tfray.training.tensorboard import FOLDER, TensorBoard
 
 START = {"event": "start", "parameters": 10, "steps": 100, "workers": 1, "device": "cpu", "precision": "float32"}
 

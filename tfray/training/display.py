@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from tfray import storage
 from tfray.errors import StorageFailure
 from tfray.report.curves import draw_curves
-from tfray.training.board import FOLDER, TensorBoard
 from tfray.training.log import LogReader, describe
+from tfray.training.tensorboard import FOLDER, TensorBoard
 
 logger = logging.getLogger(__name__)
 

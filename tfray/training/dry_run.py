@@ -19,7 +19,6 @@ from tfray.model.architecture import Architecture, resolve
 from tfray.model.precision import choose_dtype, name_of
 from tfray.report.tables import format_table
 from tfray.tokens.shards import TokenFolder
-from tfray.training.board import FOLDER
 from tfray.training.display import CURVES
 from tfray.training.ends import lacks_average
 from tfray.training.folders import AVERAGE
@@ -27,6 +26,7 @@ from tfray.training.log import LOG
 from tfray.training.memory import FP32, MemorySetting, count_parameters, estimate_memory
 from tfray.training.meter import peak_memory
 from tfray.training.resume import check_model
+from tfray.training.tensorboard import FOLDER
 from tfray.units.ledger import Found, find_ledger
 
 
