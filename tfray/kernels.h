@@ -6,6 +6,15 @@
 typedef int64_t whole;
 typedef uint16_t half; /* bfloat16 */
 
+/* Numbers that a register holds: they are worked on at a time. A wider vector would live on the stack. */
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }

@@ -16,14 +16,6 @@
     default: work(__VA_ARGS__, size);                                                                                 \
     }
 
-/* Numbers that a register holds: they are worked on at a time. */
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 whole lanes_of_a_register(void) { return LANES; }
 
 #define PAGE 16 /* positions */

@@ -7,14 +7,6 @@
 
 #include "../kernels.h"
 
-/* A register's floats: a vector that is wider than the processor's would live on the stack. */
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 #define PARALLEL _Pragma("omp parallel for num_threads(threads) schedule(static)")
