@@ -17,6 +17,8 @@ typedef uint16_t half; /* bfloat16 */
 
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE whole in_whole_lanes(whole count) { return (count + LANES - 1) / LANES * LANES; }
+
 INLINE float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 
 /* The nearest bfloat16 to a float, or to each of several: bits, of which the upper half is left. */

@@ -50,7 +50,6 @@ INLINE void store_some(float *to, Lanes values, whole count) {
 }
 
 INLINE whole least(whole a, whole b) { return a < b ? a : b; }
-INLINE whole in_whole_lanes(whole count) { return (count + LANES - 1) / LANES * LANES; }
 
 /* Two halves in 32 bits: the first is the lower one. */
 INLINE Lanes first_of(Bits pairs) { return (Lanes)(pairs << 16); }

@@ -81,7 +81,7 @@ def score(
     def work(rows: list[int]) -> None:
         hidden, _ = force(network, sources, targets, rows)
         length = hidden.shape[1]
-        # Row by row: logits of all positions at once would be the largest tensor by far.
+        # Row by row, on a GPU up to LOGITS: those of all positions at once would be the largest tensor by far.
         on_cpu = network.device.type == "cpu"
         count = 1 if on_cpu else max(1, LOGITS // (length * network.architecture.vocab_size))
         for start in range(0, len(rows), count):

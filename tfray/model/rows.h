@@ -201,7 +201,7 @@ INLINE void NAME(differentiate_head)(const ELEMENT *queries, const ELEMENT *keys
 void NAME(attend)(const ELEMENT *queries, const ELEMENT *keys, const ELEMENT *values, const uint8_t *seen,
                   whole causal, ELEMENT *output, const whole *strides, whole batch, whole heads, whole query_count,
                   whole key_count, whole size, whole threads) {
-    whole padded = (key_count + LANES - 1) / LANES * LANES;
+    whole padded = in_whole_lanes(key_count);
     whole needed = 2 * (query_count + padded) * size + (query_count + 1) * padded;
     PARALLEL for (whole row = 0; row < batch; row++) {
         float *work = malloc(needed * sizeof(float));
@@ -218,7 +218,7 @@ void NAME(attend_backward)(const ELEMENT *queries, const ELEMENT *keys, const EL
                            whole causal, const ELEMENT *above, ELEMENT *query_gradient, ELEMENT *key_gradient,
                            ELEMENT *value_gradient, const whole *strides, whole batch, whole heads, whole query_count,
                            whole key_count, whole size, whole threads) {
-    whole padded = (key_count + LANES - 1) / LANES * LANES, most = query_count > padded ? query_count : padded;
+    whole padded = in_whole_lanes(key_count), most = query_count > padded ? query_count : padded;
     whole needed = (2 * query_count + 3 * padded + most) * size + (2 * query_count + 1) * padded;
     PARALLEL for (whole row = 0; row < batch; row++) {
         float *work = malloc(needed * sizeof(float));
