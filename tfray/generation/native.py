@@ -14,7 +14,7 @@ import torch
 
 from tfray.native import SHARED, call, compiled_library
 
-__all__ = ["call", "compiled", "kernels", "lanes", "page", "products"]
+__all__ = ["call", "compiled", "kernels", "lanes", "page", "panel", "products"]
 
 SOURCES = [
     *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "products.h", "multiply.h")),
@@ -52,6 +52,14 @@ def page() -> int:
     library = compiled()
     assert library is not None
     return int(library.positions_of_a_page())
+
+
+@functools.cache
+def panel() -> int:
+    """Return how many outputs a panel of the kernels' weights has: 32, 16 or 8."""
+    library = compiled()
+    assert library is not None
+    return int(library.outputs_of_a_panel())
 
 
 @functools.cache

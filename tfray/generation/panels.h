@@ -1,9 +1,9 @@
 /* Products in floats, on any processor, and in bytes, where those of products.h are not: multiply_float and
  * multiply_words.
  *
- * Weights lie in panels of LANES outputs, (inputs, LANES) each (see panels.py). GROUP rows meet WIDE panels at a time:
- * their sums fill the processor's registers and stay there over all inputs. A row's sums do not depend on the other
- * rows.
+ * Weights lie in panels of WIDE registers of outputs, (inputs, WIDE x LANES) each (see panels.py). GROUP rows meet a
+ * panel at a time: their sums fill the processor's registers and stay there over all inputs. A row's sums do not depend
+ * on the other rows.
  */
 #ifdef __AVX512F__
 #define GROUP 8
@@ -11,22 +11,46 @@
 #define GROUP 6
 #endif
 #define WIDE 2
+#define WIDTH (WIDE * LANES)
+#define STEPS 2   /* inputs between two looks at the loop's counter: where threads share a core, instructions are dear */
+#define LINE 16   /* floats that come into the cache together */
 #define CHUNK 252 /* rows, which stay in the cache while all weights pass */
 
-/* Sums of GROUP rows with WIDE panels; meanwhile a panel that is needed next is asked for. */
+whole outputs_of_a_panel(void) { return WIDTH; }
+
+/* Keep a value in a register, for compilers that would rather load it once more for each of its uses. */
+#if defined(__x86_64__)
+#define KEEP(value) __asm__("" : "+v"(value))
+#elif defined(__aarch64__)
+#define KEEP(value) __asm__("" : "+w"(value))
+#else
+#define KEEP(value)
+#endif
+
+INLINE void add_products(const float *const *rows, const float *panel, whole at, Lanes sums[GROUP][WIDE]) {
+    Lanes weights[WIDE];
+#pragma GCC unroll 2
+    for (int part = 0; part < WIDE; part++) {
+        weights[part] = load(panel + at * WIDTH + part * LANES);
+        KEEP(weights[part]);
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < GROUP; row++)
+#pragma GCC unroll 2
+        for (int part = 0; part < WIDE; part++) sums[row][part] += rows[row][at] * weights[part];
+}
+
+/* Sums of GROUP rows with a panel; meanwhile a part of the next one, a line for STEPS inputs, is asked for. */
 INLINE void sum_group(const float *const *rows, const float *panel, const float *next, whole inputs,
                       Lanes sums[GROUP][WIDE]) {
     Lanes own[GROUP][WIDE] = {{{0}}};
-    for (whole i = 0; i < inputs; i++) {
-        Lanes weights[WIDE];
-        __builtin_prefetch(next + i * LANES);
+    whole at = 0;
+    for (; at + STEPS <= inputs; at += STEPS, next += LINE) {
+        __builtin_prefetch(next);
 #pragma GCC unroll 2
-        for (int part = 0; part < WIDE; part++) weights[part] = load(panel + (part * inputs + i) * LANES);
-#pragma GCC unroll 8
-        for (int row = 0; row < GROUP; row++)
-#pragma GCC unroll 2
-            for (int part = 0; part < WIDE; part++) own[row][part] += rows[row][i] * weights[part];
+        for (int step = 0; step < STEPS; step++) add_products(rows, panel, at + step, own);
     }
+    for (; at < inputs; at++) add_products(rows, panel, at, own);
     memcpy(sums, own, sizeof(own));
 }
 
@@ -36,25 +60,26 @@ INLINE void put(Lanes line, const float *bias, whole relu, const float *residual
     line += load(bias);
     if (relu) line = (Lanes)((Bits)line & ~(Bits)(line < zero)); /* NaN stays NaN */
     if (residual) line += load_some(residual, width);
-    __builtin_prefetch(output + WIDE * LANES, 1);
+    __builtin_prefetch(output + WIDTH, 1);
     store_some(output, line, width);
 }
 
 /* activation(states W^T + bias) + residual, (rows, outputs); residual: or none. Weights and bias reach to the end of
- * the last WIDE panels. */
+ * the last panel. */
 void multiply_float(const float *states, const float *weights, const float *bias, const float *residual, float *output,
                     whole relu, whole rows, whole inputs, whole outputs) {
     Lanes sums[GROUP][WIDE];
     const float *lines[GROUP];
     for (whole first = 0; first < rows; first += CHUNK) {
         whole end = least(first + CHUNK, rows);
-        for (whole left = 0; left < outputs; left += WIDE * LANES)
+        for (whole left = 0; left < outputs; left += WIDTH)
             for (whole top = first; top < end; top += GROUP) {
                 for (whole row = 0; row < GROUP; row++) lines[row] = states + least(top + row, end - 1) * inputs;
-                whole after = least((top - first) / GROUP, WIDE - 1) + WIDE;
-                sum_group(lines, weights + left * inputs, weights + (left + after * LANES) * inputs, inputs, sums);
+                const float *panel = weights + left * inputs, *next = panel + WIDTH * inputs;
+                whole part = least((top - first) / GROUP, STEPS * WIDTH / LINE - 1);
+                sum_group(lines, panel, next + part * (inputs / STEPS) * LINE, inputs, sums);
                 for (whole row = top; row < least(top + GROUP, end); row++)
-                    for (whole at = left; at < least(left + WIDE * LANES, outputs); at += LANES) {
+                    for (whole at = left; at < least(left + WIDTH, outputs); at += LANES) {
                         whole place = row * outputs + at;
                         put(sums[row - top][(at - left) / LANES], bias + at, relu, residual ? residual + place : NULL,
                             output + place, least(outputs - at, LANES));
@@ -100,26 +125,35 @@ INLINE float convert_words(const float *restrict from, whole inputs, int16_t *re
     return most / 127.0f;
 }
 
-/* Sums of GROUP rows with WIDE panels. Two neighbouring inputs at a time, in 16 bits each: products of bytes would be
+INLINE void add_pairs(const int16_t *const *rows, const int8_t *panel, whole pair, Sums sums[GROUP][WIDE]) {
+    Words weights[WIDE];
+#pragma GCC unroll 2
+    for (int part = 0; part < WIDE; part++) weights[part] = WIDENED(panel + (pair * WIDE + part) * 2 * LANES);
+#pragma GCC unroll 8
+    for (int row = 0; row < GROUP; row++) {
+        int32_t same;
+        memcpy(&same, rows[row] + 2 * pair, sizeof(same));
+#pragma GCC unroll 2
+        for (int part = 0; part < WIDE; part++) {
+            sums[row][part] += (Sums)DOTS(same, weights[part]);
+            KEEP(sums[row][part]);
+        }
+    }
+}
+
+/* Sums of GROUP rows with a panel. Two neighbouring inputs at a time, in 16 bits each: products of bytes would be
  * added in 16 bits, which are too few. */
 INLINE void sum_words(const int16_t *const *rows, const int8_t *panel, whole pairs, Sums sums[GROUP][WIDE]) {
     Sums own[GROUP][WIDE] = {{{0}}};
-    for (whole i = 0; i < pairs; i++) {
-        Words weights[WIDE];
+    whole pair = 0;
+    for (; pair + STEPS <= pairs; pair += STEPS)
 #pragma GCC unroll 2
-        for (int part = 0; part < WIDE; part++) weights[part] = WIDENED(panel + (part * pairs + i) * 2 * LANES);
-#pragma GCC unroll 8
-        for (int row = 0; row < GROUP; row++) {
-            int32_t same;
-            memcpy(&same, rows[row] + 2 * i, sizeof(same));
-#pragma GCC unroll 2
-            for (int part = 0; part < WIDE; part++) own[row][part] += (Sums)DOTS(same, weights[part]);
-        }
-    }
+        for (int step = 0; step < STEPS; step++) add_pairs(rows, panel, pair + step, own);
+    for (; pair < pairs; pair++) add_pairs(rows, panel, pair, own);
     memcpy(sums, own, sizeof(own));
 }
 
-/* As multiply_float, with weights in bytes, panels of (inputs / 2, LANES, 2), which scales, one an output, make what
+/* As multiply_float, with weights in bytes, panels of (inputs / 2, WIDE x LANES, 2), which scales, one an output, make what
  * they were; states become bytes row by row. */
 void multiply_words(const float *states, const int8_t *weights, const float *scales, const float *bias,
                     const float *residual, float *output, whole relu, whole rows, whole inputs, whole outputs) {
@@ -132,12 +166,12 @@ void multiply_words(const float *states, const int8_t *weights, const float *sca
         whole count = least(rows - first, most);
         for (whole row = 0; row < count; row++)
             row_scales[row] = convert_words(states + (first + row) * inputs, inputs, words + row * 2 * pairs);
-        for (whole left = 0; left < outputs; left += WIDE * LANES)
+        for (whole left = 0; left < outputs; left += WIDTH)
             for (whole top = 0; top < count; top += GROUP) {
                 for (whole row = 0; row < GROUP; row++) lines[row] = words + least(top + row, count - 1) * 2 * pairs;
                 sum_words(lines, weights + left * 2 * pairs, pairs, sums);
                 for (whole row = top; row < least(top + GROUP, count); row++)
-                    for (whole at = left; at < least(left + WIDE * LANES, outputs); at += LANES) {
+                    for (whole at = left; at < least(left + WIDTH, outputs); at += LANES) {
                         whole place = (first + row) * outputs + at;
                         Lanes line = __builtin_convertvector(sums[row - top][(at - left) / LANES], Lanes);
                         put(line * row_scales[row] * load(scales + at), bias + at, relu,

@@ -25,16 +25,16 @@ def whole_panels(values: Tensor) -> Tensor:
     return F.pad(values, (0, -len(values) % PANEL))
 
 
-def in_panels(weight: Tensor, lanes: int) -> Tensor:
-    """Return a weight (outputs, inputs) as panels, (outputs / lanes, inputs, lanes); zeros fill up the last ones."""
+def in_panels(weight: Tensor, width: int) -> Tensor:
+    """Return a weight (outputs, inputs) as panels, (outputs / width, inputs, width); zeros fill up the last ones."""
     weight = F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
-    return weight.unflatten(0, (-1, lanes)).transpose(1, 2).contiguous()
+    return weight.unflatten(0, (-1, width)).transpose(1, 2).contiguous()
 
 
-def in_pairs(weight: Tensor, lanes: int) -> Tensor:
-    """Return panels of inputs in twos, (outputs / lanes, inputs / 2, lanes, 2); zeros fill up the last ones."""
+def in_pairs(weight: Tensor, width: int) -> Tensor:
+    """Return panels of inputs in twos, (outputs / width, inputs / 2, width, 2); zeros fill up the last ones."""
     weight = F.pad(weight, (0, weight.shape[1] % 2, 0, -len(weight) % PANEL))
-    return weight.unflatten(1, (-1, 2)).unflatten(0, (-1, lanes)).transpose(1, 2).contiguous()
+    return weight.unflatten(1, (-1, 2)).unflatten(0, (-1, width)).transpose(1, 2).contiguous()
 
 
 class KernelLinear:
@@ -76,7 +76,7 @@ class PanelLinear(KernelLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         super().__init__(native.kernels(weight.device), "multiply_float", weight.shape, bias, activation)
-        self.weights = (in_panels(weight.float(), native.lanes()),)
+        self.weights = (in_panels(weight.float(), native.panel()),)
 
 
 class PanelByteLinear(KernelLinear):
@@ -85,4 +85,4 @@ class PanelByteLinear(KernelLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         super().__init__(native.kernels(weight.device), "multiply_words", weight.shape, bias, activation)
         whole, scale = quantize_outputs(weight)
-        self.weights = in_pairs(whole, native.lanes()), whole_panels(scale)
+        self.weights = in_pairs(whole, native.panel()), whole_panels(scale)
