@@ -220,7 +220,7 @@ def overview() -> str:
             *lines,
             "",
             "`--address auto` uses the Ray cluster of this machine; without it tfray starts its own and stops it.",
-            "`tfray COMMAND --help` explains every setting; `tfray demo` shows the whole way in three minutes.",
+            "`tfray COMMAND --help` explains every setting; `tfray demo` shows the whole way in a few minutes.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""The demo: dates as people write them, in four languages, to ISO 8601, the whole way in three minutes."""
+"""The demo: dates as people write them, in four languages, to ISO 8601, the whole way in a few minutes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def demo(job: DemoJob) -> str:
 
 
 def date_job(job: DemoJob, data: Path) -> RunJob:
-    """Return the whole job on the dates: a tiny model that two cores train in less than two minutes."""
+    """Return the whole job on the dates: a tiny model that two cores train in minutes."""
     return RunJob(
         out=job.out,
         overwrite=job.overwrite,

@@ -16,11 +16,9 @@ from tfray.config import GenerationConfig
 from tfray.generation.board import Board
 from tfray.generation.constraints import choose_with_phrases, unmet
 from tfray.generation.processors import NextTokens
-from tfray.generation.ranking import length_penalty
+from tfray.generation.ranking import NEVER, length_penalty
 from tfray.generation.rows import Hypothesis
 from tfray.tokens.special import EOS_ID
-
-NEVER = float("-inf")
 
 
 class Beam:

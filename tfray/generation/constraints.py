@@ -11,10 +11,10 @@ from itertools import zip_longest
 
 from torch import Tensor
 
+from tfray.generation.ranking import NEVER
 from tfray.generation.select import best_tokens
 from tfray.tokens.special import EOS_ID, PAD_ID
 
-NEVER = float("-inf")
 Phrases = Sequence[Sequence[int]]
 Candidate = tuple[float, int, int]
 """Score, parent, token."""

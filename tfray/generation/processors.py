@@ -14,10 +14,9 @@ from torch import Tensor
 from tfray.config import GenerationConfig
 from tfray.generation import native
 from tfray.generation.board import Board
+from tfray.generation.ranking import NEVER
 from tfray.generation.select import BLOCK, best_token, best_tokens
 from tfray.tokens.special import BOS_ID, EOS_ID, PAD_ID
-
-NEVER = float("-inf")
 
 
 class NextTokens(NamedTuple):

@@ -1,10 +1,13 @@
-"""What a finished hypothesis' log-probability is divided by before it is compared with others."""
+"""Scores: that of what cannot be, and what a finished hypothesis' is divided by before it is compared with others."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from tfray.config import GenerationConfig
+
+NEVER = float("-inf")
+"""The score of what cannot be."""
 
 
 def length_penalty(lengths: Tensor, config: GenerationConfig) -> Tensor:
