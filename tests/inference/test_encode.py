@@ -19,6 +19,7 @@ from tfray.inference.encode import EncodeUnit
 from tfray.inference.planning import assign, plan_rows
 from tfray.model.architecture import resolve
 from tfray.model.transformer import Transformer
+from tfray.tokens import learning as learning_module
 from tfray.tokens import tokenize as tokenize_module
 from tfray.tokens import verdicts as verdicts_module
 
@@ -75,7 +76,7 @@ def tokenize(job: TokenizeJob, monkeypatch: pytest.MonkeyPatch) -> Any:
     ) -> Iterator[Any]:
         yield from map(stage(*arguments, *(() if shared is None else (shared,))), items)
 
-    for module in (tokenize_module, verdicts_module):
+    for module in (tokenize_module, learning_module, verdicts_module):
         monkeypatch.setattr(module, "stream", stream)
     monkeypatch.setattr(tokenize_module, "connected", lambda cluster: contextlib.nullcontext())
     return tokenize_module.tokenize(job)

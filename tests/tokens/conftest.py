@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tfray.tokens import learning as learning_module
 from tfray.tokens import tokenize as job_module
 from tfray.tokens import verdicts as verdicts_module
 from tfray.units.plan import plan_units
@@ -33,8 +34,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         def plan(files: list, smallest: int, largest: int, **named: Any) -> list:
             return plan_units(files, 1, min(unit_rows, largest), wanted=most_units, **named)
 
-        monkeypatch.setattr(job_module, "stream", stream)
-        monkeypatch.setattr(verdicts_module, "stream", stream)
+        for module in (job_module, learning_module, verdicts_module):
+            monkeypatch.setattr(module, "stream", stream)
         monkeypatch.setattr(job_module, "plan_units", plan)
         monkeypatch.setattr(job_module, "connected", lambda cluster: contextlib.nullcontext())
         return job_module.tokenize(job)

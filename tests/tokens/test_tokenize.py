@@ -26,7 +26,7 @@ from tfray.corpus.read import read_fields
 from tfray.errors import CheckpointMismatch, InputError, StorageFailure, TooManyErrors
 from tfray.report.account import format_account
 from tfray.storage import publish_json, read_json
-from tfray.tokens import tokenize as tokenize_module
+from tfray.tokens import learning as learning_module
 from tfray.tokens.shards import TokenFolder, read_pairs
 from tfray.tokens.special import EOS_ID
 from tfray.tokens.stage import TokenizeUnit
@@ -454,7 +454,7 @@ def test_a_driver_that_has_lost_the_place_during_its_survey_leaves_what_another_
 ) -> None:
     """Neither is its tokenizer put there, nor is the folder deleted where no row is left."""
     train = write_lines(tmp_path / "a.jsonl", [line((f"a man {n}", f"ein Mann {n}")) for n in range(40)])
-    out, draw = tmp_path / "out", tokenize_module.draw_sample
+    out, draw = tmp_path / "out", learning_module.draw_sample
     path = str(out / LOCK)
 
     def lose_place(*arguments: Any) -> list[str]:
@@ -472,7 +472,7 @@ def test_a_driver_that_has_lost_the_place_during_its_survey_leaves_what_another_
     enter = lock_module.Lock.__enter__
     monkeypatch.setattr(lock_module.Lock, "__enter__", lambda self: locks.append(self) or enter(self))
     monkeypatch.setattr(lock_module, "BEAT_SECONDS", 0.02)
-    monkeypatch.setattr(tokenize_module, "draw_sample", lose_place)
+    monkeypatch.setattr(learning_module, "draw_sample", lose_place)
     with pytest.raises(InputError, match=r"is worked on by process .* on elsewhere"):
         run(make_job(tmp_path, train, clean, out=str(out)))
     assert (out / "tokenizer.json").read_text() == "of the other" and (out / "_manifest.json").exists()

@@ -53,8 +53,13 @@ class Recipe(NamedTuple):
     splits: dict[str, str]
 
     @property
+    def first_columns(self) -> Columns:
+        """Those of the first corpus."""
+        return next(iter(self.columns.values()))
+
+    @property
     def is_classification(self) -> bool:
-        return next(iter(self.columns.values())).task == "classification"
+        return self.first_columns.task == "classification"
 
     def clean_blocks(self, unit: Unit) -> Iterator[Cleaned]:
         """Yield a unit's pairs, block by block; raises DamagedFile where the file ends too early."""
