@@ -28,11 +28,11 @@ INLINE void multiply_block(const float *restrict left, whole down, whole along, 
     vector sums[rows][vectors];
     for (whole row = 0; row < rows; row++)
         for (whole v = 0; v < vectors; v++) sums[row][v] = (vector){0};
-    for (whole i = 0; i < inner; i++)
-        for (whole v = 0; v < vectors; v++) {
-            vector b = *(const vector *)(right + i * right_row + v * LANES);
-            for (whole row = 0; row < rows; row++) sums[row][v] += left[i * along + row * down] * b;
-        }
+    for (whole i = 0; i < inner; i++) {
+        const vector *from = (const vector *)(right + i * right_row);
+        for (whole row = 0; row < rows; row++)
+            for (whole v = 0; v < vectors; v++) sums[row][v] += left[i * along + row * down] * from[v];
+    }
     for (whole row = 0; row < rows; row++)
         for (whole v = 0; v < vectors; v++) *(vector *)(products + row * product_row + v * LANES) = sums[row][v];
 }
