@@ -244,6 +244,8 @@ CONTRADICTIONS = [
     dict(top_p=0.0, search="sample"),
     dict(min_p=1.5, search="sample"),
     dict(repetition_penalty=0.0),
+    dict(repetition_penalty=1e-40),
+    dict(repetition_penalty=1e308),
     dict(beam_size=0),
     dict(memory_gb=-1.0),
 ]

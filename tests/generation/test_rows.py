@@ -39,6 +39,11 @@ BAD = [
     ),
     (Request([3, 2], prefix=[4] * 24), BEAM, "prefix: its 24 tokens leave no room"),
     (Request([3, 2]), GenerationConfig(min_length=30, precision="fp32"), "length: the target must have 30"),
+    (
+        Request([3, 2]),
+        GenerationConfig(min_length_ratio=1e308, max_length_ratio=1e308, precision="fp32"),
+        "length: the target must have 1000000000 tokens",
+    ),
     (Request([3, 2]), GenerationConfig(memory_gb=1e-9, precision="fp32"), "too_large: a row of 2 source tokens"),
     (Request([3, 2], must=[[4, 1]]), BEAM, "constraint: must asks for the id 1, which never occurs"),
     (Request([3, 2], must_not=[[5], [2]]), BEAM, "constraint: must_not forbids [2], and id 2 ends every target"),
@@ -219,9 +224,12 @@ def test_no_sources_give_no_results(lively):
     assert generate(lively(0), [], BEAM) == []
 
 
-@pytest.mark.parametrize("large", [dict(search="sample", top_k=10**20), dict(max_length_ratio=1e308)], ids=str)
+@pytest.mark.parametrize(
+    "large", [dict(search="sample", top_k=10**20), dict(max_length_ratio=1e308), dict(memory_gb=1e308)], ids=str
+)
 def test_a_limit_beyond_all_numbers_is_no_limit(large, lively, sources_of):
-    usual = {name: {"top_k": 14, "max_length_ratio": 1e6}.get(name, value) for name, value in large.items()}
+    enough = {"top_k": 14, "max_length_ratio": 1e6, "memory_gb": 1.0}
+    usual = {name: enough.get(name, value) for name, value in large.items()}
     model, sources = lively(1), sources_of(5)
     found, expected = (generate(model, sources, GenerationConfig(**own, precision="fp32")) for own in (large, usual))
     assert found == expected

@@ -71,6 +71,12 @@ def test_frequencies_match_the_distribution(options, lively):
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5  # four standard deviations
 
 
+def test_at_the_smallest_temperature_the_most_probable_token_is_drawn():
+    log_probs = torch.tensor([[float("-inf"), -3.0, -0.1, -2.5], [-0.5, -1.0, -5.0, -9.0]])
+    config = GenerationConfig(search="sample", temperature=5e-324)
+    assert draw(log_probs, torch.tensor([0.9, 0.9], dtype=torch.float64), config).tolist() == [2, 0]
+
+
 def test_chance_is_even_and_independent_of_its_neighbours():
     rows = torch.arange(200).repeat_interleave(50)
     steps = torch.arange(50).repeat(200)

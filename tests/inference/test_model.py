@@ -19,13 +19,13 @@ from sacrebleu.metrics.chrf import CHRF
 
 import tfray
 from tfray.checkpoint.folder import save_model_folder
-from tfray.config import ModelConfig, TextConfig, TokensConfig
+from tfray.config import GenerationConfig, ModelConfig, TextConfig, TokensConfig
 from tfray.errors import InputError
 from tfray.generation import scoring
 from tfray.generation.generate import generate
-from tfray.generation.pieces import split_source
-from tfray.generation.rows import Request
-from tfray.inference.search import chrf_utility
+from tfray.generation.pieces import join, split_source
+from tfray.generation.rows import Hypothesis, Output, Request
+from tfray.inference.search import chrf_utility, search_targets
 from tfray.model.architecture import resolve
 from tfray.model.transformer import Transformer
 from tfray.tokens.tokenizer import train_tokenizer
@@ -147,6 +147,14 @@ def test_of_samples_n_best_come_back_the_best_first_and_none_twice(model):
         assert 1 <= len(result.n_best) <= 3 and scores == sorted(scores, reverse=True)
     for result in model.generate(TEXTS, search="sample", samples=8, n_best=8, top_k=1):
         assert len(result.n_best) == 1
+
+
+def test_pieces_that_differ_but_join_to_the_same_target_give_it_once(monkeypatch):
+    one, other = Hypothesis([], -1.0, True), Hypothesis([3], -2.0, True)
+    joined = Output(join([[one, other], [other, one]]))
+    monkeypatch.setattr("tfray.inference.search.generate", lambda *_: [joined])
+    found = search_targets([], None, [[3, 2]], GenerationConfig(n_best=2, long_sources="split"))
+    assert [hypothesis.ids for hypothesis in found[0].hypotheses] == [[3]]
 
 
 def test_texts_that_cannot_be_used_get_none_or_nan_and_the_others_what_they_get_alone(model, caplog):

@@ -104,8 +104,13 @@ class GenerationConfig:
             require(getattr(self, name) >= 0, f"generation.{name}", getattr(self, name), "must not be negative")
         for name in ("max_length_extra", "samples", "n_best"):
             require(getattr(self, name) >= 1, f"generation.{name}", getattr(self, name), "must be at least 1")
-        for name in ("temperature", "repetition_penalty"):
-            require(getattr(self, name) > 0, f"generation.{name}", getattr(self, name), "must be positive")
+        require(self.temperature > 0, "generation.temperature", self.temperature, "must be positive")
+        require(
+            0.001 <= self.repetition_penalty <= 1000,
+            "generation.repetition_penalty",
+            self.repetition_penalty,
+            "must be between 0.001 and 1000: beyond, logits are no numbers any more",
+        )
         require(self.seed < 1 << 63, "generation.seed", self.seed, "must be below 2^63")
         require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "must be above 0 and at most 1")
         require(0 <= self.min_p <= 1, "generation.min_p", self.min_p, "must be between 0 and 1")

@@ -22,6 +22,7 @@ from tfray.generation.rows import Request, longest_target
 logger = logging.getLogger(__name__)
 
 SHARE = 0.5  # of the memory that is free, for slots; the rest is for weights' copies, chunks and the allocator
+MOST_GB = 1e9  # more than any machine has; the bytes of more may be no number any more
 DRAW_BYTES = 64  # for each token of the vocabulary: probabilities in fp64, their order, their sums
 
 SHORTAGES = (MemoryError, RuntimeError)  # torch.OutOfMemoryError is one of the latter, and so is what a CPU raises
@@ -64,7 +65,8 @@ def free_bytes(device: torch.device) -> int:
 
 def budget_bytes(config: GenerationConfig, device: torch.device, models: int = 1) -> int:
     """Return the bytes that slots may take: memory_gb, or half of what is free, shared by so many models."""
-    return int(config.memory_gb * 2**30) if config.memory_gb else int(SHARE * free_bytes(device) / models)
+    wanted = min(config.memory_gb, MOST_GB)
+    return int(wanted * 2**30) if wanted else int(SHARE * free_bytes(device) / models)
 
 
 def most_rows(batch_rows: int, device: torch.device) -> int:

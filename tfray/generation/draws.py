@@ -45,7 +45,9 @@ def keep_likely(log_probs: Tensor, config: GenerationConfig) -> Tensor:
     (Nguyen et al. 2024), top-p the smallest set of the best with probability top_p (Holtzman et al. 2020).
     Equal ones count in the order of their ids.
     """
-    scores = (log_probs.double() / config.temperature).log_softmax(-1)
+    # Below the best one, which stays 0 at any temperature: at a tiny one all would be -inf.
+    below = log_probs.double() - log_probs.amax(-1, keepdim=True)
+    scores = (below / config.temperature).log_softmax(-1)
     if not (config.top_k or config.min_p or config.top_p < 1):
         return scores
     order = scores.sort(dim=-1, descending=True, stable=True)

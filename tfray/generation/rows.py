@@ -10,6 +10,9 @@ from tfray.config import GenerationConfig
 
 Part = TypeVar("Part")
 
+BEYOND_ALL = 1e9
+"""Tokens that no target has: a ratio may be so large that its product is no number any more."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -73,7 +76,8 @@ def longest_target(source_length: int, longest: int, config: GenerationConfig) -
 
 def shortest_target(source_length: int, config: GenerationConfig) -> int:
     """Return the fewest tokens of a source's target, eos not counted."""
-    return max(config.min_length, -int(-config.min_length_ratio * source_length // 1))
+    wanted = min(config.min_length_ratio * source_length, BEYOND_ALL)
+    return max(config.min_length, -int(-wanted // 1))
 
 
 def lines_of(pieces: Sequence[Sequence[Part]]) -> list[tuple[Part, ...]]:

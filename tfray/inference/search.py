@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.helpers import extract_all_char_ngrams
@@ -11,7 +12,7 @@ from sacrebleu.metrics.helpers import extract_all_char_ngrams
 from tfray.config import GenerationConfig
 from tfray.generation.generate import Models, generate
 from tfray.generation.rows import Output, Request
-from tfray.generation.samples import Utility, least_risk, most_probable
+from tfray.generation.samples import Utility, distinct, least_risk, most_probable
 from tfray.tokens.tokenizer import Tokenizer
 
 Ngrams = Sequence[Counter]
@@ -28,7 +29,8 @@ def search_targets(
     if config.search == "mbr":
         utility = chrf_utility(tokenizer.decode_batch)
         return [least_risk(output, utility, config.n_best) for output in outputs]
-    return outputs
+    # Of a source that was split, pieces that differ may give the same when they are joined.
+    return [replace(output, hypotheses=distinct(output)) for output in outputs]
 
 
 def chrf_utility(decode_batch: Callable[[list[list[int]]], list[str]]) -> Utility:
