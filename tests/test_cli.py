@@ -85,7 +85,12 @@ def test_settings_that_may_change_are_named_one_by_one() -> None:
             "corpus: {held_out: off}\n",
             "a YAML file reads yes, no, on and off as true",
         ),
-        ("training: {workers: {min: 4, max: 2}}\n", "max"),
+        (
+            "training: {workers: {min: 4, max: 2}}\n",
+            r"^training\.workers=\{'min': 4, 'max': 2\} must have 1 <= min <= max$",
+        ),
+        ("all: &it [*it]\n", "stands in itself"),
+        ('corpus: {train: "a\\0b"}\n', r"corpus\.train='a\\x00b' has a NUL character"),
         ("training: {workers: auto}\n", r'training\.workers must be a whole number, or a range such as \{"min": 1'),
         ("training: {workers: {min: 1}}\n", r'training\.workers must be a whole number, or a range such as \{"min": 1'),
         ("", "--config names a file without settings; write them as YAML"),

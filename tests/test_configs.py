@@ -41,6 +41,8 @@ def test_a_flag_overrides_the_file() -> None:
         ("--training.adam_betas", "[0.9, 1.0]", "training.adam_betas=(0.9, 1.0) must be at least 0 and below 1, each"),
         ("--training.adam_betas", "[-0.1, 0.98]", "training.adam_betas=(-0.1, 0.98)"),
         ("--cluster.num_cpus", "0", "cluster.num_cpus=0 must be positive"),
+        ("--cluster.num_cpus", "1.5", 'cluster.num_cpus": must be of type int. Got value: 1.5'),
+        ("--batches.lanes", "99999999999", "batches.lanes=99999999999 must be at most 65,536"),
     ],
 )
 def test_a_setting_out_of_its_range_is_refused_by_its_name(flag: str, value: str, named: str) -> None:
@@ -116,6 +118,12 @@ def test_a_misspelt_setting_brings_the_right_one_to_mind() -> None:
         read_job("run", config.RunJob, ["--config", str(CONFIGS[0]), "--model.d_modle", "128"])
 
 
+def test_epochs_without_end_need_another_end() -> None:
+    with pytest.raises(InputError, match=r"training\.epochs=1000000 are more than 100,000.*max_steps or token_budget"):
+        config.TrainingConfig(epochs=10**6, patience=5)
+    config.TrainingConfig(epochs=10**6, max_steps=1000)
+
+
 def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("tokens_folder: a\nout: b\nmodel:\n  layers: 3\n")
@@ -167,6 +175,7 @@ def test_a_setting_counts_for_the_result_unless_it_says_that_it_is_free() -> Non
     [
         (config.TrainingConfig, {"schedule": "cosin"}, "training.schedule='cosin' must be one of"),
         (config.TrainingConfig, {"learning_rate": float("nan")}, "training.learning_rate=nan must be a finite number"),
+        (config.BatchesConfig, {"seed": 10**400}, "must be a whole number"),
         (config.ModelConfig, {"d_model": 128.0}, r"model.d_model=128.0 must be a whole number or nothing"),
         (config.BatchesConfig, {"weights": {"a": "2"}}, "must be a mapping: a finite number each"),
         (config.CorpusConfig, {"train": 7}, "corpus.train=7 must be text or a list: text each"),

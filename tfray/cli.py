@@ -41,6 +41,9 @@ EXAMPLES = {
     "demo": "tfray demo",
 }
 FOLDERS = {"inspect": "--tokens_folder", "status": "--out"}
+UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)(?:, NoneType)?\] Errors: .* Given value: "
+)
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off")
 SHORT = {
     "--address": "--cluster.address",
@@ -157,6 +160,12 @@ def read_job(name: str, kind: type, arguments: list[str]) -> Any:
         return kind(**parser.instantiate(settings))
     except InputError:
         raise
+    except RecursionError as error:
+        raise InputError(
+            "--config: a group of settings stands in itself, or in too many others; name it once"
+        ) from error
+    except OSError as error:
+        raise InputError(f"--config names a file that cannot be read: {error}; check it") from error
     except (ArgumentError, ValueError) as error:  # a ValueError: a file that is not UTF-8, a rule inside a union
         raise InputError(explain(str(error), [*defaults.keys()])) from error
 
@@ -195,13 +204,15 @@ def spell_out(arguments: list[str], flags: set[str]) -> list[str]:
 def explain(message: str, names: list[str]) -> str:
     """Return the parser's message as one line, with the setting that an unknown name may have meant."""
     line = " ".join(message.replace("Expected a typing.Literal", "must be one of ").split())
-    line = re.sub(r"Expected a <class '(\w+)'>", r"must be of type \1", line)
+    line = re.sub(r"<class '(\w+)'>", r"\1", line.replace("Expected a <class", "must be of type <class"))
     words = (word.strip("'\".,:;-").partition("=")[0] for word in line.split())
     meant = [match for word in words if word not in names for match in difflib.get_close_matches(word, names, 1, 0.8)]
     if line.startswith("Unexpected config"):
         return "--config names a file without settings; write them as YAML, such as `training: {epochs: 3}`"
-    if 'key "training.workers"' in line and "Union" in line:
-        return 'training.workers must be a whole number, or a range such as {"min": 1, "max": 4}'
+    if "training.workers" in line and "Union" in line:
+        rule = re.search(r"training\.workers=\{.*?\} must have 1 <= min <= max", line)
+        return rule[0] if rule else 'training.workers must be a whole number, or a range such as {"min": 1, "max": 4}'
+    line = UNION.sub(lambda found: f"must be of type {found[1].replace(', ', ' or ')}. Got value: ", line)
     is_word = "must be one of" in line or "must be of type str" in line
     if is_word and line.rstrip(".").endswith(("value: True", "value: False")):
         line += "; a YAML file reads yes, no, on and off as true and false: put the word in quotes"

@@ -145,6 +145,11 @@ def test_a_weight_of_a_corpus_that_is_not_there_is_refused_with_those_that_are(t
         mix_shards(tokens, BatchesConfig(weights={"a": 1.0, "news": 2.0}))
 
 
+def test_a_weight_that_no_epoch_has_room_for_is_refused(tokens: TokenFolder):
+    with pytest.raises(InputError, match=r"each pair of '\w+' is seen 1e\+09 times in an epoch"):
+        mix_shards(tokens, BatchesConfig(weights=dict.fromkeys(tokens.weights, 1e9)))
+
+
 def test_weights_that_leave_an_epoch_empty_are_refused(tokens: TokenFolder):
     with pytest.raises(InputError, match="use larger weights"):
         mix_shards(tokens, BatchesConfig(weights={"a": 0.01, "b": 0.04}))

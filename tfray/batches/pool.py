@@ -21,6 +21,8 @@ from tfray.tokens.shards import PAIR_COLUMNS, TokenFolder, read_pairs
 
 SOURCE, TARGET = 1, 2
 """Set the seeds of the sides apart."""
+MOST_DRAWS = 1_000_000
+"""Of shards that an epoch sees several times: the plan holds one for each time, some hundred bytes each."""
 
 
 class Pairs(NamedTuple):
@@ -55,6 +57,12 @@ def mix_shards(tokens: TokenFolder, config: BatchesConfig) -> list[Portion]:
         raise InputError(
             f"batches.weights: each pair is seen {most:.2g} times in an epoch at most, which takes less than one "
             "pair of any shard; use larger weights, and fewer epochs"
+        )
+    often = max(portions, key=lambda portion: portion.repeats)
+    if sum(portion.repeats for portion in portions if portion.repeats > 1) > MOST_DRAWS:
+        raise InputError(
+            f"batches.weights: each pair of {often.corpus!r} is seen {often.repeats:.2g} times in an epoch, which is "
+            "more than can be planned; use smaller weights, and more epochs"
         )
     return portions
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from tfray.config.rules import check_types, require, text_keys
 
+MOST_LANES = 65_536
+"""Every step is a list of them, and the numbers of workers that divide them are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchesConfig:
@@ -44,6 +47,7 @@ class BatchesConfig:
             require(weight > 0, f"batches.weights.{name}", weight, "must be positive")
         for name in ("max_tokens", "lanes", "pool_examples"):
             require(getattr(self, name) > 0, f"batches.{name}", getattr(self, name), "must be positive")
+        require(self.lanes <= MOST_LANES, "batches.lanes", self.lanes, f"must be at most {MOST_LANES:,}")
         require(self.seed >= 0, "batches.seed", self.seed, "must not be negative")
 
 

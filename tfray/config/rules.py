@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -77,7 +77,7 @@ def is_of(value: Any, kind: Any) -> bool:
         return isinstance(value, Mapping) and all(is_of(entry, inner[1]) for entry in value.values())
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        return is_number and abs(value) <= sys.float_info.max  # whole numbers too: rates and shares are made of them
     return isinstance(value, kind)
 
 
@@ -99,12 +99,17 @@ def describe(kind: Any) -> str:
 
 
 def require_paths(config: object, *names: str, group: str = "") -> None:
-    """Raise InputError where a setting of paths holds an empty one, which would mean the current folder."""
+    """Raise InputError where a setting of paths holds an empty one, which would mean the current folder, or one that
+    no file system has."""
     for name in names:
         paths = getattr(config, name)
-        require(
-            paths is None or "" not in as_list(paths),
-            f"{group}{name}",
-            paths,
-            "is an empty path, as an unset variable of the shell gives; name the place",
-        )
+        for path in [] if paths is None else as_list(paths):
+            require(
+                path != "",
+                f"{group}{name}",
+                paths,
+                "is an empty path, as an unset variable of the shell gives; name the place",
+            )
+            require(
+                "\0" not in str(path), f"{group}{name}", paths, "has a NUL character, which no path has; take it out"
+            )

@@ -10,6 +10,8 @@ from tfray.config.model import ModelConfig
 from tfray.config.rules import FREE, check_types, free, require
 from tfray.errors import InputError
 
+MOST_EPOCHS = 100_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRange:
@@ -154,6 +156,13 @@ class TrainingConfig:
         for name in ("max_steps", "token_budget", "cpus_per_worker"):
             value = getattr(self, name)
             require(value is None or value > 0, f"training.{name}", value, "must be positive")
+        require(
+            self.epochs <= MOST_EPOCHS or bool(self.max_steps or self.token_budget),
+            "training.epochs",
+            self.epochs,
+            f"are more than {MOST_EPOCHS:,}, which take minutes to plan before the first step; use fewer, or end "
+            "training by max_steps or token_budget",
+        )
         require(self.min_workers > 0, "training.workers", self.workers, "must be positive")
         require(0 < self.decay_share <= 1, "training.decay_share", self.decay_share, "must be above 0 and at most 1")
         limit = "keep_best_checkpoints" if self.keep_best_checkpoints else "keep_checkpoints"
