@@ -8,6 +8,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -257,6 +258,40 @@ def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path: Path) -> None:
     make_files(tmp_path, "elsewhere/a.txt", "data/b.txt")
     (tmp_path / "data/more").symlink_to("../elsewhere")
     assert found(tmp_path, "data") == ["data/b.txt", "data/more/a.txt"]
+
+
+def test_a_link_to_nothing_is_refused_by_its_name_where_it_would_be_read(tmp_path: Path) -> None:
+    make_files(tmp_path, "data/a.txt")
+    (tmp_path / "data/b.txt").symlink_to("../gone.txt")
+    (tmp_path / "data/.c.txt").symlink_to("../gone.txt")
+    assert found(tmp_path, "data/a*") == ["data/a.txt"]
+    for pattern in ("data", "data/*.txt"):
+        with pytest.raises(InputError, match=r"data/b\.txt' is a link to '\.\./gone\.txt', which is not there"):
+            found(tmp_path, pattern)
+
+
+@pytest.mark.parametrize("pattern", ["*.txt", "d*/*.txt", "d*/**", "*/[ab].txt"])
+def test_a_glob_opens_no_folder_in_which_it_can_find_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    make_files(tmp_path, "a.txt", "data/a.txt", "data/deep/b.txt", "else/deep/b.txt")
+    opened: list[str] = []
+    scan = os.scandir
+
+    def noted(folder: str) -> Any:
+        opened.append(os.path.relpath(folder, tmp_path))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", noted)
+    assert found(tmp_path, pattern)
+    wanted = {"*.txt": [], "d*/*.txt": ["data"], "d*/**": ["data", "data/deep"], "*/[ab].txt": ["data", "else"]}
+    assert sorted(opened) == [".", *wanted[pattern]]
+
+
+def test_a_glob_may_begin_at_the_root(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.txt")
+    top, *below = str(tmp_path).split("/")[1:]
+    assert storage.expand(f"/{top[:-1]}[{top[-1]}]/{'/'.join(below)}/a.txt") == [f"{tmp_path}/a.txt"]
 
 
 def test_a_file_whose_name_is_not_utf_8_is_refused_by_it(tmp_path: Path) -> None:

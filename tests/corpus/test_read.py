@@ -184,6 +184,19 @@ def test_a_whole_number_that_a_float_cannot_hold_is_refused_and_not_rounded(tmp_
     assert kinds(rows) == [None, "bad_type", None]
 
 
+@pytest.mark.parametrize("first", ["text", 1])
+def test_a_json_value_nested_as_deeply_as_can_be_read_ends_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: object
+) -> None:
+    monkeypatch.setattr("tfray.corpus.jsonl.SAMPLE_LINES", 1)  # the column is of the first line's type
+    depths = range(1, sys.getrecursionlimit())
+    lines = [f'{{"source": "good", "id": {"[" * depth}{"]" * depth}}}' for depth in depths]
+    text = "\n".join([json.dumps({"source": "good", "id": first}), *lines])
+    rows = read_bytes(tmp_path / "a.jsonl", text.encode())
+    assert len(rows.table) == len(lines) + 1
+    assert {*kinds(rows)} == {None, "bad_json", *(() if first == "text" else ("bad_type",))}
+
+
 def test_a_field_name_that_utf8_cannot_say_is_no_column_and_no_crash(tmp_path: Path) -> None:
     rows = read_bytes(tmp_path / "a.jsonl", rb'{"source": "x", "\ud800": 1}' + b"\n")
     assert rows.table.to_pylist() == [{"source": "x"}]
@@ -345,6 +358,27 @@ def test_a_value_that_the_wider_type_of_other_files_does_not_hold_costs_itself_a
     assert rows.table["source"].to_pylist() == list("abcde")
     assert kinds(rows) == [None, "bad_type", None, None, None]
     assert rows.errors[1].startswith("bad_type: n is not ")
+
+
+@pytest.mark.parametrize(
+    ("price", "other"),
+    [
+        (pa.array([Decimal("1.5"), None]), pa.array([0.5], pa.float16())),
+        (pa.nulls(2), pa.array([[1]], pa.list_view(pa.int64()))),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_a_column_that_arrow_cannot_turn_into_another_files_type_costs_its_values_alone(
+    tmp_path: Path, price: pa.Array, other: pa.Array
+) -> None:
+    pq.write_table(pa.table({"source": ["a", "b"], "price": price}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"source": ["c"], "price": other}), tmp_path / "b.parquet")
+    files = find_files([str(tmp_path)])
+    schema = pa.schema({"source": pa.string(), "price": other.type})
+    rows = [read_unit(unit, schema, {"source"}) for unit in plan_units(files, 10, 10)]
+    assert [part.table["source"].to_pylist() for part in rows] == [["a", "b"], ["c"]]
+    assert [part.table["price"].to_pylist() for part in rows] == [[None, None], other.to_pylist()]
+    assert kinds(rows[0]) == ["bad_type" if value.is_valid else None for value in price]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -598,6 +632,14 @@ def test_every_whole_line_before_the_damage_of_an_archive_is_read(
     assert len(damages) == 1
     assert [text for _, text in texts][: len(expected)] == expected
     assert len(expected) >= rows * 8 // 10 or (ending, rows) == ("bz2", 300), "which is one block"
+
+
+def test_open_quotes_before_the_damage_of_an_archive_cost_their_lines_and_no_good_one(tmp_path: Path) -> None:
+    packed = gzip.compress(b'a,source\n1,first\nx,"open\na","open, too\n4,last\n')
+    (tmp_path / "a.csv.gz").write_bytes(packed[:-8])  # without its checksum
+    texts, damages = read_until_damage(tmp_path / "a.csv.gz")
+    assert [text for _, text in texts] == ["first", None, None, "last"]
+    assert len(damages) == 1
 
 
 def test_parallel_text_with_a_damaged_side_gives_the_pairs_before_the_damage(tmp_path: Path) -> None:

@@ -186,12 +186,13 @@ def test_a_row_that_fails_costs_only_itself(
     assert rows[:13] + rows[14:] == expected[:13] + expected[14:]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.string_view()], ids=str)
 @pytest.mark.parametrize("step", ["encode", "answer"])
 def test_a_row_that_kills_the_process_is_marked_and_the_others_are_as_ever(
-    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    run: Run, model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, kind: pa.DataType
 ) -> None:
     texts = [f"{WORDS} {'five ' * row}" for row in range(20)]
-    pq.write_table(pa.table({"source": texts}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"source": pa.array(texts, kind)}), tmp_path / "a.parquet")
     expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm")).to_pylist()
     generate, encode = AnswerUnit.generate, EncodeUnit.encode
 

@@ -240,6 +240,14 @@ def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
     assert [file.target_path for file in pairs] == targets[:2]
 
 
+@pytest.mark.parametrize("name", ["a.txt.xz", "a.jsonl.XZ", "a.csv.zip", "a.tar.gz"])
+def test_a_file_packed_in_a_way_that_is_not_read_says_so_and_has_no_unit(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"packed\n" * 100)
+    (file,) = find_files([str(tmp_path)])
+    assert file.damage == f"{name} is packed in a way that is not read; use .gz, .zst or .bz2"
+    assert plan_units([file], 1, 10) == []
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -357,6 +365,23 @@ def test_csv_is_cut_at_its_lines_unless_a_record_goes_over_lines(
         assert [row.first_row for row in rows] == [unit.first_row for unit in units]
         assert [n for row in rows for n in row.table["n"].to_pylist()] == [str(number) for number in range(100)]
         assert next(text for row in rows for text in row.table["source"].to_pylist()) == 'x, "0"'
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_stray_quote_hides_no_record_that_goes_over_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("tfray.storage.reading.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("tfray.units.lines.RANGE_BYTES", chunk)
+    records = ['"a", "b", "c"'] * 20, ['"a,",b,"c"'] * 20, ['5" wide,"over\nlines",6" high', *["a,b,c"] * 20]
+    for lines, is_cut in zip(records, (True, True, False), strict=True):
+        (tmp_path / "a.csv").write_text("\n".join(["\ufeffsize,source,note", *lines]) + "\n")
+        files = find_files([f"{tmp_path}/a.csv"])
+        units = plan_units(files, 1, 3)
+        assert (len(units) > 1) == is_cut
+        rows = [read_unit(unit, declare_schema(files, {"source"}), {"source"}) for unit in units]
+        assert sum(len(part.table) for part in rows) == len(lines)
+        assert not any(part.errors for part in rows)
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])

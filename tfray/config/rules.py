@@ -77,7 +77,8 @@ def is_of(value: Any, kind: Any) -> bool:
         return isinstance(value, Mapping) and all(is_of(entry, inner[1]) for entry in value.values())
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        return is_number and abs(value) <= sys.float_info.max  # whole numbers too: rates and shares are made of them
+        most = sys.float_info.max  # of whole numbers too: rates and shares are made of them
+        return is_number and bool(-most <= value <= most)
     return isinstance(value, kind)
 
 

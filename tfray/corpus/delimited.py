@@ -165,15 +165,14 @@ class LineFeed:
 
     def next_line(self) -> tuple[str, str | None]:
         """Return the file's next line; where it is damaged in mid-record, that record's lines come first."""
-        if self.damage:
+        if not self.damage:
+            try:
+                return next(self.lines)
+            except DamagedFile as error:
+                self.damage = error
+        if not self.taken:
             raise self.damage
-        try:
-            return next(self.lines)
-        except DamagedFile as error:
-            self.damage = error
-            if not self.taken:
-                raise
-            raise csv.Error("the file cannot be read further") from error
+        raise csv.Error("the file cannot be read further") from self.damage
 
 
 def read_names(file: Unit | InputFile) -> list[str]:

@@ -12,6 +12,7 @@ from tfray import storage
 from tfray.corpus.rows import BLOCK_BYTES, BLOCK_ROWS, DamagedFile, Rows, check_text
 from tfray.units.plan import Unit
 
+NOT_HELD = (pa.ArrowInvalid, pa.ArrowNotImplementedError)  # what a cast raises: of a value, or of two types
 BUFFER_BYTES = 4 << 20  # of each column; without such a buffer (or with pre_buffer) a whole row group is held
 
 
@@ -88,7 +89,7 @@ def cast(array: pa.Array, field: pa.Field) -> tuple[pa.Array, dict[int, str]]:
     a whole number above 2**53 as a float, is null and has an error by its index."""
     try:
         return array.cast(field.type), {}
-    except pa.ArrowInvalid:  # look at each: a cast without checks would make -1 of 2**64 - 1
+    except NOT_HELD:  # look at each: a cast without checks would make -1 of 2**64 - 1
         values = ((index, value) for index, value in enumerate(array) if value.is_valid)
         errors = {index: error for index, value in values if (error := misfit(value, field))}
     fits = pc.and_(array.is_valid(), pa.array([index not in errors for index in range(len(array))]))
@@ -101,7 +102,7 @@ def misfit(value: pa.Scalar, field: pa.Field) -> str | None:
     """Return the error of a value that a column does not hold, or None."""
     try:
         value.cast(field.type)
-    except pa.ArrowInvalid as error:
+    except NOT_HELD as error:
         return f"bad_type: {field.name} is not {field.type}: {error}"
     return None
 

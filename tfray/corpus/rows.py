@@ -77,6 +77,14 @@ def fit(value: object, field: pa.Field, is_text: bool) -> tuple[object, str | No
     """Return a value as its column holds it, or null and the error."""
     if value is None:
         return None, None
+    try:
+        return fit_json(value, field, is_text)
+    except RecursionError:  # to write a value takes a little more of the stack than to read it
+        return None, f"bad_json: {field.name} is nested too deeply"
+
+
+def fit_json(value: object, field: pa.Field, is_text: bool) -> tuple[object, str | None]:
+    """Return a value of JSON as its column holds it, or null and the error."""
     if pa.types.is_string(field.type):
         if not (is_text or isinstance(value, str)):
             value = json.dumps(value, ensure_ascii=True)

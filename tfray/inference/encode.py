@@ -37,11 +37,13 @@ class EncodedTexts(NamedTuple):
     truncated: list[int]
 
 
-def select(rows: Rows, chosen: list[int]) -> Rows:
-    """Return some rows; their places among them are their indices."""
+def select(rows: Rows, chosen: list[int], text_columns: set[str]) -> Rows:
+    """Return the texts of some rows; their places among them are their indices."""
     places = {index: place for place, index in enumerate(chosen)}
     errors = {places[index]: error for index, error in rows.errors.items() if index in places}
-    return Rows(rows.table.take(pa.array(chosen, pa.int64())), errors, rows.first_row)
+    # Arrow takes no rows of string views, nor of list views in other columns.
+    texts = pa.table({name: rows.table[name].cast(pa.string()) for name in sorted(text_columns)})
+    return Rows(texts.take(pa.array(chosen, pa.int64())), errors, rows.first_row)
 
 
 def rename(values: dict[int, Value], chosen: list[int]) -> dict[int, Value]:
@@ -70,7 +72,7 @@ class EncodeUnit:
 
     def encode_rows(self, rows: Rows, chosen: list[int]) -> EncodedTexts:
         """Return what becomes of chosen rows' texts; most often all are chosen."""
-        part = rows if len(chosen) == len(rows.table) else select(rows, chosen)
+        part = rows if len(chosen) == len(rows.table) else select(rows, chosen, self.assignment.text_columns)
         errors, notes, texts = self.judge(part)
         targets = self.encode_targets(part, errors) if self.assignment.target else {}
         pieces, truncated = self.encode_sources(texts, errors)

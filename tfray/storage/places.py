@@ -193,7 +193,9 @@ def expand(pattern: str, setting: str | None = None) -> list[str]:
         found, rule = walk(pattern, inner), "is a folder without files"
     elif any(character in inner for character in GLOB_CHARACTERS):
         stem = inner[: min(inner.index(c) for c in GLOB_CHARACTERS if c in inner)].rpartition("/")[0]
-        found = [path for path in walk(pattern, stem) if matches(path.split("/"), inner.split("/"))]
+        parts = inner.split("/")
+        below = walk(pattern, stem, lambda folder: leads(folder.split("/"), parts))
+        found = [path for path in below if matches(path.split("/"), parts)]
         rule = "matches no file"
     else:
         found, rule = [], "does not exist"
@@ -201,6 +203,8 @@ def expand(pattern: str, setting: str | None = None) -> list[str]:
         raise InputError(f"{named} {rule}; check the path")
     for path in found:
         check_name(path)
+        if not is_remote(pattern):
+            check_link(path)
     return sorted(found) if not is_remote(pattern) else [remote_path(pattern, path) for path in sorted(found)]
 
 
@@ -221,10 +225,21 @@ def matches(parts: list[str], pattern: list[str]) -> bool:
     return fnmatch.fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])
 
 
-def walk(place: str, folder: str) -> list[str]:
-    """Return all visible files below a folder of a place's file system; none if there is no such folder."""
+def leads(parts: list[str], pattern: list[str]) -> bool:
+    """Say whether a folder may hold, at some depth, what matches a glob."""
+    if not parts or pattern[:1] == ["**"]:
+        return bool(pattern)
+    return bool(pattern) and fnmatch.fnmatchcase(parts[0], pattern[0]) and leads(parts[1:], pattern[1:])
+
+
+def walk(place: str, folder: str, is_wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """Return all visible files below a folder of a place's file system; none if there is no such folder.
+
+    is_wanted: whether a folder is looked into; not asked in an object store, which lists all at once.
+    """
     if not is_remote(place):
-        return look(place, lambda fs, _: [*local_files(folder)] if os.path.isdir(folder) else [])
+        top = folder or "/"
+        return look(place, lambda fs, _: [*local_files(top, is_wanted)] if os.path.isdir(top) else [])
 
     def find(fs: pyarrow.fs.FileSystem, _: str) -> list[pyarrow.fs.FileInfo]:
         if fs.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
@@ -239,8 +254,12 @@ def walk(place: str, folder: str) -> list[str]:
     ]
 
 
-def local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield all visible files below a local folder; a link back to a folder above has nothing new, and no end."""
+def local_files(folder: str, is_wanted: Callable[[str], bool], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield all visible files, and links to nothing, below a local folder.
+
+    A link back to a folder above has nothing new, and no end. A folder that is not wanted is not opened: it may be
+    somebody else's, or go while others are read.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -248,8 +267,9 @@ def local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
         entries = [entry for entry in found if not entry.name.startswith((".", "_"))]
     for entry in entries:
         if entry.is_dir():
-            yield from local_files(entry.path, (*above, real))
-        elif entry.is_file():
+            if is_wanted(entry.path):
+                yield from local_files(entry.path, is_wanted, (*above, real))
+        elif entry.is_file() or not os.path.exists(entry.path):
             yield entry.path
 
 
@@ -259,6 +279,12 @@ def check_name(path: str) -> None:
         path.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{os.fsencode(path)!r} has a name that is not UTF-8; rename the file") from error
+
+
+def check_link(path: str) -> None:
+    """Raise InputError where a local file is a link to nothing: its rows would be missing, and nobody would know."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise InputError(f"{path!r} is a link to {os.readlink(path)!r}, which is not there; fetch it, or remove it")
 
 
 def remote_path(uri: str, inner: str) -> str:

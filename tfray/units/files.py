@@ -22,6 +22,8 @@ FORMATS: dict[str, Format] = {
     ".tsv": "tsv",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+# What else files are packed by; as plain text, their bytes would be rows.
+UNREAD = (".xz", ".lzma", ".lz4", ".br", ".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz")
 COMPRESSION_RATIO = 3  # of text, about
 EMPTY_BYTES = 512  # more than nothing takes when it is compressed, with a name in its header
 THREADS = 16  # which wait for storage: an object store takes its time for each file
@@ -104,6 +106,10 @@ def describe(path: str, target_path: str | None) -> InputFile:
     if file_format == "parquet":
         return read_footer(path)
     size = size_of(path, compression)
+    packed = [other for other in (path, target_path) if other and split_compression(other)[0].endswith(UNREAD)]
+    if packed:
+        reason = f"{storage.base_name(packed[0])} is packed in a way that is not read; use .gz, .zst or .bz2"
+        return InputFile(path, file_format, compression, size, None, target_path=target_path, damage=reason)
     if target_path is not None and not size and size_of(target_path, split_compression(target_path)[1]):
         raise InputError(
             f"parallel text must have as many lines on both sides; {path!r} is empty, {target_path!r} is not; repair "
