@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -77,9 +77,16 @@ def is_of(value: Any, kind: Any) -> bool:
         return isinstance(value, Mapping) and all(is_of(entry, inner[1]) for entry in value.values())
     if kind in (int, float):
         is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-        most = sys.float_info.max  # of whole numbers too: rates and shares are made of them
-        return is_number and bool(-most <= value <= most)
+        return is_number and is_finite(value)
     return isinstance(value, kind)
+
+
+def is_finite(value: Any) -> bool:
+    """Say whether a number is one that a float holds: of whole numbers, rates and shares are made."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "nothing"}
