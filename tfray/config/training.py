@@ -11,6 +11,7 @@ from tfray.config.rules import FREE, check_types, free, require
 from tfray.errors import InputError
 
 MOST_EPOCHS = 100_000
+"""Each is counted before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from tfray.config import GenerationConfig
 
 Part = TypeVar("Part")
 
-BEYOND_ALL = 1e9
-"""Tokens that no target has: a ratio may be so large that its product is no number any more."""
+BEYOND_ALL = 1_000_000_000
+"""Tokens that no target has."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,19 @@ class Output:
 
 def longest_target(source_length: int, longest: int, config: GenerationConfig) -> int:
     """Return the most tokens of a source's target, eos included."""
-    # No more than the longest: a ratio may be so large that the product is no number any more.
-    wanted = -int(-min(config.max_length_ratio * source_length, longest) // 1) + config.max_length_extra
+    wanted = times(config.max_length_ratio, source_length, longest) + config.max_length_extra
     limits = [wanted, longest] + ([config.max_length] if config.max_length else [])
     return min(limits)
 
 
 def shortest_target(source_length: int, config: GenerationConfig) -> int:
     """Return the fewest tokens of a source's target, eos not counted."""
-    wanted = min(config.min_length_ratio * source_length, BEYOND_ALL)
-    return max(config.min_length, -int(-wanted // 1))
+    return max(config.min_length, times(config.min_length_ratio, source_length, BEYOND_ALL))
+
+
+def times(ratio: float, source_length: int, most: int) -> int:
+    """Return so many times a source's tokens, rounded up; at most `most`, for the product may be no number any more."""
+    return -int(-min(ratio * source_length, most) // 1)
 
 
 def lines_of(pieces: Sequence[Sequence[Part]]) -> list[tuple[Part, ...]]:
