@@ -14,15 +14,19 @@ from tfray.errors import InputError
 MAX_LABELS = 1000
 
 
-def translation_scores(predictions: list[str], references: list[str]) -> dict:
-    """Return corpus BLEU and chrF (0 to 100) with sacrebleu's signatures, and the share of exact matches."""
+def translation_scores(predictions: list[str], references: list[str], *, lowercase: bool = False) -> dict:
+    """Return corpus BLEU and chrF (0 to 100) with sacrebleu's signatures, and the share of exact matches.
+
+    lowercase: compare without regard to case, which the signatures then say.
+    """
     check_pairs(predictions, references)
-    bleu, chrf = BLEU(tokenize=bleu_tokenizer(references)), CHRF()
+    bleu, chrf = BLEU(tokenize=bleu_tokenizer(references), lowercase=lowercase), CHRF(lowercase=lowercase)
+    fold = str.lower if lowercase else str
     return {
         "rows": len(references),
         "bleu": bleu.corpus_score(predictions, [references]).score,
         "chrf": chrf.corpus_score(predictions, [references]).score,
-        "exact_match": sum(map(str.__eq__, predictions, references)) / len(references),
+        "exact_match": sum(map(str.__eq__, map(fold, predictions), map(fold, references))) / len(references),
         "bleu_signature": str(bleu.get_signature()),
         "chrf_signature": str(chrf.get_signature()),
     }

@@ -220,6 +220,14 @@ def test_labels_that_look_alike_are_one(names: dict[str, str]) -> None:
     assert apart.target.to_pylist() == ["x", " x"]
 
 
+def test_labels_keep_their_case_where_texts_do_not() -> None:
+    text = TextConfig(lowercase=True)
+    assert clean(["Good FILM"], ["Very  Positive"], LABELLED, text=text).target.to_pylist() == ["Very Positive"]
+    names = {"Yes": "Positive", "yes": "odd"}
+    cleaned = clean(["Good FILM"], ["Yes"], LABELLED, text=text, names=names)
+    assert (cleaned.source.to_pylist(), cleaned.target.to_pylist()) == (["good film"], ["Positive"])
+
+
 def test_a_label_is_not_measured_as_a_text_is() -> None:
     labels = ["x", " very  positive ", "e\u0301", "long" * 10, " ", "plain text"]
     cleaned = clean(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -20,6 +21,7 @@ CHARACTERS = (
     st.characters(exclude_categories=["Cs", "Cn"])
     | st.sampled_from(SPACES + "ab  \x00\x01\x1c\x1f\x7f\x80\x9f\ufeff\u200b")
     | st.sampled_from("e\u0301\u0338\u0327\u0345é¨ﬁ①Ａﷺ각ᄀ\u1161\u11a8\u2126\u0344\u1e9b\u0323か\u3099\u09c7\u09be")
+    | st.sampled_from("AZÄÉİΣIJHTẞ\u212aⒶⅣ\U00010400Dž\u0331\u030c\u0307\u0308")
 )
 TEXTS = st.lists(st.none() | st.text(CHARACTERS, max_size=12), max_size=6)
 CONFIGS = st.builds(
@@ -27,6 +29,7 @@ CONFIGS = st.builds(
     unicode=st.sampled_from(["nfc", "nfkc", "off"]),
     control_characters=st.booleans(),
     whitespace=st.booleans(),
+    lowercase=st.booleans(),
 )
 
 
@@ -38,6 +41,10 @@ def slow(text: str | None, config: TextConfig) -> str | None:
         text = "".join(c for c in text if c in SPACES or (unicodedata.category(c) != "Cc" and c != "\ufeff"))
     if config.unicode != "off":
         text = unicodedata.normalize(config.unicode.upper(), text)
+    if config.lowercase:  # letter by letter, so that one stays one: no dot behind an i, no final sigma
+        text = "".join("i" if c == "İ" else c.lower() for c in text)
+        if config.unicode != "off":
+            text = unicodedata.normalize(config.unicode.upper(), text)
     return re.sub(f"[{SPACES}]+", " ", text).strip(" ") if config.whitespace else text
 
 
@@ -98,6 +105,12 @@ def test_compatibility_letters_case_and_joiners_are_left_alone(text: str) -> Non
 )
 def test_the_order_of_the_steps_leaves_nothing_to_do(text: str, expected: str) -> None:
     assert normalize(as_array([text]), TextConfig()).to_pylist() == [expected]
+
+
+@given(TEXTS, CONFIGS)
+def test_in_lower_case_no_capital_is_left(texts: list, config: TextConfig) -> None:
+    found = normalize(as_array(texts), replace(config, lowercase=True)).to_pylist()
+    assert not any(unicodedata.category(c) in ("Lu", "Lt") and c.lower() != c for text in found if text for c in text)
 
 
 def test_text_that_needs_nothing_is_not_copied() -> None:

@@ -242,6 +242,17 @@ def test_a_confusion_too_wide_for_a_terminal_is_left_to_the_file(tmp_path: Path)
     assert "The confusion matrix of 30 labels is in _scores.json." in table
 
 
+def test_capitals_do_not_count_where_the_model_writes_lower_case(tmp_path: Path) -> None:
+    part = {"prediction": ["ein mann sitzt auf einer bank"], "target": ["Ein Mann sitzt auf einer Bank"]}
+    folder = write_predictions(tmp_path / "out", part)
+    assert run(folder)["bleu"] < 40
+    manifest = {"task": "translation", "text": {"lowercase": True}, "made_from": {}}
+    (folder / "_manifest.json").write_text(json.dumps(manifest))
+    scores = run(folder)
+    assert (scores["bleu"], scores["chrf"], scores["exact_match"]) == (pytest.approx(100), pytest.approx(100), 1)
+    assert "case:lc" in scores["bleu_signature"] and "case:lc" in scores["chrf_signature"]
+
+
 def test_predictions_with_a_prefix_are_found_and_a_task_without_any_is_refused(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "out", {"prediction": ["a"], "target": ["a"]})
     part, path = pq.read_table(folder / "part-00000.parquet"), folder / "part-00000.parquet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tfray.config.rules import Paths, as_list, check_types, free, require, require_paths, text_keys
@@ -21,6 +21,14 @@ class TextConfig:
     """Delete control characters (Unicode category Cc) other than white space, and byte-order marks."""
     whitespace: bool = True
     """Make every run of white space one space, and none at either end."""
+    lowercase: bool = False
+    """Make letters lower-case on both sides, as published results often are: predictions are then lower-case, too.
+    Names of labels keep their case."""
+
+    @property
+    def of_labels(self) -> TextConfig:
+        """How names of labels are normalized."""
+        return replace(self, lowercase=False)
 
 
 @dataclass(frozen=True, kw_only=True)

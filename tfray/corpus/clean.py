@@ -79,7 +79,7 @@ def clean_pairs(
     raw_source, raw_target = as_text(rows.table[columns.source]), as_text(rows.table[columns.target])
     source = normalize(raw_source, text)
     labelled = columns.task == "classification"
-    target = normalize(raw_target, text)
+    target = normalize(raw_target, text.of_labels if labelled else text)
     checks = [read_errors(rows), *check_text("source", source, clean.source_script, clean)]
     if labelled:
         names = {label_text(value, text): name for value, name in label_names.items()}
@@ -146,7 +146,7 @@ def check_label(labels: pa.Array, names: dict[str, str]) -> Iterator[Check]:
 @lru_cache(MOST_LABELS_KEPT)
 def label_text(label: str, text: TextConfig = PLAIN) -> str:
     """Return a label normalized: of two that look alike, only one is there."""
-    return normalize(pa.array([label]), text)[0].as_py()
+    return normalize(pa.array([label]), text.of_labels)[0].as_py()
 
 
 def name_labels(labels: pa.Array, names: dict[str, str]) -> pa.Array:

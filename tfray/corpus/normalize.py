@@ -1,4 +1,4 @@
-"""Texts -> texts of one Unicode form, without control characters and with plain spaces.
+"""Texts -> texts of one Unicode form and, if wanted, case; without control characters and with plain spaces.
 
 Whole columns at a time; what ASCII rows need is found by looking at bytes, and only rows that may
 change go through Unicode and regular expressions.
@@ -40,7 +40,7 @@ def normalize(texts: pa.Array, config: TextConfig) -> pa.Array:
     Deleting first and spacing last makes it so: a deleted character may have kept a letter from its
     accent, and compatibility forms (NFKC) may bring spaces.
     """
-    rows = changeable(texts)
+    rows = changeable(texts, config.lowercase)
     if not rows.any():
         return texts
     mask = pa.array(rows)
@@ -53,6 +53,10 @@ def normalize_all(texts: pa.Array, config: TextConfig) -> pa.Array:
         texts = replace(texts, CONTROL, CONTROL, "")
     if config.unicode != "off":
         texts = compose(texts, config.unicode)
+    if config.lowercase:
+        texts = pc.utf8_lower(texts)
+        if config.unicode != "off":  # some letters have a composed form in lower case alone, such as h with a line
+            texts = compose(texts, config.unicode)
     if config.whitespace:
         texts = replace(texts, NEEDLESS_SPACE, f"{SPACE}+", " ")
         texts = pc.ascii_trim(texts, " ")
@@ -75,14 +79,19 @@ def change(texts: pa.Array, where: str, change_all: Callable[[pa.Array], pa.Arra
     return pc.replace_with_mask(texts, mask, change_all(texts.filter(mask))) if mask.true_count else texts
 
 
-def changeable(texts: pa.Array) -> np.ndarray:
-    """Return for each row whether normalizing may change it: it is not ASCII, or has needless spaces or controls."""
+def changeable(texts: pa.Array, lowercase: bool) -> np.ndarray:
+    """Return for each row whether normalizing may change it.
+
+    It is not ASCII, or has needless spaces, control characters or, where they are to go, capitals.
+    """
     space, delete = ord(" "), 0x7F
 
     def is_odd(data: np.ndarray) -> np.ndarray:
         odd = (data < space) | (data >= delete)
         is_space = data == space
         odd[1:] |= is_space[1:] & is_space[:-1]
+        if lowercase:
+            odd |= data - ord("A") < 26
         return odd
 
     rows = rows_with(texts, is_odd)

@@ -19,7 +19,7 @@ from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"translation": translation_scores, "classification": classification_scores}
+TASKS = ("translation", "classification")
 OWN_COLUMNS = ("prediction", "error")
 # All that predict adds at most where there are predictions.
 ADDED = added_fields("generate", GenerationConfig(n_best=2), InferenceConfig(provenance=True), width=1)
@@ -56,12 +56,9 @@ def evaluate(job: EvaluateJob) -> dict:
             f"{pairs.rows_without_reference} rows, none with a reference; check reference_column "
             "and label_names"
         )
-    sides = [pairs.predictions, pairs.references]
-    if task == "classification":
-        sides = [[label_text(label, text) for label in side] for side in sides]
     scores = {
         "task": task,
-        **TASKS[task](*sides),
+        **score_pairs(pairs, task, text),
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
@@ -71,6 +68,16 @@ def evaluate(job: EvaluateJob) -> dict:
     except storage.WRITE_ERRORS as error:  # the scores are shown all the same
         logger.warning("%r cannot be written: %s", path, " ".join(str(error).split()))
     return scores
+
+
+def score_pairs(pairs: Pairs, task: str, text: TextConfig) -> dict:
+    """Return the scores of a task; of a model that writes lower case, capitals in references do not count."""
+    if task == "translation":
+        return translation_scores(pairs.predictions, pairs.references, lowercase=text.lowercase)
+    predictions, references = (
+        [label_text(label, text) for label in side] for side in (pairs.predictions, pairs.references)
+    )
+    return classification_scores(predictions, references)
 
 
 def check_finished(folder: str) -> None:

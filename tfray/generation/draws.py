@@ -46,8 +46,8 @@ def keep_likely(log_probs: Tensor, config: GenerationConfig) -> Tensor:
     Equal ones count in the order of their ids.
     """
     # Below the best one, which stays 0 at any temperature: at a tiny one all would be -inf.
-    below = log_probs.double() - log_probs.amax(-1, keepdim=True)
-    scores = (below / config.temperature).log_softmax(-1)
+    scores = log_probs.to(torch.float64, copy=True).sub_(log_probs.amax(-1, keepdim=True))
+    scores = scores.div_(config.temperature).log_softmax(-1)
     if not (config.top_k or config.min_p or config.top_p < 1):
         return scores
     order = scores.sort(dim=-1, descending=True, stable=True)
