@@ -7,6 +7,7 @@ they are loaded, so they are linked with none of their own.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -14,7 +15,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,30 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def call(function: Any, *arguments: Tensor | float | None) -> None:
+Argument = Tensor | float | ctypes.c_void_p | ctypes.c_int64 | None
+
+
+def call(function: Any, *arguments: Argument) -> None:
     """Call a kernel; tensors must be contiguous where the kernel says so, and live."""
     if function.argtypes is None:
         function.argtypes = [type_of(argument) for argument in arguments]
     function(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
 
 
-def type_of(argument: Tensor | float | None) -> type:
+def prepared(function: Any, *arguments: Argument) -> Callable[[], None]:
+    """Return what makes a call again and again, over the same tensors, which must live; what stands in ctypes' objects
+    is read anew each time."""
+    ready = []
+    for argument in arguments:
+        value = argument.data_ptr() if isinstance(argument, Tensor) else argument
+        kind = type_of(argument)
+        ready.append(value if isinstance(value, kind) else kind(value))
+    function.argtypes = [type(each) for each in ready]
+    return functools.partial(function, *ready)
+
+
+def type_of(argument: Argument) -> type:
     """Return what a kernel takes an argument as; None is a tensor that there is not."""
-    if argument is None or isinstance(argument, Tensor):
+    if argument is None or isinstance(argument, Tensor | ctypes.c_void_p):
         return ctypes.c_void_p
     return ctypes.c_float if isinstance(argument, float) else ctypes.c_int64

@@ -27,14 +27,14 @@ BEAM = GenerationConfig(beam_size=2)
 def test_where_memory_runs_out_half_as_many_rows_are_tried_and_nothing_is_lost(search, lively, sources_of, monkeypatch):
     network, sources, config = Network(lively(2)), sources_of(40), GenerationConfig(**search, batch_rows=16)
     expected = generate(network, sources, config)
-    step = Network.step
+    step = Batch.step
 
-    def short(self, ids, cache):
-        if len(ids) > 5:
+    def short(self):
+        if self.board.rows > 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return step(self, ids, cache)
+        return step(self)
 
-    monkeypatch.setattr(Network, "step", short)
+    monkeypatch.setattr(Batch, "step", short)
     assert generate(network, sources, config) == expected
     assert network.shortages == 2  # 16, 8, 4
 
@@ -61,7 +61,7 @@ def test_a_row_that_finds_no_memory_alone_gets_an_error_and_the_others_finish(sp
 
 def test_an_error_that_is_none_of_memory_passes_on(lively, sources_of, monkeypatch):
     network = Network(lively(2))
-    monkeypatch.setattr(Network, "step", lambda *rest: (_ for _ in ()).throw(RuntimeError("odd")))
+    monkeypatch.setattr(Batch, "step", lambda *rest: (_ for _ in ()).throw(RuntimeError("odd")))
     with pytest.raises(RuntimeError, match="odd"):
         generate(network, sources_of(3), GenerationConfig())
 

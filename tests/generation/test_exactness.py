@@ -19,6 +19,7 @@ from tfray.generation.network import Network
 from tfray.generation.paged import PagedCache
 from tfray.generation.panels import PanelByteLinear, PanelLinear
 from tfray.generation.products import works
+from tfray.generation.program import Program, can_be_program
 from tfray.generation.rows import Request
 from tfray.generation.scoring import classify, embed, score
 from tfray.generation.tiled import TiledByteLinear, TiledHalfLinear
@@ -142,6 +143,38 @@ def test_cached_decoding_equals_full_decoding_of_the_training_model(shape, width
         if width > 1:  # the past follows the parents; the token to come is each one's own
             past = targets[:, :, : position + 1].gather(1, parents[..., None].expand(-1, -1, position + 1))
             targets[:, :, : position + 1] = past
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@torch.inference_mode()
+def test_a_program_of_kernel_calls_gives_the_steps_of_the_network_to_the_last_bit(
+    norm_position, width, precision, lively
+):
+    network, length = Network(lively(6, max_length=40, norm_position=norm_position), precision), 20
+    kernels = network.kernels()
+    if kernels is None or not can_be_program(network):
+        pytest.skip("no C compiler, or no kernels of this precision")
+    sources = [[3, 4, 5, 6, 2], [7, 8, 2], [9, 2]]
+    memory, lengths = network.encode(sources)
+    room = CacheShape(3, width, 5, length, 2, 2, network.head_dim)
+    like = network.embedding.new_empty(0, dtype=network.cache_dtype(kernels))
+    caches = [PagedCache(room, like, kernels) for _ in range(2)]
+    for cache in caches:
+        cache.admit([0, 1, 2], list(network.project_memory(memory).split(lengths)))
+    program = Program(network, caches[1])
+    torch.manual_seed(1)
+    targets = torch.randint(3, 15, (length, 3, width))
+    targets[0] = 1
+    for position, ids in enumerate(targets):
+        rows = 3 if position < 12 else 2  # the last one is done
+        expected, _ = network.step(ids[:rows], caches[0])
+        found, weights = program.step(ids[:rows])
+        assert torch.equal(found, expected) and not len(weights)
+        parents = torch.randint(0, width, (rows, width)) if width > 1 else None
+        for cache in caches:
+            cache.end_step(parents)
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])

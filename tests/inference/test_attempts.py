@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from tests.inference.conftest import WORDS, Death, Run, make_job
 from tfray.errors import InputError
-from tfray.generation.cache import SlotCache
-from tfray.generation.network import Network
+from tfray.generation.engine import Batch
 from tfray.inference import attempts as attempts_module
 from tfray.inference.answer import AnswerUnit
 from tfray.inference.attempts import ATTEMPTS, GUILTY, open_attempts
@@ -253,14 +252,14 @@ def test_shortages_of_memory_cost_no_row_and_are_counted(
     pq.write_table(pa.table({"source": [WORDS[: row + 3] for row in range(20)]}), tmp_path / "a.parquet")
     expected = run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "calm"))
     assert "memory ran out" not in format_result(str(tmp_path / "calm"))
-    step = Network.step
+    step = Batch.step
 
-    def short(self: Network, ids: torch.Tensor, cache: SlotCache) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(ids) > 6:
+    def short(self: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.board.rows > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(self, ids, cache)
+        return step(self)
 
-    monkeypatch.setattr(Network, "step", short)
+    monkeypatch.setattr(Batch, "step", short)
     assert run(make_job(model_folder, tmp_path / "a.parquet", tmp_path / "out"), unit_rows=20).equals(expected)
     assert read_json(str(tmp_path / "out" / "_summary.json"))["memory_shortages"] == 2  # 20, 10, 5
     assert "memory ran out 2 times" in format_result(str(tmp_path / "out"))

@@ -10,8 +10,9 @@ companions: masks are exact, and on a CPU so are the kernels (see `linear`).
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,10 +23,11 @@ from tfray.generation.beam import Beam
 from tfray.generation.board import Board
 from tfray.generation.budget import SHORTAGES, is_shortage, plan_groups, recover
 from tfray.generation.cache import CacheShape, SlotCache, TensorCache, round_up
-from tfray.generation.graphs import steps_of
+from tfray.generation.graphs import GraphedSteps, has_graphs
 from tfray.generation.network import Network
 from tfray.generation.paged import PagedCache
 from tfray.generation.processors import NextTokens, next_tokens
+from tfray.generation.program import Program, can_be_program
 from tfray.generation.rows import Hypothesis, Request, longest_target
 from tfray.generation.single import Single
 
@@ -96,6 +98,16 @@ class Search(Protocol):
         """Move what is kept outside the board's tensors to other slots."""
 
 
+def step_of(network: Network, cache: SlotCache) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return Network.step over a cache, in the way that costs least between its kernels: from ids (rows, width) to
+    logits, which the next step may write over, and attention to the source."""
+    if isinstance(cache, TensorCache) and has_graphs(network.device):
+        return GraphedSteps(network, cache).step
+    if isinstance(cache, PagedCache) and can_be_program(network):
+        return Program(network, cache).step
+    return functools.partial(network.step, cache=cache)
+
+
 class Batch:
     """One run of the slots over a group of rows, longest first."""
 
@@ -112,7 +124,7 @@ class Batch:
         )
         target = longest_target(source, longest, self.config)
         self.caches = [self.cache_of(network, engine.width, source, target) for network in self.networks]
-        self.steps = [steps_of(network, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
+        self.steps = [step_of(network, cache) for network, cache in zip(self.networks, self.caches, strict=True)]
 
     def cache_of(self, network: Network, width: int, source: int, target: int) -> SlotCache:
         """Return a network's cache: that of the kernels where they serve."""

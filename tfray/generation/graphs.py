@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tfray.generation.cache import SlotCache, TensorCache
+from tfray.generation.cache import TensorCache
 from tfray.generation.network import Network
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,9 @@ class Graph(NamedTuple):
     attention_weights: Tensor
 
 
-def steps_of(network: Network, cache: SlotCache) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return Network.step over a cache, as graphs where the device has them and they pay."""
-    if network.device.type in DEVICES and isinstance(cache, TensorCache):
-        return GraphedSteps(network, cache).step
-    return lambda ids: network.step(ids, cache)
+def has_graphs(device: torch.device) -> bool:
+    """Say whether a device can repeat what it was once asked for."""
+    return device.type in DEVICES
 
 
 class GraphedSteps:

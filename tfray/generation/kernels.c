@@ -72,7 +72,16 @@ INLINE void fetch(const void *from, whole bytes) {
     for (whole at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at);
 }
 
-/* Layer norm over each row. */
+/* Embeddings of tokens, ids (rows, width), and of the positions where their rows are. */
+void embed_tokens(const whole *ids, const whole *positions, const float *embedding, const float *table, float *output,
+                  whole rows, whole width, whole size) {
+    for (whole row = 0; row < rows * width; row++) {
+        const float *token = embedding + ids[row] * size, *place = table + positions[row / width] * size;
+        for (whole i = 0; i < size; i++) output[row * size + i] = token[i] + place[i];
+    }
+}
+
+/* Layer norm over each row; output may be where states are. */
 void normalize_rows(const float *states, const float *weight, const float *bias, float eps, float *output, whole rows,
                     whole width) {
     for (whole row = 0; row < rows; row++) {

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from tfray.native import SHARED, call, compiled_library
+from tfray.native import SHARED, call, compiled_library, prepared
 
-__all__ = ["call", "compiled", "kernels", "lanes", "page", "panel", "products"]
+__all__ = ["call", "compiled", "kernels", "lanes", "page", "panel", "prepared", "products"]
 
 SOURCES = [
     *(Path(__file__).with_name(name) for name in ("kernels.c", "attend.h", "panels.h", "products.h", "multiply.h")),
     SHARED,
 ]
 NAMES = [
-    *("multiply_float", "normalize_rows", "log_sums", "best_tokens"),
+    *("multiply_float", "embed_tokens", "normalize_rows", "log_sums", "best_tokens"),
     *("attend_sequences", "attend_past", "attend_past_half", "attend_memory", "attend_memory_half"),
     *("keep_memory", "keep_memory_half"),
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tfray.generation import native
 from tfray.generation.cache import CacheShape, SlotCache
+from tfray.native import Argument
 
 CHUNK_SHARE = 4  # of the slots: as many pages are asked of the system at a time
 
@@ -85,22 +86,30 @@ class PagedCache(SlotCache):
                 self.table[slot, len(own) - 1] = own[-1]
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """What both of attention's kernels are told: rows, hypotheses of each, heads, and the size of a head."""
-        return self.rows, self.shape.width, self.shape.heads, self.shape.head_dim
+    def sizes(self) -> tuple[int, int, int]:
+        """What both of attention's kernels are told beside the rows: hypotheses of each, heads, and a head's size."""
+        return self.shape.width, self.shape.heads, self.shape.head_dim
+
+    def past_arguments(self, layer: int, joint: Tensor, output: Tensor, rows: Argument) -> list[Argument]:
+        """Return what the kernel of attention to the past is called with."""
+        parts = joint, self.table, self.ancestors, self.positions, output
+        return [*parts, layer, rows, *self.sizes, self.table.shape[1]]
+
+    def memory_arguments(self, layer: int, queries: Tensor, output: Tensor, rows: Argument) -> list[Argument]:
+        """Return what the kernel of attention to the source is called with."""
+        parts = queries, *self.memory_buffer[layer], self.memory_lengths, output
+        return [*parts, rows, *self.sizes, self.memory_buffer.shape[4]]
 
     def attend_past(self, layer: int, joint: Tensor) -> Tensor:
         """Store the newest keys and values and return what its queries gather."""
         output = joint.new_empty(len(joint), joint.shape[1] // 3)
-        parts = joint, self.table, self.ancestors, self.positions, output
-        native.call(self.kernel_of_past, *parts, layer, *self.counts, self.table.shape[1])
+        native.call(self.kernel_of_past, *self.past_arguments(layer, joint, output, self.rows))
         return output
 
     def attend_memory(self, layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Return what queries gather of the source, and no weights."""
         output = torch.empty_like(queries)
-        parts = queries, *self.memory_buffer[layer], self.memory_lengths, output
-        native.call(self.kernel_of_memory, *parts, *self.counts, self.memory_buffer.shape[4])
+        native.call(self.kernel_of_memory, *self.memory_arguments(layer, queries, output, self.rows))
         return output, queries.new_empty(0)
 
     def follow(self, parents: Tensor) -> None:

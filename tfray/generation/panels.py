@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tfray.generation import native
 from tfray.generation.linear import Activation, quantize_outputs
+from tfray.native import Argument
 
 PANEL = 32
 """Outputs that the kernels work on at a time at most."""
@@ -62,12 +63,15 @@ class KernelLinear:
         """Return what the kernel is told of the types of what goes in and comes out."""
         return ()
 
+    def arguments(self, states: Tensor, residual: Tensor | None, output: Tensor, rows: Argument) -> list[Argument]:
+        """Return what the kernel is called with; output may be where the residual is."""
+        kinds = *self.kinds(states, output), self.activation == "relu"
+        return [states, *self.weights, self.bias, residual, output, *kinds, rows, self.inputs, self.outputs]
+
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         rows, states = states.shape[0], states.contiguous()
         output = self.output(rows)
-        kinds = *self.kinds(states, output), self.activation == "relu"
-        parts = states, *self.weights, self.bias, residual, output
-        native.call(self.multiply, *parts, *kinds, rows, self.inputs, self.outputs)
+        native.call(self.multiply, *self.arguments(states, residual, output, rows))
         return F.gelu(output) if self.activation == "gelu" else output
 
 

@@ -15,6 +15,7 @@ from tfray.generation.products import choose_linear
 from tfray.model.architecture import Architecture
 from tfray.model.attention import SelfAttention
 from tfray.model.layers import DecoderLayer, EncoderLayer, FeedForward
+from tfray.native import Argument
 
 Norm = Callable[[Tensor], Tensor]
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -63,7 +64,7 @@ class Packer:
             return lambda states: F.rms_norm(states, shape, weight, eps)
         bias = norm.bias.detach().to(self.dtype)
         if self.device.type == "cpu" and self.dtype == torch.float32:
-            return lambda states: normalize(states, weight, bias, norm.eps)
+            return KernelNorm(weight, bias, norm.eps)
         return lambda states: F.layer_norm(states, shape, weight, bias, norm.eps)
 
     def encoder_layer(self, layer: EncoderLayer) -> Layer:
@@ -116,11 +117,21 @@ def layers_of(stack: nn.ModuleList, kind: type[Kind]) -> Iterator[Kind]:
         yield layer
 
 
-def normalize(states: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return LayerNorm's output in fp32 on a CPU."""
-    kernels = native.kernels(states.device)
-    if kernels is None:
-        return F.layer_norm(states, tuple(weight.shape), weight, bias, eps)
-    output = torch.empty_like(states)
-    native.call(kernels.normalize_rows, states, weight, bias, eps, output, *states.shape)
-    return output
+class KernelNorm(NamedTuple):
+    """LayerNorm in fp32 on a CPU, by our kernel where it can be had."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def arguments(self, states: Tensor, output: Tensor, rows: Argument) -> list[Argument]:
+        """Return what the kernel is called with; output may be where states are."""
+        return [states, self.weight, self.bias, self.eps, output, rows, len(self.weight)]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        kernels = native.kernels(states.device)
+        if kernels is None:
+            return F.layer_norm(states, tuple(self.weight.shape), self.weight, self.bias, self.eps)
+        output = torch.empty_like(states)
+        native.call(kernels.normalize_rows, *self.arguments(states, output, len(states)))
+        return output
