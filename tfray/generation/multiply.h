@@ -31,6 +31,40 @@ INLINE void NAME(finish_rows)(const Product *product, const SUM *sums, const Blo
     }
 }
 
+#ifndef HAS_TILES
+/* Sums of HEIGHT rows with the outputs of two tiles. A function of its own: among others' values its sums would not all
+ * find a register. */
+static __attribute__((noinline)) void NAME(sum_rows)(const CELL *states, const CELL *weights, const int32_t *starts,
+                                                     whole depths, SUM *sums, const char *next) {
+    const whole cells = SIDE * DEPTH, in_32_bits = DEPTH / SIDE;
+    SUMS own[HEIGHT][2];
+#pragma GCC unroll 8
+    for (int row = 0; row < HEIGHT; row++)
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; part++) own[row][part] = START(starts + part * SIDE);
+    for (whole depth = 0; depth < depths; depth++) {
+        for (whole line = 0; line < FETCHED && next; line++)
+            __builtin_prefetch(next + (depth * FETCHED + line) * 64, 0, 2);
+        for (whole at = 0; at < SIDE; at++) {
+            const CELL *first = weights + depth * cells + at * DEPTH;
+            __m512i ours[2] = {_mm512_loadu_si512(first), _mm512_loadu_si512(first + depths * cells)};
+#pragma GCC unroll 8
+            for (int row = 0; row < HEIGHT; row++) {
+                int32_t some;
+                memcpy(&some, states + depth * cells + row * DEPTH + at * in_32_bits, sizeof(some));
+                __m512i same = _mm512_set1_epi32(some);
+                own[row][0] = ADD_DOTS(own[row][0], same, ours[0]);
+                own[row][1] = ADD_DOTS(own[row][1], same, ours[1]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < HEIGHT; row++)
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; part++) memcpy(sums + row * PANEL + part * SIDE, &own[row][part], 64);
+}
+#endif
+
 /* Sum a block of up to 32 rows x 32 outputs; meanwhile the one before is finished, and what is next is asked for. */
 INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CELL *weights, whole depths,
                             const Block *block, SUM *sums, const Block *last, const SUM *last_sums, const char *next) {
@@ -57,29 +91,9 @@ INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CE
     _tile_stored(2, sums + SIDE * PANEL, PANEL * sizeof(SUM));
     _tile_stored(3, sums + SIDE * PANEL + SIDE, PANEL * sizeof(SUM));
 #else
-    const whole in_32_bits = DEPTH / SIDE;
     for (whole top = 0; top < block->height; top += HEIGHT) {
         const CELL *group = states + top / SIDE * depths * cells + top % SIDE * DEPTH;
-        SUMS own[HEIGHT][2];
-        for (int row = 0; row < HEIGHT; row++)
-            for (int part = 0; part < 2; part++) own[row][part] = START(product->starts + block->left + part * SIDE);
-        for (whole depth = 0; depth < depths; depth++) {
-            for (whole line = 0; line < FETCHED && !top; line++)
-                __builtin_prefetch(next + (depth * FETCHED + line) * 64, 0, 2);
-            for (whole at = 0; at < SIDE; at++) {
-                const CELL *first = weights + depth * cells + at * DEPTH;
-                __m512i ours[2] = {_mm512_loadu_si512(first), _mm512_loadu_si512(first + depths * cells)};
-#pragma GCC unroll 8
-                for (int row = 0; row < HEIGHT; row++) {
-                    int32_t some;
-                    memcpy(&some, group + depth * cells + row * DEPTH + at * in_32_bits, sizeof(some));
-                    __m512i same = _mm512_set1_epi32(some);
-                    own[row][0] = ADD_DOTS(own[row][0], same, ours[0]);
-                    own[row][1] = ADD_DOTS(own[row][1], same, ours[1]);
-                }
-            }
-        }
-        memcpy(sums + top * PANEL, own, sizeof(own));
+        NAME(sum_rows)(group, weights, product->starts + block->left, depths, sums + top * PANEL, top ? NULL : next);
     }
     NAME(finish_rows)(product, last_sums, last, 0, PANEL);
 #endif
