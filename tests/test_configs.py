@@ -33,6 +33,7 @@ def test_a_flag_overrides_the_file() -> None:
     [
         ("--generation.beam_size", "0", "generation.beam_size=0"),
         ("--generation.seed", str(2**63), "generation.seed=9223372036854775808 must be below 2^63"),
+        ("--generation.length_penalty", "300", "generation.length_penalty=300.0 must be at most 20"),
         ("--training.workers", "3", "batches.lanes=2 must be divisible by training.workers=3"),
         ("--model.dropout", "1.5", "model.dropout=1.5"),
         ("--tokens.vocab_size", "12", "tokens.vocab_size=12"),

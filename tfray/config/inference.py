@@ -104,6 +104,12 @@ class GenerationConfig:
             require(getattr(self, name) >= 0, f"generation.{name}", getattr(self, name), "must not be negative")
         for name in ("max_length_extra", "samples", "n_best"):
             require(getattr(self, name) >= 1, f"generation.{name}", getattr(self, name), "must be at least 1")
+        require(
+            self.length_penalty <= 20,
+            "generation.length_penalty",
+            self.length_penalty,
+            "must be at most 20: beyond, all ranks of long targets come to be 0",
+        )
         require(self.temperature > 0, "generation.temperature", self.temperature, "must be positive")
         require(
             0.001 <= self.repetition_penalty <= 1000,
