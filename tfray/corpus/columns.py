@@ -28,7 +28,8 @@ class SettingNames(NamedTuple):
 
 UNNAMED = SettingNames()
 NO_OBJECTS = (
-    f"is read as JSON lines (by its ending), and none of its first {SAMPLE_LINES} lines holds a JSON object with a field, in UTF-8"
+    f"is read as JSON lines (by its ending), and none of its first {SAMPLE_LINES} lines holds a JSON object with a "
+    "field, in UTF-8"
 )
 
 
