@@ -97,7 +97,8 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-Argument = Tensor | float | ctypes.c_void_p | ctypes.c_int64 | None
+Argument = Tensor | int | float | ctypes.c_void_p | ctypes.c_int64 | None
+"""What a kernel is called with: memory, numbers, or nothing where it takes memory."""
 
 
 def call(function: Any, *arguments: Argument) -> None:
@@ -115,7 +116,8 @@ def prepared(function: Any, *arguments: Argument) -> Callable[[], None]:
         value = argument.data_ptr() if isinstance(argument, Tensor) else argument
         kind = type_of(argument)
         ready.append(value if isinstance(value, kind) else kind(value))
-    function.argtypes = [type(each) for each in ready]
+    if function.argtypes is None:
+        function.argtypes = [type(each) for each in ready]
     return functools.partial(function, *ready)
 
 

@@ -1,10 +1,14 @@
 """Predictions against references: BLEU and chrF, or accuracy and F1."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow makes its compute functions when it is loaded)
 from __future__ import annotations
 
 import unicodedata
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -20,16 +24,23 @@ def translation_scores(predictions: list[str], references: list[str], *, lowerca
     lowercase: compare without regard to case, which the signatures then say.
     """
     check_pairs(predictions, references)
+    if lowercase:
+        predictions, references = in_lower_case(predictions), in_lower_case(references)
     bleu, chrf = BLEU(tokenize=bleu_tokenizer(references), lowercase=lowercase), CHRF(lowercase=lowercase)
-    fold = str.lower if lowercase else str
     return {
         "rows": len(references),
         "bleu": bleu.corpus_score(predictions, [references]).score,
         "chrf": chrf.corpus_score(predictions, [references]).score,
-        "exact_match": sum(map(str.__eq__, map(fold, predictions), map(fold, references))) / len(references),
+        "exact_match": sum(map(str.__eq__, predictions, references)) / len(references),
         "bleu_signature": str(bleu.get_signature()),
         "chrf_signature": str(chrf.get_signature()),
     }
+
+
+def in_lower_case(texts: list[str]) -> list[str]:
+    """Return texts in lower case as `normalize` writes it: str.lower, and so sacrebleu, makes two characters of \u0130,
+    and of a \u03a3 another letter where it ends a word."""
+    return pc.utf8_lower(pa.array(texts, pa.string())).to_pylist()
 
 
 def bleu_tokenizer(references: list[str]) -> str:

@@ -253,6 +253,25 @@ def test_capitals_do_not_count_where_the_model_writes_lower_case(tmp_path: Path)
     assert "case:lc" in scores["bleu_signature"] and "case:lc" in scores["chrf_signature"]
 
 
+def test_lower_case_is_that_of_training(tmp_path: Path) -> None:
+    part = {"prediction": ["istanbul bir i", "οδοσ"], "target": ["İstanbul bir İ", "ΟΔΟΣ"]}
+    folder = write_predictions(tmp_path / "out", part)
+    (folder / "_manifest.json").write_text(
+        json.dumps({"task": "translation", "text": {"lowercase": True}, "made_from": {}})
+    )
+    assert run(folder)["exact_match"] == 1
+    assert run(folder, task="classification")["accuracy"] == 1
+
+
+def test_labels_that_differ_in_case_are_two_where_texts_are_in_lower_case(tmp_path: Path) -> None:
+    folder = write_predictions(tmp_path / "out", {"prediction": ["Yes", "yes"], "target": ["yes", "Yes"]})
+    (folder / "_manifest.json").write_text(
+        json.dumps({"task": "classification", "text": {"lowercase": True}, "made_from": {}})
+    )
+    assert run(folder)["accuracy"] == 0
+    assert run(folder, task="translation")["exact_match"] == 0
+
+
 def test_predictions_with_a_prefix_are_found_and_a_task_without_any_is_refused(tmp_path: Path) -> None:
     folder = write_predictions(tmp_path / "out", {"prediction": ["a"], "target": ["a"]})
     part, path = pq.read_table(folder / "part-00000.parquet"), folder / "part-00000.parquet"

@@ -30,6 +30,7 @@ SHAPES: list[dict[str, Any]] = [
     dict(norm_position="post"),
     dict(norm="rms", activation="swiglu"),
     dict(activation="gelu", d_model=64),
+    dict(norm="rms"),
 ]
 SEARCHES: list[dict[str, Any]] = [
     dict(beam_size=1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +56,16 @@ def test_the_loss_is_that_of_the_same_rows_in_both_precisions(model_folder: str,
     assert found.agreement == sum(map(str.__eq__, texts, references)) / len(SOURCES)
     assert found.found == pytest.approx(quality.quality("BLEU", texts, references))
     assert found.loss == found.reference - found.found
+
+
+def test_capitals_cost_nothing_where_the_model_reads_and_writes_lower_case(model_folder: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "lower")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text": {"lowercase": True}}))
+    texts = tfray.load(str(folder), threads=1, precision="fp32", **SEARCH).answers(SOURCES)
+    pairs = [(source, text.upper()) for source, text in zip(SOURCES, texts, strict=True)]
+    assert compare([open_model_folder(str(folder))], GenerationConfig(**SEARCH), pairs).reference == pytest.approx(100)
+    assert compare([open_model_folder(model_folder)], GenerationConfig(**SEARCH), pairs).reference < 90
 
 
 def test_labels_are_counted_right_or_wrong(label_model: str) -> None:

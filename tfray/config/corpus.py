@@ -23,7 +23,7 @@ class TextConfig:
     """Make every run of white space one space, and none at either end."""
     lowercase: bool = False
     """Make letters lower-case on both sides, as published results often are: predictions are then lower-case, too.
-    Names of labels keep their case."""
+    One letter stays one, in any language: I is i, and so is İ. Names of labels keep their case."""
 
     @property
     def of_labels(self) -> TextConfig:

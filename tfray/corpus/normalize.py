@@ -91,7 +91,7 @@ def changeable(texts: pa.Array, lowercase: bool) -> np.ndarray:
         is_space = data == space
         odd[1:] |= is_space[1:] & is_space[:-1]
         if lowercase:
-            odd |= data - ord("A") < 26
+            odd |= (data >= ord("A")) & (data <= ord("Z"))
         return odd
 
     rows = rows_with(texts, is_odd)

@@ -14,7 +14,7 @@ from tfray.corpus.clean import is_blank, label_text, value_text
 from tfray.corpus.columns import TARGET_NAMES
 from tfray.errors import InputError
 from tfray.inference.columns import added_fields
-from tfray.scores import classification_scores, translation_scores
+from tfray.scores import classification_scores, in_lower_case, translation_scores
 from tfray.units.ledger import MANIFEST, SUCCESS, has_manifest, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,9 @@ def evaluate(job: EvaluateJob) -> dict:
     """Return the scores of a finished predictions folder, and write them there as _scores.json."""
     check_finished(job.predictions)
     task = chosen_task(job)
-    text = TextConfig(**read_manifest(job.predictions).get("text", {}))
+    manifest = read_manifest(job.predictions)
+    text = TextConfig(**manifest.get("text", {}))
+    lowercase = text.lowercase and manifest.get("task") != "classification"  # names of labels keep their case
     pairs = read_pairs(job, text)
     if not pairs.references:
         raise InputError(
@@ -58,7 +60,7 @@ def evaluate(job: EvaluateJob) -> dict:
         )
     scores = {
         "task": task,
-        **score_pairs(pairs, task, text),
+        **score_pairs(pairs, task, text, lowercase=lowercase),
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
@@ -70,13 +72,15 @@ def evaluate(job: EvaluateJob) -> dict:
     return scores
 
 
-def score_pairs(pairs: Pairs, task: str, text: TextConfig) -> dict:
+def score_pairs(pairs: Pairs, task: str, text: TextConfig, *, lowercase: bool) -> dict:
     """Return the scores of a task; of a model that writes lower case, capitals in references do not count."""
     if task == "translation":
-        return translation_scores(pairs.predictions, pairs.references, lowercase=text.lowercase)
+        return translation_scores(pairs.predictions, pairs.references, lowercase=lowercase)
     predictions, references = (
         [label_text(label, text) for label in side] for side in (pairs.predictions, pairs.references)
     )
+    if lowercase:
+        predictions, references = in_lower_case(predictions), in_lower_case(references)
     return classification_scores(predictions, references)
 
 

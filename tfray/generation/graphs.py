@@ -43,7 +43,7 @@ class Graph(NamedTuple):
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Say whether a device can repeat what it was once asked for."""
+    """Say whether a device records steps as graphs."""
     return device.type in DEVICES
 
 

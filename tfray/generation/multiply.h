@@ -35,13 +35,13 @@ INLINE void NAME(finish_rows)(const Product *product, const SUM *sums, const Blo
 /* Sums of HEIGHT rows with the outputs of two tiles. A function of its own: among others' values its sums would not all
  * find a register. */
 static __attribute__((noinline)) void NAME(sum_rows)(const CELL *states, const CELL *weights, const int32_t *starts,
-                                                     whole depths, SUM *sums, const char *next) {
+                                                     whole left, whole depths, SUM *sums, const char *next) {
     const whole cells = SIDE * DEPTH, in_32_bits = DEPTH / SIDE;
     SUMS own[HEIGHT][2];
 #pragma GCC unroll 8
     for (int row = 0; row < HEIGHT; row++)
 #pragma GCC unroll 2
-        for (int part = 0; part < 2; part++) own[row][part] = START(starts + part * SIDE);
+        for (int part = 0; part < 2; part++) own[row][part] = START(starts + left + part * SIDE);
     for (whole depth = 0; depth < depths; depth++) {
         for (whole line = 0; line < FETCHED && next; line++)
             __builtin_prefetch(next + (depth * FETCHED + line) * 64, 0, 2);
@@ -93,7 +93,7 @@ INLINE void NAME(sum_block)(const Product *product, const CELL *states, const CE
 #else
     for (whole top = 0; top < block->height; top += HEIGHT) {
         const CELL *group = states + top / SIDE * depths * cells + top % SIDE * DEPTH;
-        NAME(sum_rows)(group, weights, product->starts + block->left, depths, sums + top * PANEL, top ? NULL : next);
+        NAME(sum_rows)(group, weights, product->starts, block->left, depths, sums + top * PANEL, top ? NULL : next);
     }
     NAME(finish_rows)(product, last_sums, last, 0, PANEL);
 #endif

@@ -20,12 +20,12 @@ from tfray.generation.linear import Linear
 from tfray.generation.network import Network
 from tfray.generation.paged import PagedCache
 from tfray.generation.panels import KernelLinear
-from tfray.generation.weights import Attention, KernelNorm, Layer, Norm
+from tfray.generation.weights import Attention, KernelNorm, Layer, Norm, unchanged
 from tfray.native import Argument
 
 
 def can_be_program(network: Network) -> bool:
-    """Say whether kernels do all of a step's work, where they serve its cache."""
+    """Say whether kernels do all of a step's work, where they serve its cache; a network's products are of one kind."""
     shape = network.architecture
     is_plain = shape.activation == "relu" and shape.norm == "layer" and shape.positions == "sinusoidal"
     return is_plain and isinstance(network.output, KernelLinear)
@@ -58,6 +58,7 @@ class Program:
     def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return what Network.step does; the next step writes where the logits are."""
         rows, width = ids.shape
+        assert ids.is_contiguous() and ids.numel() <= len(self.hidden), "kernels ask no questions"
         self.cache.start_step(rows)
         self.ids.value, self.rows.value, self.hypotheses.value = ids.data_ptr(), rows, rows * width
         for call in self.calls:
@@ -101,8 +102,9 @@ class Program:
 
     def normalize(self, norm: Norm, output: Tensor) -> Tensor:
         """Return where the hidden states are, normalized where there is a norm."""
-        if not isinstance(norm, KernelNorm):
+        if norm is unchanged:
             return self.hidden
+        assert isinstance(norm, KernelNorm)
         self.add(self.kernels.normalize_rows, *norm.arguments(self.hidden, output, self.hypotheses))
         return output
 

@@ -56,7 +56,7 @@ class Packer:
     def norm(self, norm: nn.Module) -> Norm:
         """Return a norm."""
         if isinstance(norm, nn.Identity):
-            return lambda states: states
+            return unchanged
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
         weight, eps = norm.weight.detach().to(self.dtype), norm.eps
         shape = list(weight.shape)
@@ -115,6 +115,11 @@ def layers_of(stack: nn.ModuleList, kind: type[Kind]) -> Iterator[Kind]:
     for layer in stack:
         assert isinstance(layer, kind)
         yield layer
+
+
+def unchanged(states: Tensor) -> Tensor:
+    """Return states as they are, where there is no norm."""
+    return states
 
 
 class KernelNorm(NamedTuple):

@@ -72,7 +72,8 @@ def compare(folders: list[ModelFolder], config: GenerationConfig, pairs: Sequenc
     check_labels(exact, references)
     texts, others = exact.answers(sources), quantized.answers(sources)
     metric = "accuracy" if exact.task == "classification" else "BLEU"
-    scores = [quality(metric, found, references) for found in (texts, others)]
+    lowercase = metric == "BLEU" and folders[0].text.lowercase
+    scores = [quality(metric, found, references, lowercase=lowercase) for found in (texts, others)]
     return Comparison(metric, len(usable), scores[0], scores[1], sum(map(str.__eq__, texts, others)) / len(usable))
 
 
@@ -92,11 +93,11 @@ def shown(names: Iterable[str]) -> str:
     return ", ".join([*dict.fromkeys(names)][:5])
 
 
-def quality(metric: str, texts: list[str], references: list[str]) -> float:
+def quality(metric: str, texts: list[str], references: list[str], *, lowercase: bool = False) -> float:
     """Return BLEU, or the percentage of texts that are as their references."""
     from tfray.scores import translation_scores
 
-    scores = translation_scores(texts, references)
+    scores = translation_scores(texts, references, lowercase=lowercase)
     return scores["bleu"] if metric == "BLEU" else 100 * scores["exact_match"]
 
 
