@@ -25,11 +25,13 @@ def write_part(path: Path, columns: dict[str, list]) -> None:
     pq.write_table(pa.table(arrays), path)
 
 
-def write_predictions(folder: Path, *parts: dict[str, list], task: str = "translation") -> Path:
+def write_predictions(
+    folder: Path, *parts: dict[str, list], task: str = "translation", text: dict | None = None
+) -> Path:
     folder.mkdir()
     for number, columns in enumerate(parts):
         write_part(folder / f"part-{number:05d}.parquet", columns)
-    (folder / "_manifest.json").write_text(json.dumps({"task": task, "made_from": {}}))
+    (folder / "_manifest.json").write_text(json.dumps({"task": task, "text": text or {}, "made_from": {}}))
     (folder / "_SUCCESS").touch()
     return folder
 
@@ -244,30 +246,22 @@ def test_a_confusion_too_wide_for_a_terminal_is_left_to_the_file(tmp_path: Path)
 
 def test_capitals_do_not_count_where_the_model_writes_lower_case(tmp_path: Path) -> None:
     part = {"prediction": ["ein mann sitzt auf einer bank"], "target": ["Ein Mann sitzt auf einer Bank"]}
-    folder = write_predictions(tmp_path / "out", part)
-    assert run(folder)["bleu"] < 40
-    manifest = {"task": "translation", "text": {"lowercase": True}, "made_from": {}}
-    (folder / "_manifest.json").write_text(json.dumps(manifest))
-    scores = run(folder)
+    assert run(write_predictions(tmp_path / "cased", part))["bleu"] < 40
+    scores = run(write_predictions(tmp_path / "out", part, text={"lowercase": True}))
     assert (scores["bleu"], scores["chrf"], scores["exact_match"]) == (pytest.approx(100), pytest.approx(100), 1)
     assert "case:lc" in scores["bleu_signature"] and "case:lc" in scores["chrf_signature"]
 
 
 def test_lower_case_is_that_of_training(tmp_path: Path) -> None:
     part = {"prediction": ["istanbul bir i", "οδοσ"], "target": ["İstanbul bir İ", "ΟΔΟΣ"]}
-    folder = write_predictions(tmp_path / "out", part)
-    (folder / "_manifest.json").write_text(
-        json.dumps({"task": "translation", "text": {"lowercase": True}, "made_from": {}})
-    )
+    folder = write_predictions(tmp_path / "out", part, text={"lowercase": True})
     assert run(folder)["exact_match"] == 1
     assert run(folder, task="classification")["accuracy"] == 1
 
 
 def test_labels_that_differ_in_case_are_two_where_texts_are_in_lower_case(tmp_path: Path) -> None:
-    folder = write_predictions(tmp_path / "out", {"prediction": ["Yes", "yes"], "target": ["yes", "Yes"]})
-    (folder / "_manifest.json").write_text(
-        json.dumps({"task": "classification", "text": {"lowercase": True}, "made_from": {}})
-    )
+    part = {"prediction": ["Yes", "yes"], "target": ["yes", "Yes"]}
+    folder = write_predictions(tmp_path / "out", part, task="classification", text={"lowercase": True})
     assert run(folder)["accuracy"] == 0
     assert run(folder, task="translation")["exact_match"] == 0
 
@@ -287,8 +281,6 @@ def test_predictions_with_a_prefix_are_found_and_a_task_without_any_is_refused(t
 
 def test_references_are_normalized_by_the_settings_of_the_training(tmp_path: Path) -> None:
     part = {"prediction": ["5", "1"], "label": ["\uff15", "1"]}
-    folder = write_predictions(tmp_path / "out", part, task="classification")
-    manifest = {"task": "classification", "text": {"unicode": "nfkc"}, "made_from": {}}
-    (folder / "_manifest.json").write_text(json.dumps(manifest))
+    folder = write_predictions(tmp_path / "out", part, task="classification", text={"unicode": "nfkc"})
     assert run(folder)["accuracy"] == 1
     assert run(folder, label_names={"5": "5", "\uff11": "1"})["accuracy"] == 1

@@ -47,10 +47,11 @@ class Pairs:
 def evaluate(job: EvaluateJob) -> dict:
     """Return the scores of a finished predictions folder, and write them there as _scores.json."""
     check_finished(job.predictions)
-    task = chosen_task(job)
     manifest = read_manifest(job.predictions)
+    task = chosen_task(job, manifest)
     text = TextConfig(**manifest.get("text", {}))
-    lowercase = text.lowercase and manifest.get("task") != "classification"  # names of labels keep their case
+    if manifest.get("task") == "classification":
+        text = text.of_labels
     pairs = read_pairs(job, text)
     if not pairs.references:
         raise InputError(
@@ -60,7 +61,7 @@ def evaluate(job: EvaluateJob) -> dict:
         )
     scores = {
         "task": task,
-        **score_pairs(pairs, task, text, lowercase=lowercase),
+        **score_pairs(pairs, task, text),
         "rows_with_error": pairs.rows_with_error,
         "rows_without_reference": pairs.rows_without_reference,
     }
@@ -72,14 +73,17 @@ def evaluate(job: EvaluateJob) -> dict:
     return scores
 
 
-def score_pairs(pairs: Pairs, task: str, text: TextConfig, *, lowercase: bool) -> dict:
-    """Return the scores of a task; of a model that writes lower case, capitals in references do not count."""
+def score_pairs(pairs: Pairs, task: str, text: TextConfig) -> dict:
+    """Return the scores of a task; where what the model writes is in lower case, capitals in references do not count.
+
+    text: how training has normalized targets.
+    """
     if task == "translation":
-        return translation_scores(pairs.predictions, pairs.references, lowercase=lowercase)
+        return translation_scores(pairs.predictions, pairs.references, lowercase=text.lowercase)
     predictions, references = (
         [label_text(label, text) for label in side] for side in (pairs.predictions, pairs.references)
     )
-    if lowercase:
+    if text.lowercase:
         predictions, references = in_lower_case(predictions), in_lower_case(references)
     return classification_scores(predictions, references)
 
@@ -104,11 +108,11 @@ def check_finished(folder: str) -> None:
         )
 
 
-def chosen_task(job: EvaluateJob) -> str:
+def chosen_task(job: EvaluateJob, manifest: dict) -> str:
     """Return the job's task, or else the one that the predictions' manifest names."""
     if job.task != "auto":
         return job.task
-    task = read_manifest(job.predictions).get("task")
+    task = manifest.get("task")
     if task not in TASKS:
         raise InputError(
             f"task='auto' cannot be decided: the manifest of {job.predictions!r} says "
